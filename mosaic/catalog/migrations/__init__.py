@@ -1,0 +1,1 @@
+"""How a catalog's database comes to its present shape, step by step; run by `mosaic.catalog.migrate`."""

@@ -1,0 +1,172 @@
+"""Registered models: immutable versions numbered from 1 without gaps, and aliases with their history."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from mosaic.catalog import securables
+from mosaic.catalog.names import ModelReference
+from mosaic.catalog.records import AliasEvent, Model, ModelVersion
+from mosaic.catalog.schema import model_alias, model_alias_event, model_version, securable
+from mosaic.catalog.securables import Row
+from mosaic.errors import NotFound, not_found
+
+
+def as_models(connection: sa.Connection, rows: Iterable[Row]) -> list[Model]:
+    """Records with their versions and aliases, in two queries however many models there are."""
+    rows = list(rows)
+    ids = [row.id for row in rows]
+    versions: dict[str, list[int]] = defaultdict(list)
+    aliases: dict[str, dict[str, int]] = defaultdict(dict)
+    numbers = sa.select(model_version.c.model_id, model_version.c.version).where(model_version.c.model_id.in_(ids))
+    for model_id, version in connection.execute(numbers.order_by(model_version.c.version)):
+        versions[model_id].append(version)
+    named = sa.select(model_alias).where(model_alias.c.model_id.in_(ids)).order_by(model_alias.c.alias)
+    for model_id, alias, version in connection.execute(named):
+        aliases[model_id][alias] = version
+    return [
+        Model(
+            id=row.id,
+            name=row.full_name,
+            owner=row.owner,
+            comment=row.comment,
+            versions=versions[row.id],
+            aliases=aliases[row.id],
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+        for row in rows
+    ]
+
+
+def add_version(connection: sa.Connection, model: str, *, now: datetime, **columns: Any) -> ModelVersion:
+    """The next version of a model; its row is locked, so that numbers have no gaps and no duplicates."""
+    row = securables.get(connection, "model", model, lock=True)
+    newest = sa.select(sa.func.max(model_version.c.version)).where(model_version.c.model_id == row.id)
+    version = (connection.execute(newest).scalar() or 0) + 1
+    connection.execute(model_version.insert().values(model_id=row.id, version=version, created_at=now, **columns))
+    return get_version(connection, ModelReference(model, version, None))
+
+
+def get_version(connection: sa.Connection, asked: ModelReference) -> ModelVersion:
+    """The version by number or alias; raises NotFound with the versions or aliases that exist."""
+    row = securables.get(connection, "model", asked.model)
+    number = asked.version
+    if asked.alias is not None:
+        aliases = _aliases(connection, row.id)
+        if asked.alias not in aliases:
+            raise not_found(
+                "model alias", f"{asked.model}@{asked.alias}", [f"{asked.model}@{name}" for name in aliases]
+            )
+        number = aliases[asked.alias]
+    chosen = (model_version.c.model_id == row.id) & (model_version.c.version == number)
+    found = connection.execute(sa.select(model_version).where(chosen)).one_or_none()
+    if found is None:
+        raise _no_version(connection, row, number)
+    return _as_version(found, asked.model)
+
+
+def list_versions(connection: sa.Connection, model: str) -> list[ModelVersion]:
+    """All versions of a model, oldest first."""
+    row = securables.get(connection, "model", model)
+    query = sa.select(model_version).where(model_version.c.model_id == row.id).order_by(model_version.c.version)
+    return [_as_version(found, model) for found in connection.execute(query)]
+
+
+def versions_of_run(connection: sa.Connection, run_id: str) -> list[ModelVersion]:
+    """The model versions that a run registered."""
+    query = (
+        sa.select(*model_version.c, securable.c.full_name.label("model_name"))
+        .join(securable, securable.c.id == model_version.c.model_id)
+        .where(model_version.c.run_id == run_id)
+        .order_by(model_version.c.created_at)
+    )
+    return [_as_version(found, found.model_name) for found in connection.execute(query)]
+
+
+def set_alias(
+    connection: sa.Connection, model: str, alias: str, version: int | None, *, principal: str, now: datetime
+) -> None:
+    """Point an alias at a version, or remove it (None); the change is remembered with its time and principal."""
+    row = securables.get(connection, "model", model, lock=True)
+    aliases = _aliases(connection, row.id)
+    if version == aliases.get(alias):
+        if version is None:
+            raise not_found("model alias", f"{model}@{alias}", [f"{model}@{name}" for name in aliases])
+        return
+    chosen = (model_alias.c.model_id == row.id) & (model_alias.c.alias == alias)
+    connection.execute(model_alias.delete().where(chosen))
+    if version is not None:
+        exists = (model_version.c.model_id == row.id) & (model_version.c.version == version)
+        if connection.execute(sa.select(model_version.c.version).where(exists)).one_or_none() is None:
+            raise _no_version(connection, row, version)
+        connection.execute(model_alias.insert().values(model_id=row.id, alias=alias, version=version))
+    happened: Mapping[str, Any] = {"alias": alias, "version": version, "principal": principal, "at": now}
+    connection.execute(model_alias_event.insert().values(model_id=row.id, **happened))
+
+
+def alias_history(connection: sa.Connection, model: str, alias: str | None) -> list[AliasEvent]:
+    """Every change of a model's aliases, or of one of them, oldest first."""
+    row = securables.get(connection, "model", model)
+    query = sa.select(model_alias_event).where(model_alias_event.c.model_id == row.id)
+    if alias is not None:
+        query = query.where(model_alias_event.c.alias == alias)
+    return [
+        AliasEvent(model=model, alias=found.alias, version=found.version, principal=found.principal, at=found.at)
+        for found in connection.execute(query.order_by(model_alias_event.c.sequence))
+    ]
+
+
+def alias_at(connection: sa.Connection, model: str, alias: str, moment: datetime) -> ModelVersion:
+    """The version that an alias pointed at in a past moment; raises NotFound if it did not exist then."""
+    row = securables.get(connection, "model", model)
+    query = (
+        sa.select(model_alias_event.c.version)
+        .where(
+            model_alias_event.c.model_id == row.id,
+            model_alias_event.c.alias == alias,
+            model_alias_event.c.at <= moment,
+        )
+        .order_by(model_alias_event.c.at.desc(), model_alias_event.c.sequence.desc())
+        .limit(1)
+    )
+    version = connection.execute(query).scalar_one_or_none()
+    if version is None:
+        raise NotFound(f"{model}@{alias} pointed at nothing at {moment.isoformat()}", code="model_alias_not_found")
+    return get_version(connection, ModelReference(model, version, None))
+
+
+def _aliases(connection: sa.Connection, model_id: str) -> dict[str, int]:
+    query = sa.select(model_alias.c.alias, model_alias.c.version).where(model_alias.c.model_id == model_id)
+    return {row.alias: row.version for row in connection.execute(query)}
+
+
+def _no_version(connection: sa.Connection, row: Row, version: int | None) -> NotFound:
+    query = (
+        sa.select(model_version.c.version).where(model_version.c.model_id == row.id).order_by(model_version.c.version)
+    )
+    numbers = list(connection.execute(query).scalars())
+    there = f"there are {numbers[:20]}" + (f" and {len(numbers) - 20} more" if len(numbers) > 20 else "")
+    return NotFound(
+        f"no version {version} of model {row.full_name!r}; {there if numbers else 'it has no version yet'}",
+        param="version",
+        code="model_version_not_found",
+    )
+
+
+def _as_version(found: Row, model: str) -> ModelVersion:
+    return ModelVersion(
+        model=model,
+        version=found.version,
+        full_name=f"{model}/{found.version}",
+        source=found.source,
+        kind=found.kind,
+        base_model=found.base_model,
+        run_id=found.run_id,
+        spec=found.spec,
+        checksums=found.checksums,
+        created_at=found.created_at,
+    )

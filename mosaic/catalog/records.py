@@ -1,0 +1,167 @@
+"""What the catalog answers with: frozen values, times in UTC."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from mosaic.protocol import Wire
+
+RunStatus = Literal["running", "finished", "failed", "cancelled"]
+
+
+class Schema(Wire):
+    id: str
+    name: str
+    """`catalog.schema`."""
+    owner: str
+    created_at: datetime
+
+
+class Table(Wire):
+    """A Delta table, as registered; its versions are Delta's own."""
+
+    id: str
+    name: str
+    """`catalog.schema.table`."""
+    location: str
+    columns: list[dict[str, Any]]
+    primary_key: str | None
+    comment: str
+    properties: dict[str, str]
+    owner: str
+    config_version: int
+    """Grows with every change of this record, not of the rows."""
+    created_at: datetime
+    updated_at: datetime
+
+
+class Model(Wire):
+    """A registered model: a name with versions and aliases."""
+
+    id: str
+    name: str
+    owner: str
+    comment: str
+    versions: list[int]
+    """Oldest first."""
+    aliases: dict[str, int]
+    created_at: datetime
+    updated_at: datetime
+
+
+class ModelVersion(Wire):
+    """One immutable version of a model."""
+
+    model: str
+    version: int
+    full_name: str
+    """`main.ml.bot/3`."""
+    source: str
+    """Address of its folder."""
+    kind: str
+    """`adapter`, `full`, ..."""
+    base_model: str | None
+    run_id: str | None
+    spec: dict[str, Any]
+    checksums: dict[str, str]
+    """SHA-256 in hexadecimal by relative path in the folder."""
+    created_at: datetime
+
+
+class AliasEvent(Wire):
+    """An alias was set to a version, or removed (None)."""
+
+    model: str
+    alias: str
+    version: int | None
+    principal: str
+    at: datetime
+
+
+class Index(Wire):
+    """A vector index over a table."""
+
+    id: str
+    name: str
+    table: str
+    spec: dict[str, Any]
+    owner: str
+    config_version: int
+    """Grows with every change of `table` or `spec`."""
+    created_at: datetime
+    updated_at: datetime
+
+
+class Endpoint(Wire):
+    """What answers under a name."""
+
+    id: str
+    name: str
+    """`catalog.schema.endpoint`."""
+    served_name: str
+    """What callers write: the last part alone if it is in the default schema, otherwise the whole name."""
+    config: dict[str, Any]
+    owner: str
+    config_version: int
+    """Grows with every change of `config`."""
+    created_at: datetime
+    updated_at: datetime
+
+
+class Token(Wire):
+    """An access token, without its secret, which only its maker saw."""
+
+    id: str
+    principal: str
+    kind: Literal["user", "service"]
+    is_admin: bool
+    comment: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    """To the minute."""
+
+
+class RunEdge(Wire):
+    """Something a run read or made, at its exact version."""
+
+    kind: str
+    """`table`, `model`, `index`, `base_model`, ..."""
+    name: str
+    version: int | None
+    """None for what has no versions, such as a base model."""
+    detail: dict[str, Any] | None = None
+
+
+class Run(Wire):
+    """One execution that reads and makes things: a training, an ingestion, an evaluation."""
+
+    run_id: str
+    kind: str
+    name: str
+    principal: str
+    params: dict[str, Any]
+    status: RunStatus
+    mlflow_run_id: str | None
+    metrics: dict[str, float]
+    started_at: datetime
+    finished_at: datetime | None
+    inputs: list[RunEdge]
+    outputs: list[RunEdge]
+
+
+class LineageNode(Wire):
+    """A thing at a version, and what it was made from."""
+
+    kind: str
+    name: str
+    version: int | None
+    detail: dict[str, Any] | None = None
+    """What the run that used it noted about it."""
+    run_id: str | None = None
+    """The newest run that made it; None if no recorded run did."""
+    made_at_version: int | None = None
+    """For a table the newest version, up to `version`, that a recorded run wrote; otherwise equal to `version`."""
+    parents: "Sequence[LineageNode]" = ()
+    """What that run read, in the order in which it was noted."""

@@ -1,0 +1,140 @@
+"""The tables of the catalog's database, as SQLAlchemy sees them; `migrations/` brings a database to this shape."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment in UTC; SQLite keeps no zone, so it is put back on reading. Naive times are a bug of ours."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        assert value is None or value.tzinfo is not None, "times in the catalog carry a zone"
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_LIVE = sa.text("deleted_at IS NULL")
+
+securable = sa.Table(
+    "securable",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),  # catalog, schema, table, model, index, endpoint
+    sa.Column("parent_id", sa.String(64), sa.ForeignKey("securable.id"), index=True),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("full_name", sa.String(800), nullable=False),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("comment", sa.Text, nullable=False),
+    sa.Column("properties", sa.JSON, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("config_version", sa.Integer, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("created_by", sa.String(255), nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
+    sa.Column("deleted_at", UtcTime),
+    # A name may be taken again after its bearer was deleted; ids are never reused.
+    sa.Index("uq_securable_live_name", "kind", "full_name", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
+)
+
+model_version = sa.Table(
+    "model_version",
+    metadata,
+    sa.Column("model_id", sa.String(64), sa.ForeignKey("securable.id"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("base_model", sa.Text),
+    sa.Column("run_id", sa.String(64), index=True),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("checksums", sa.JSON, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+model_alias = sa.Table(
+    "model_alias",
+    metadata,
+    sa.Column("model_id", sa.String(64), primary_key=True),
+    sa.Column("alias", sa.String(255), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.ForeignKeyConstraint(["model_id", "version"], ["model_version.model_id", "model_version.version"]),
+)
+
+model_alias_event = sa.Table(
+    "model_alias_event",
+    metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("model_id", sa.String(64), sa.ForeignKey("securable.id"), nullable=False),
+    sa.Column("alias", sa.String(255), nullable=False),
+    sa.Column("version", sa.Integer),  # none: the alias was removed
+    sa.Column("principal", sa.String(255), nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Index("ix_model_alias_event_asked", "model_id", "alias", "at"),
+)
+
+token = sa.Table(
+    "token",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("secret_sha256", sa.String(64), nullable=False, unique=True),
+    sa.Column("principal", sa.String(255), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("is_admin", sa.Boolean, nullable=False),
+    sa.Column("comment", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime),
+    sa.Column("revoked_at", UtcTime),
+    sa.Column("last_used_at", UtcTime),
+)
+
+run = sa.Table(
+    "run",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("principal", sa.String(255), nullable=False),
+    sa.Column("params", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("mlflow_run_id", sa.String(64)),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("started_at", UtcTime, nullable=False),
+    sa.Column("finished_at", UtcTime),
+)
+
+run_edge = sa.Table(
+    "run_edge",
+    metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run_id", sa.String(64), sa.ForeignKey("run.id"), nullable=False, index=True),
+    sa.Column("direction", sa.String(8), nullable=False),  # input, output
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(800), nullable=False),
+    sa.Column("version", sa.BigInteger),
+    sa.Column("detail", sa.JSON(none_as_null=True)),
+    sa.Index("ix_run_edge_asked", "direction", "kind", "name", "version"),
+)
+
+revision = sa.Table(
+    "revision",
+    metadata,
+    sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),  # always 1
+    sa.Column("number", sa.BigInteger, nullable=False),
+)

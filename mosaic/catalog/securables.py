@@ -1,0 +1,125 @@
+"""Everything that has a name, an owner and a place in the hierarchy: one table, one set of functions.
+
+They run inside the caller's transaction. A row stands under its schema, which stands under its catalog, so that grants
+can be followed upward by one recursive query.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER
+from mosaic.catalog.records import Schema
+from mosaic.catalog.schema import securable
+from mosaic.errors import AlreadyExists, PermissionDenied, not_found
+from mosaic.ids import new_id
+
+Row = sa.Row[*tuple[Any, ...]]
+
+
+def find(connection: sa.Connection, kind: str, full_name: str) -> Row | None:
+    """The live row of that kind and name."""
+    chosen = (securable.c.kind == kind) & (securable.c.full_name == full_name) & securable.c.deleted_at.is_(None)
+    return connection.execute(sa.select(securable).where(chosen)).one_or_none()
+
+
+def get(connection: sa.Connection, kind: str, full_name: str, *, lock: bool = False) -> Row:
+    """As `find`, but raises NotFound with what exists; `lock` holds the row until the transaction ends."""
+    chosen = (securable.c.kind == kind) & (securable.c.full_name == full_name) & securable.c.deleted_at.is_(None)
+    query = sa.select(securable).where(chosen)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise not_found(kind, full_name, _names_near(connection, kind, full_name), param="name")
+    return row
+
+
+def list_rows(connection: sa.Connection, kind: str, schema: str | None = None) -> list[Row]:
+    """The live rows of a kind by name, of one schema or of all; raises NotFound for a schema that is not there."""
+    query = sa.select(securable).where(securable.c.kind == kind, securable.c.deleted_at.is_(None))
+    if schema is not None:
+        query = query.where(securable.c.parent_id == get(connection, "schema", schema).id)
+    return list(connection.execute(query.order_by(securable.c.full_name)))
+
+
+def insert(
+    connection: sa.Connection, kind: str, full_name: str, *, owner: str, now: datetime, **columns: Any
+) -> dict[str, Any]:
+    """A new row under its parent, which must exist; raises AlreadyExists, NotFound, and PermissionDenied in `system`.
+
+    `columns` may give comment, properties and spec.
+    """
+    check_reserved(full_name, owner)
+    if find(connection, kind, full_name) is not None:
+        raise AlreadyExists(f"{kind} {full_name!r} already exists", param="name")
+    parent, _, name = full_name.rpartition(".")
+    parent_kind = "schema" if "." in parent else "catalog"
+    values: dict[str, Any] = {
+        "id": new_id("sec"),
+        "kind": kind,
+        "parent_id": get(connection, parent_kind, parent).id if parent else None,
+        "name": name,
+        "full_name": full_name,
+        "owner": owner,
+        "comment": "",
+        "properties": {},
+        "spec": {},
+        "config_version": 1,
+        "created_at": now,
+        "created_by": owner,
+        "updated_at": now,
+        **columns,
+    }
+    connection.execute(securable.insert().values(values))
+    return values
+
+
+def update(connection: sa.Connection, row: Row, *, now: datetime, **columns: Any) -> Row:
+    """Change columns of a row; its config_version grows. Nothing happens if all are as they were."""
+    if all(getattr(row, name) == value for name, value in columns.items()):
+        return row
+    changed = {**columns, "config_version": row.config_version + 1, "updated_at": now}
+    connection.execute(securable.update().where(securable.c.id == row.id).values(changed))
+    return connection.execute(sa.select(securable).where(securable.c.id == row.id)).one()
+
+
+def delete(connection: sa.Connection, kind: str, full_name: str, *, now: datetime) -> None:
+    """Take a row's name away; the row stays for lineage and audit. Raises NotFound."""
+    row = get(connection, kind, full_name, lock=True)
+    connection.execute(securable.update().where(securable.c.id == row.id).values(deleted_at=now))
+
+
+def ensure_schema(connection: sa.Connection, full_name: str, *, owner: str, now: datetime) -> Schema:
+    """The schema, made with its catalog if it is not there."""
+    check_reserved(full_name, owner)
+    catalog = full_name.partition(".")[0]
+    if find(connection, "catalog", catalog) is None:
+        insert(connection, "catalog", catalog, owner=owner, now=now)
+    row = find(connection, "schema", full_name)
+    if row is None:
+        insert(connection, "schema", full_name, owner=owner, now=now)
+        row = get(connection, "schema", full_name)
+    return as_schema(row)
+
+
+def as_schema(row: Row) -> Schema:
+    return Schema(id=row.id, name=row.full_name, owner=row.owner, created_at=row.created_at)
+
+
+def check_reserved(full_name: str, owner: str) -> None:
+    """Raises PermissionDenied when somebody else than the platform makes something in its catalog."""
+    if full_name.partition(".")[0] == RESERVED_CATALOG and owner != SYSTEM_OWNER:
+        raise PermissionDenied(
+            f"catalog {RESERVED_CATALOG!r} is the platform's own; {owner!r} cannot make {full_name!r} in it",
+            param="name",
+        )
+
+
+def _names_near(connection: sa.Connection, kind: str, full_name: str) -> list[str]:
+    """Names of that kind beside the one asked for, or all of them if there are none beside it."""
+    parent = full_name.rpartition(".")[0]
+    query = sa.select(securable.c.full_name).where(securable.c.kind == kind, securable.c.deleted_at.is_(None))
+    beside = list(
+        connection.execute(query.where(securable.c.full_name.startswith(f"{parent}.", autoescape=True))).scalars()
+    )
+    return beside or list(connection.execute(query).scalars())

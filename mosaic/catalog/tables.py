@@ -1,0 +1,89 @@
+"""Tables, vector indexes and endpoints as securables: what their spec holds, and the records made from it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from mosaic.catalog import securables
+from mosaic.catalog.records import Endpoint, Index, Table
+from mosaic.catalog.securables import Row
+from mosaic.errors import Conflict
+
+
+def as_table(row: Row) -> Table:
+    return Table(
+        id=row.id,
+        name=row.full_name,
+        location=row.spec["location"],
+        columns=row.spec["columns"],
+        primary_key=row.spec["primary_key"],
+        comment=row.comment,
+        properties=row.properties,
+        owner=row.owner,
+        config_version=row.config_version,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def as_index(row: Row) -> Index:
+    return Index(
+        id=row.id,
+        name=row.full_name,
+        table=row.spec["table"],
+        spec=row.spec["spec"],
+        owner=row.owner,
+        config_version=row.config_version,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def as_endpoint(row: Row, default_schema: str) -> Endpoint:
+    return Endpoint(
+        id=row.id,
+        name=row.full_name,
+        served_name=row.name if row.full_name == f"{default_schema}.{row.name}" else row.full_name,
+        config=row.spec,
+        owner=row.owner,
+        config_version=row.config_version,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def put(
+    connection: sa.Connection,
+    kind: str,
+    full_name: str,
+    *,
+    spec: Mapping[str, Any],
+    owner: str,
+    expected: int | None,
+    now: datetime,
+) -> Row:
+    """Make a securable, or change its spec; the owner stays who made it.
+
+    With `expected` (its config version; 0: it must be new) raises Conflict if somebody else changed it meanwhile.
+    """
+    securables.check_reserved(full_name, owner)
+    row = securables.find(connection, kind, full_name)
+    at = 0 if row is None else row.config_version
+    if expected is not None and expected != at:
+        raise Conflict(
+            f"{kind} {full_name!r} is at config version {at}, not at {expected}; read it again",
+            param="expected_config_version",
+        )
+    if row is not None:
+        return securables.update(connection, row, now=now, spec=dict(spec))
+    securables.insert(connection, kind, full_name, owner=owner, now=now, spec=dict(spec))
+    return securables.get(connection, kind, full_name)
+
+
+def check_unused(connection: sa.Connection, table: str) -> None:
+    """Raises Conflict while a vector index is over the table."""
+    over = [row.full_name for row in securables.list_rows(connection, "index") if row.spec["table"] == table]
+    if over:
+        raise Conflict(f"table {table!r} cannot be deleted while it has the indexes {over}", param="name")

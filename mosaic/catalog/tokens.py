@@ -1,0 +1,73 @@
+"""Access tokens: random secrets of which only the SHA-256 is kept."""
+
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from mosaic.catalog.records import Token
+from mosaic.catalog.schema import token
+from mosaic.errors import Unauthenticated, not_found
+from mosaic.ids import new_id
+
+SECRET_PREFIX = "mosaic_"
+"""So that scanners for leaked secrets can know one."""
+
+_USE_NOTED_EVERY = timedelta(minutes=1)
+
+
+def create(connection: sa.Connection, *, now: datetime, **columns: Any) -> tuple[Token, str]:
+    """A token and its secret, which cannot be had again."""
+    # 32 random bytes: guessing is out of reach, so a plain fast hash is enough to keep.
+    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    values = {"id": new_id("tok"), "created_at": now, **columns}
+    connection.execute(token.insert().values(secret_sha256=_digest(secret), **values))
+    return Token(**values, revoked_at=None, last_used_at=None), secret
+
+
+def check(connection: sa.Connection, secret: str, *, now: datetime) -> sa.Row[Any]:
+    """The row of a secret's token; raises Unauthenticated if it is unknown, expired or revoked."""
+    # Looking up the hash leaks nothing by its timing: a guesser does not choose the hash's digits.
+    row = connection.execute(_LOOKUP, {"digest": _digest(secret)}).one_or_none()
+    if row is None:
+        raise Unauthenticated(
+            f"the token is unknown; tokens begin with {SECRET_PREFIX!r} and are made by an administrator"
+        )
+    if row.revoked_at is not None:
+        raise Unauthenticated(f"token {row.id} was revoked at {row.revoked_at.isoformat()}", code="token_revoked")
+    if row.expires_at is not None and row.expires_at <= now:
+        raise Unauthenticated(f"token {row.id} expired at {row.expires_at.isoformat()}", code="token_expired")
+    return row
+
+
+def is_use_to_note(row: sa.Row[Any], now: datetime) -> bool:
+    """Whether the use of a token is to be written down: the first, and then one a minute."""
+    return bool(row.last_used_at is None or row.last_used_at <= now - _USE_NOTED_EVERY)
+
+
+def note_use(connection: sa.Connection, token_id: str, *, now: datetime) -> None:
+    """Write down that a token was used."""
+    connection.execute(token.update().where(token.c.id == token_id).values(last_used_at=now))
+
+
+def revoke(connection: sa.Connection, token_id: str, *, now: datetime) -> None:
+    """From now on the token is refused; again is fine. Raises NotFound."""
+    if connection.execute(sa.select(token.c.id).where(token.c.id == token_id)).one_or_none() is None:
+        raise not_found("token", token_id, connection.execute(sa.select(token.c.id)).scalars(), param="token_id")
+    chosen = (token.c.id == token_id) & token.c.revoked_at.is_(None)
+    connection.execute(token.update().where(chosen).values(revoked_at=now))
+
+
+def list_all(connection: sa.Connection) -> list[Token]:
+    """Every token, also revoked and expired ones, oldest first."""
+    columns = [column for column in token.c if column.name != "secret_sha256"]
+    return [Token(**row._mapping) for row in connection.execute(sa.select(*columns).order_by(token.c.id))]
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+_LOOKUP = sa.select(token).where(token.c.secret_sha256 == sa.bindparam("digest"))

@@ -1,0 +1,134 @@
+"""Delta tables at an address: opening one, its files in a fixed order, and rows in the shape of its schema."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from mosaic.errors import BadRequest, NotFound, Unavailable
+from mosaic.storage import Storage
+
+RUN_ID = "mosaic.run_id"
+"""Key of the run's id in a commit's metadata."""
+
+CONFIGURATION = {"delta.enableChangeDataFeed": "true"}
+"""How tables are made: with a change feed, so that indexes can follow them; without column mapping or deletion vectors."""
+
+_UNSUPPORTED = {"columnMapping": "column mapping", "deletionVectors": "deletion vectors"}
+
+
+class TableFiles(NamedTuple):
+    """The Parquet files of one version, in their fixed order."""
+
+    addresses: list[str]
+    num_rows: int
+    schema: pa.Schema
+
+
+def open_delta(storage: Storage, address: str, version: int | None = None) -> DeltaTable:
+    """The table at an address, at a version or (None) the newest; raises NotFound, or BadRequest for what we cannot read."""
+    try:
+        table = DeltaTable(address, version=version, storage_options=storage.delta_options(address) or None)
+    except TableNotFoundError as error:
+        raise NotFound(f"no Delta table at {address!r}: {error}", code="table_not_found") from None
+    except DeltaError as error:
+        if version is None:
+            raise Unavailable(f"the Delta table at {address!r} cannot be opened: {error}") from error
+        newest = open_delta(storage, address).version()
+        raise NotFound(
+            f"the Delta table at {address!r} has no readable version {version}; the newest is {newest}",
+            param="version",
+            code="table_version_not_found",
+        ) from error
+    _check_readable(table, address)
+    return table
+
+
+def list_files(storage: Storage, address: str, table: DeltaTable) -> TableFiles:
+    """The files of the opened version, by time of their writing, then by name: the same at every call, on every machine."""
+    columns = {"path": 0, "modification_time": 0, "num_records": 0}
+    actions = pa.table(table.get_add_actions(flatten=True)).select(list(columns)).to_pylist()
+    for action in actions:
+        if "://" in action["path"] or action["path"].startswith("/"):
+            raise BadRequest(f"the table at {address!r} refers to a file outside of it ({action['path']}): a shallow clone")
+    # deltalake gives the newest file first; one commit of ours numbers its files in the order of their rows.
+    actions.sort(key=lambda action: (action["modification_time"], action["path"]))
+    addresses = [f"{address}/{action['path']}" for action in actions]
+    return TableFiles(addresses, sum(action["num_records"] or 0 for action in actions), arrow_schema(table))
+
+
+def read_arrow(storage: Storage, address: str, table: DeltaTable, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of the opened version, in the order of its files."""
+    files = list_files(storage, address, table)
+    check_columns(files.schema, columns, address)
+    if not files.addresses:
+        empty = files.schema.empty_table()
+        return empty if columns is None else empty.select(list(columns))
+    filesystem, _ = storage.filesystem(address)
+    paths = [storage.filesystem(file)[1] for file in files.addresses]
+    dataset = ds.dataset(paths, schema=files.schema, filesystem=filesystem, format="parquet")
+    return dataset.to_table(columns=None if columns is None else list(columns))
+
+
+def arrow_schema(table: DeltaTable) -> pa.Schema:
+    """The table's columns in Arrow's types."""
+    return pa.schema(table.schema().to_arrow())
+
+
+def check_columns(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> None:
+    """Raises BadRequest for a column that the table lacks."""
+    unknown = [column for column in columns or [] if column not in schema.names]
+    if unknown:
+        raise BadRequest(f"table {name!r} has no column {unknown[0]!r}; there are {schema.names}", param="columns")
+
+
+def fit(rows: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    """The rows with exactly the table's columns and types; raises BadRequest naming the column that does not fit.
+
+    A column that is missing becomes null where that is allowed; one that the table lacks is refused, never dropped.
+    """
+    unknown = [column for column in rows.column_names if column not in schema.names]
+    if unknown:
+        raise BadRequest(f"table {name!r} has no column {unknown[0]!r}; there are {schema.names}", param=unknown[0])
+    columns = []
+    for column in schema:
+        if column.name not in rows.column_names:
+            if not column.nullable:
+                raise BadRequest(f"column {column.name!r} of table {name!r} is required", param=column.name)
+            columns.append(pa.nulls(rows.num_rows, column.type))
+            continue
+        values = rows[column.name]
+        if not column.nullable and values.null_count:
+            raise BadRequest(
+                f"column {column.name!r} of table {name!r} may not be null; {values.null_count} of {rows.num_rows} are",
+                param=column.name,
+            )
+        try:
+            columns.append(values if values.type == column.type else values.cast(column.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise BadRequest(
+                f"column {column.name!r} of table {name!r} is {column.type}, not {values.type}: {error}",
+                param=column.name,
+            ) from None
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def commit_properties(run_id: str | None = None, transactions: list[Transaction] | None = None) -> CommitProperties:
+    """A commit's metadata: the run that made it, and the positions of logs that it covers."""
+    metadata: dict[str, Any] = {} if run_id is None else {RUN_ID: run_id}
+    return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
+
+
+def _check_readable(table: DeltaTable, address: str) -> None:
+    features = table.protocol().reader_features or []
+    configuration = table.metadata().configuration
+    found = [words for feature, words in _UNSUPPORTED.items() if feature in features]
+    if configuration.get("delta.columnMapping.mode", "none") != "none":
+        found.append("column mapping")
+    if found:
+        raise BadRequest(f"the Delta table at {address!r} uses {found[0]}, which is not supported; rewrite it without")
+    if table.metadata().partition_columns:
+        raise BadRequest(f"the Delta table at {address!r} is partitioned, which is not supported; rewrite it without")

@@ -1,0 +1,123 @@
+"""From an endpoint's name to who answers for it: the catalog's record, its model versions pinned, its shares drawn."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from mosaic.catalog import Catalog
+from mosaic.errors import NotFound
+from mosaic.protocol import Adapter
+from mosaic.serving import engine_app_name
+from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
+
+
+@dataclass(frozen=True)
+class LiveEntity:
+    """A served entity with its model's name resolved to what exactly answers now."""
+
+    name: str
+    app_name: str
+    model: str
+    traffic_percentage: int
+    version: int | None = None
+    alias: str | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def version_name(self) -> str | None:
+        return None if self.version is None else f"{self.model}/{self.version}"
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the inference table that say who answered."""
+        return {
+            "served_entity": self.name,
+            "model": self.model,
+            "model_version": self.version,
+            "model_alias": self.alias,
+            "adapter": self.adapter.name if self.adapter else None,
+        }
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint as it answers at this moment."""
+
+    name: str
+    served_name: str
+    """What callers write as `model`."""
+    config_version: int
+    task: str
+    entities: tuple[LiveEntity, ...]
+    retrieval: Retrieval | None
+    created_seconds: int
+
+
+class Endpoints:
+    """Endpoints by name, read from the catalog and kept for `fresh_seconds`: a change is live everywhere within that."""
+
+    def __init__(self, catalog: Catalog, *, fresh_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:
+        self._catalog, self._fresh_seconds, self._clock = catalog, fresh_seconds, clock
+        self._kept: dict[str, tuple[float, Endpoint]] = {}
+
+    async def get(self, name: str) -> Endpoint:
+        """The endpoint; raises NotFound (`model_not_found`) listing what exists."""
+        now = self._clock()
+        kept = self._kept.get(name)
+        if kept is not None and now - kept[0] < self._fresh_seconds:
+            return kept[1]
+        try:
+            endpoint = await asyncio.to_thread(self._read, name)  # a database: never on the loop that streams
+        except NotFound as error:
+            self._kept.pop(name, None)
+            raise NotFound(error.message, param="model", code="model_not_found") from None
+        self._kept[name] = (now, endpoint)
+        return endpoint
+
+    async def list(self) -> list[Endpoint]:
+        """Every endpoint, by name."""
+        records = await asyncio.to_thread(self._catalog.list_endpoints)
+        return [await self.get(record.name) for record in records]
+
+    def _read(self, name: str) -> Endpoint:
+        record = self._catalog.get_endpoint(name)
+        settings = EndpointSettings.parse(record.config, source=f"endpoint {record.name}")
+        return Endpoint(
+            name=record.name,
+            served_name=record.served_name,
+            config_version=record.config_version,
+            task=settings.task,
+            entities=tuple(self._live(entity) for entity in settings.served_entities),
+            retrieval=settings.retrieval,
+            created_seconds=int(record.created_at.timestamp()),
+        )
+
+    def _live(self, entity: ServedEntity) -> LiveEntity:
+        model, at, alias = entity.model.partition("@")
+        if not at and "/" not in model:
+            app_name = engine_app_name(model)
+            return LiveEntity(entity.name, app_name, model, entity.traffic_percentage)
+        version = self._catalog.get_model_version(entity.model)
+        is_adapter = version.kind == "adapter"
+        return LiveEntity(
+            name=entity.name,
+            # an adapter is answered by its base model's engine
+            app_name=engine_app_name(version.base_model or "" if is_adapter else version.full_name),
+            model=version.model,
+            traffic_percentage=entity.traffic_percentage,
+            version=version.version,
+            alias=alias or None,
+            adapter=Adapter(name=version.full_name) if is_adapter else None,
+        )
+
+
+def choose(endpoint: Endpoint, request_id: str) -> LiveEntity:
+    """The entity that answers this request: drawn by the shares, from the request's id, so that a row explains itself."""
+    draw = int.from_bytes(blake2b(request_id.encode(), digest_size=8).digest()) % 100
+    for entity in endpoint.entities:
+        if draw < entity.traffic_percentage:
+            return entity
+        draw -= entity.traffic_percentage
+    raise AssertionError("the shares of an endpoint add up to 100")

@@ -1,0 +1,147 @@
+"""The gateway's HTTP surface: paths to handlers, bodies to requests, and a row for every request, refused ones too."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mosaic.errors import BadRequest, UnsupportedField
+from mosaic.gateway.chat import Chat
+from mosaic.gateway.embed import Embeddings
+from mosaic.gateway.endpoints import Endpoint, Endpoints
+from mosaic.monitoring import Exchange, Ledger
+from mosaic.monitoring.record import compact_json
+from mosaic.protocol import ChatRequest, EmbeddingRequest, Principal
+from mosaic.runtime import Authenticate, RequestId, ShapeErrors
+from mosaic.runtime.asgi import header, read_json
+from mosaic.settings import explain
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+class GatewayRoutes:
+    """`/v1/*` in OpenAI's shape."""
+
+    def __init__(self, endpoints: Endpoints, chat: Chat, embeddings: Embeddings, *, max_body_bytes: int) -> None:
+        self._endpoints, self._chat, self._embeddings = endpoints, chat, embeddings
+        self._max_body_bytes = max_body_bytes
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/v1/models", self.list_models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self.get_model, methods=["GET"]),
+        ]
+
+    async def chat_completions(self, http: Request) -> Response:
+        exchange, request = await self._accept(http, ChatRequest)
+        if not request.stream:
+            return JSONResponse(await self._chat.complete(request, exchange))
+        events = self._chat.stream(request, exchange)
+        # The first event is awaited before the response starts: what is refused is a status, not a broken stream.
+        first = await anext(events)
+        return StreamingResponse(
+            _chained(first, events),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+
+    async def embeddings(self, http: Request) -> Response:
+        exchange, request = await self._accept(http, EmbeddingRequest)
+        return JSONResponse(await self._embeddings.answer(request, exchange))
+
+    async def list_models(self, http: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(endpoint) for endpoint in await self._endpoints.list()]})
+
+    async def get_model(self, http: Request) -> Response:
+        return JSONResponse(_model(await self._endpoints.get(http.path_params["name"])))
+
+    async def _accept(self, http: Request, shape: type[Parsed]) -> tuple[Exchange, Parsed]:
+        exchange: Exchange = http.state.exchange
+        body = await read_json(http.scope, http.receive, self._max_body_bytes)
+        exchange.note_principal(http.state.principal)
+        exchange.note(request=compact_json(body))
+        if isinstance(body, dict):
+            exchange.note(endpoint=str(body.get("model")), streamed=bool(body.get("stream", False)))
+        return exchange, parse(shape, body)
+
+
+def parse(shape: type[Parsed], body: object) -> Parsed:
+    """The body as the request that it should be; raises BadRequest naming the field, the value and what would be right."""
+    if not isinstance(body, dict):
+        raise BadRequest(f"the body must be a JSON object, not {type(body).__name__}")
+    try:
+        return shape.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"]) or None
+        kind = UnsupportedField if first["type"] == "extra_forbidden" else BadRequest
+        raise kind(explain(error, shape), param=param) from None
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        async for event in rest:
+            yield event
+    finally:
+        await rest.aclose()  # type: ignore[attr-defined]  # a generator: told at once when the client has gone
+
+
+def _model(endpoint: Endpoint) -> dict[str, object]:
+    return {"id": endpoint.served_name, "object": "model", "created": endpoint.created_seconds, "owned_by": "mosaic"}
+
+
+class Record:
+    """Opens the row when a request arrives and closes it before the last byte of the answer leaves."""
+
+    def __init__(self, app: ASGIApp, ledger: Ledger) -> None:
+        self._app, self._ledger = app, ledger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        state = scope["state"]
+        exchange = state["exchange"] = self._ledger.open(
+            state["request_id"],
+            client_request_id=state["client_request_id"],
+            parent_request_id=header(scope, b"x-mosaic-parent-request-id"),
+            method=scope["method"],
+            path=scope["path"],
+        )
+        status = 500
+
+        async def send_recorded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif not message.get("more_body", False) and not exchange.closed:
+                _note_outcome(exchange, state)
+                await exchange.close(status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_recorded)
+        finally:
+            if not exchange.closed:  # cancelled, or broken off: nobody is left to wait for the disk
+                _note_outcome(exchange, state)
+                exchange.close_now(499)
+
+
+def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
+    principal, error = state.get("principal"), state.get("error")
+    if isinstance(principal, Principal):
+        exchange.note_principal(principal)
+    if error is not None:
+        exchange.note(error=str(error))
+
+
+def gateway_app(routes: GatewayRoutes, ledger: Ledger, check_token: Callable[[str], Principal]) -> ASGIApp:
+    """The whole gateway as one ASGI application; the stack reads from the outside in."""
+    router = Router(routes=routes.routes(), redirect_slashes=False)
+    return RequestId(Record(ShapeErrors(Authenticate(router, check_token)), ledger))

@@ -1,0 +1,75 @@
+"""A row for every request: opened when it arrives, closed once when it ends, durable before its last byte leaves.
+
+The gateway writes to a local log and never waits for the lakehouse; the shipper on the same node carries the log into the
+Delta inference table, exactly once (`mosaic.data.ship`).
+"""
+
+import time
+from typing import Any
+
+from mosaic.data.wal import Log
+from mosaic.protocol import Principal, Retrieved, Usage
+
+
+class Exchange:
+    """One request on its way. Fields are noted as they become known; `close` writes the row, once."""
+
+    def __init__(self, entry: Any, row: dict[str, Any]) -> None:
+        self._entry = entry
+        self._row = row
+        self._started = time.perf_counter()
+        self.closed = False
+
+    @property
+    def request_id(self) -> str:
+        return str(self._row["request_id"])
+
+    def note(self, **fields: Any) -> None:
+        """Add columns of the row (see `mosaic.monitoring.record.SCHEMA`)."""
+        self._row.update(fields)
+
+    def note_principal(self, principal: Principal) -> None:
+        self.note(principal=principal.name, token_id=principal.token_id)
+
+    def note_retrieved(self, retrieved: Retrieved) -> None:
+        self.note(retrieved_index=retrieved.index, retrieved_version=retrieved.version, retrieved_ids=retrieved.ids)
+
+    def note_usage(self, usage: Usage) -> None:
+        self.note(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+
+    def note_first_token(self) -> None:
+        self._row.setdefault("first_token_milliseconds", self._elapsed_milliseconds())
+
+    async def close(self, status: int) -> None:
+        """Write the row and wait until it is on disk; later calls do nothing."""
+        if not self.closed:
+            self.closed = True
+            await self._entry.close_durable(self._finish(status))
+
+    def close_now(self, status: int) -> None:
+        """Write the row without waiting for the disk, for where nothing can be awaited (a client that went away)."""
+        if not self.closed:
+            self.closed = True
+            self._entry.close(self._finish(status))
+
+    def _finish(self, status: int) -> dict[str, Any]:
+        return {**self._row, "status_code": status, "duration_milliseconds": self._elapsed_milliseconds()}
+
+    def _elapsed_milliseconds(self) -> float:
+        return round((time.perf_counter() - self._started) * 1e3, 3)
+
+
+class Ledger:
+    """Opens exchanges on this gateway's log."""
+
+    def __init__(self, log: Log, gateway: str) -> None:
+        self._log, self._gateway = log, gateway
+
+    def open(self, request_id: str, **fields: Any) -> Exchange:
+        """Open the row: written at once (it survives a kill -9), not yet fsynced."""
+        row = {"request_id": request_id, "request_time": time.time_ns() // 1000, "gateway": self._gateway, **fields}
+        return Exchange(self._log.open(request_id, row), row)
+
+    def close(self) -> None:
+        """Give the log back; what is still open is shipped as lost."""
+        self._log.close()

@@ -1,0 +1,71 @@
+"""The actor that carries a node's request logs into the inference table; it may die at any moment."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mosaic.errors import MosaicError
+
+logger = logging.getLogger(__name__)
+
+
+class ShippingActor:
+    """Ships every `interval_seconds`, for as long as it lives.
+
+    `build` makes the shipper (`mosaic.data.ship`) in the actor's process: anything with `ship_once() -> rows shipped`.
+    """
+
+    def __init__(self, build: Callable[[], Any], interval_seconds: float) -> None:
+        self._shipper = build()
+        self._interval_seconds = interval_seconds
+        self._lock = threading.Lock()
+        self._last_error: str | None = None
+        self._shipped = 0
+        threading.Thread(target=self._run, name="shipping", daemon=True).start()
+
+    def flush(self) -> int:
+        """Ship now; returns the rows of this pass. Raises what went wrong."""
+        with self._lock:
+            rows = int(self._shipper.ship_once())
+        self._shipped += rows
+        return rows
+
+    def status(self) -> dict[str, Any]:
+        return {"shipped_rows": self._shipped, "last_error": self._last_error}
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                self.flush()
+                self._last_error = None
+            except (MosaicError, OSError) as error:
+                # Storage that is away comes back; the log keeps what was not shipped.
+                self._last_error = str(error)
+                logger.warning("shipping failed, will try again: %s", error)
+            pause.wait(self._interval_seconds)
+
+
+def shipper_name(node_id: str) -> str:
+    return f"shipper:{node_id}"
+
+
+def ensure_shipper(build: Callable[[], Any], *, interval_seconds: float = 1.0) -> Any:
+    """The shipper of this node: logs are local files, so each node with a gateway has one."""
+    node_id = ray.get_runtime_context().get_node_id()
+    actor = ray.remote(ShippingActor).options(
+        name=shipper_name(node_id),
+        namespace="mosaic",
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0.05,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=4,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+    )
+    return actor.remote(build, interval_seconds)

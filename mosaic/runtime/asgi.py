@@ -1,0 +1,185 @@
+"""What every HTTP application of the platform wears: a request id, errors in the shape of the path, who is calling.
+
+    RequestId(ShapeErrors(Authenticate(application)))
+
+Three plain ASGI callables: no base class, no framework's middleware, so that a stream passes through untouched.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mosaic.errors import BadRequest, MethodNotAllowed, MosaicError, NotFound, TooLarge, Unauthenticated
+from mosaic.ids import new_id
+from mosaic.protocol import Principal
+
+logger = logging.getLogger(__name__)
+
+OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+def error_body(error: MosaicError, path: str, request_id: str) -> dict[str, Any]:
+    """The error as the client of that path expects it: `/api` Databricks, anything else OpenAI."""
+    if path.startswith("/api/"):
+        return {"error_code": error.code.upper(), "message": error.message, "request_id": request_id}
+    kind = OPENAI_TYPES.get(error.status, "server_error")
+    return {
+        "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code},
+        "request_id": request_id,
+    }
+
+
+class RequestId:
+    """Gives every request an id (`scope["state"]["request_id"]`) and every response `x-request-id`.
+
+    The id is always ours: it is a key of the inference table. What the client calls its request goes to `client_request_id`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        state = scope.setdefault("state", {})
+        request_id = state["request_id"] = new_id("req")
+        state["client_request_id"] = header(scope, b"x-request-id") or header(scope, b"x-client-request-id")
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class ShapeErrors:
+    """Turns what was raised into a response, as long as none has begun; also the framework's own 404 and 405."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        begun = False
+
+        async def send_watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        # Starlette's router raises rather than answers its own 404 and 405 when it believes to be inside an application.
+        scope.setdefault("app", self)
+        try:
+            await self._app(scope, receive, send_watched)
+        except MosaicError as error:
+            if begun:
+                raise
+            await send_error(error, scope, send)
+        except HTTPException as error:
+            if begun:
+                raise
+            await send_error(_from_framework(error, scope), scope, send)
+        except Exception:
+            # The one boundary where everything is caught: a client gets a shape, the log gets the traceback.
+            logger.exception("request %s failed", scope["state"].get("request_id"))
+            if begun:
+                raise
+            await send_error(MosaicError("something failed inside the platform; its log has the reason"), scope, send)
+
+
+class Authenticate:
+    """The one place where a token becomes a Principal (`scope["state"]["principal"]`); without one it is a 401.
+
+    `check` is the catalog's: it raises Unauthenticated. What it answered is kept for `fresh_seconds`, so that a revoked
+    token is refused everywhere within that.
+    """
+
+    def __init__(self, app: ASGIApp, check: Callable[[str], Principal], *, fresh_seconds: float = 0.5) -> None:
+        self._app, self._check, self._fresh_seconds = app, check, fresh_seconds
+        self._kept: dict[str, tuple[float, Principal]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            credentials = header(scope, b"authorization") or ""
+            kind, _, secret = credentials.partition(" ")
+            if kind.lower() != "bearer" or not secret.strip():
+                raise Unauthenticated("send your token as `Authorization: Bearer mosaic_...`; `mosaic token create` makes one")
+            scope["state"]["principal"] = await self._principal(secret.strip())
+        await self._app(scope, receive, send)
+
+    async def _principal(self, secret: str) -> Principal:
+        now = time.monotonic()
+        kept = self._kept.get(secret)
+        if kept is not None and now - kept[0] < self._fresh_seconds:
+            return kept[1]
+        self._kept = {key: value for key, value in self._kept.items() if now - value[0] < self._fresh_seconds}
+        principal = await asyncio.to_thread(self._check, secret)  # a database: never on the loop that streams
+        self._kept[secret] = (now, principal)
+        return principal
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
+    """The request's JSON body; raises TooLarge as soon as it passes the limit, BadRequest when it is not JSON."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequest("the client went away before its request was complete")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit_bytes:
+            raise TooLarge(f"the body is over the limit of {limit_bytes} bytes", code="request_too_large")
+    try:
+        return json.loads(bytes(body))
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+
+
+async def send_error(error: MosaicError, scope: Scope, send: Send) -> None:
+    """Answer with the error in the path's shape."""
+    state = scope["state"]
+    state["error"] = error
+    body = json.dumps(error_body(error, scope["path"], state.get("request_id", ""))).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _from_framework(error: HTTPException, scope: Scope) -> MosaicError:
+    if error.status_code == 404:
+        return NotFound(f"no path {scope['path']!r} here", code="path_not_found")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"{scope['method']} is not for {scope['path']!r}; it takes {allowed}")
+    shaped = MosaicError(str(error.detail))
+    shaped.status = error.status_code
+    return shaped

@@ -1,0 +1,199 @@
+"""Start, find, join and stop a Ray cluster; on a laptop an embedded one bound to loopback."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import ray
+
+from mosaic.errors import BadRequest, Conflict, Unavailable
+from mosaic.protocol import Wire
+from mosaic.settings import Settings
+
+MARKER = "MOSAIC_PLATFORM_ID"
+"""Set in the environment of the embedded Ray and so inherited by every process under it: what `mosaic down` looks for."""
+
+
+class RaySettings(Settings):
+    """Which Ray cluster the platform runs on."""
+
+    address: str | None = None
+    """Address of a running cluster to join (`auto` or `host:port`); None starts an embedded one on this machine."""
+    num_cpus: float = 2
+    """Logical CPUs of the embedded cluster; the whole main job fits into 2."""
+    num_gpus: int = 0
+    """GPUs of the embedded cluster."""
+    object_store_memory_bytes: int = 1_000_000_000
+    """Shared memory of the embedded cluster's object store."""
+    dashboard_port: int = 8265
+    """Port of the embedded cluster's dashboard and job submission, on loopback."""
+
+
+class Cluster(Wire):
+    """A running Ray cluster."""
+
+    address: str
+    dashboard: str | None
+    """Where the dashboard and job submission answer."""
+    embedded: bool
+    pid: int | None = None
+    """The process that owns an embedded cluster."""
+
+
+def start_head(settings: RaySettings, home: Path, platform_id: str, environment: Mapping[str, str]) -> Cluster:
+    """Start the embedded cluster and wait until it is up (about 6 s); its log is `home/logs/head.log`.
+
+    Raises Unavailable with the end of that log when Ray does not come up.
+    """
+    record_file, log_file = home / "head.json", home / "logs" / "head.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    record_file.unlink(missing_ok=True)
+    # AF_UNIX paths are limited to 107 bytes and Ray's are long, so its sessions cannot live under an arbitrary home.
+    temp_dir = f"/tmp/mosaic-ray-{platform_id[-10:]}"
+    spec = {
+        "num_cpus": settings.num_cpus,
+        "num_gpus": settings.num_gpus,
+        "object_store_memory_bytes": settings.object_store_memory_bytes,
+        "dashboard_port": settings.dashboard_port,
+        "temp_dir": temp_dir,
+        "record_file": str(record_file),
+        "lock_file": str(home / "head.lock"),
+    }
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mosaic.runtime.head", json.dumps(spec)],
+            env={**os.environ, **environment, MARKER: platform_id},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 90
+    while not record_file.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            end = log_file.read_text(errors="replace").strip().splitlines()[-8:]
+            raise Unavailable("the embedded Ray did not start; the end of its log:\n  " + "\n  ".join(end))
+        time.sleep(0.1)
+    cluster = find_head(home)
+    assert cluster is not None
+    return cluster
+
+
+def find_head(home: Path) -> Cluster | None:
+    """The embedded cluster that is running under `home`, or None."""
+    record_file = home / "head.json"
+    if not head_is_alive(home) or not record_file.exists():
+        return None
+    record = json.loads(record_file.read_text())
+    return Cluster(address=record["address"], dashboard=record["dashboard"], embedded=True, pid=record["pid"])
+
+
+def head_is_alive(home: Path) -> bool:
+    """Whether some process holds the head's lock."""
+    lock_file = home / "head.lock"
+    if not lock_file.exists():
+        return False
+    with lock_file.open("r+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def stop_head(home: Path, platform_id: str, *, patience_seconds: float = 30) -> list[int]:
+    """End the embedded cluster and every process that carries its mark; returns the ids that had to be killed."""
+    cluster = find_head(home)
+    if cluster is not None and cluster.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(cluster.pid, signal.SIGTERM)
+    # The caller itself may run under the cluster (a job that calls `down`): it must outlive its own stop.
+    own = {os.getpid(), os.getppid()}
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline:
+        left = [process for process in marked_processes(platform_id) if process.pid not in own]
+        if not left:
+            break
+        if not any(process.pid == (cluster.pid if cluster else None) for process in left):
+            for process in left:  # Ray is gone: what is left has nobody to tell it
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+        time.sleep(0.2)
+    killed = []
+    for process in marked_processes(platform_id):
+        if process.pid not in own:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                killed.append(process.pid)
+    (home / "head.json").unlink(missing_ok=True)
+    return killed
+
+
+def marked_processes(platform_id: str) -> Iterator[psutil.Process]:
+    """Every living process that inherited the platform's mark."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER) == platform_id and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+
+
+def connect(address: str, environment: Mapping[str, str]) -> None:
+    """Make this process a driver of the cluster at `address`; a process that already is one stays it.
+
+    `environment` goes to every worker of this driver, for clusters whose nodes were started without it. Raises Unavailable
+    naming the address where nothing answers, and Conflict where the cluster's token is not ours.
+    """
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            address=address,
+            namespace="mosaic",
+            log_to_driver=False,
+            logging_level="WARNING",
+            runtime_env={"env_vars": dict(environment)},
+        )
+    except ConnectionError as error:
+        raise Unavailable(f"no Ray cluster answers at {address!r}: {_first_line(error)}", param="ray.address") from None
+    except (PermissionError, ray.exceptions.AuthenticationError) as error:
+        raise Conflict(f"the Ray cluster at {address!r} refuses this token: {_first_line(error)}") from None
+
+
+def require_free_ports(ports: Mapping[str, int], host: str = "127.0.0.1") -> None:
+    """Raise BadRequest naming the first setting whose port somebody else listens on, and who if that can be seen."""
+    for setting, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                raise BadRequest(
+                    f"port {port} ({setting}) on {host} is taken{_listener(port)}; stop that, or set {setting} to a free port",
+                    param=setting,
+                    code="port_taken",
+                ) from None
+
+
+def _listener(port: int) -> str:
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

