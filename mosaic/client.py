@@ -1,6 +1,5 @@
 """An OpenAI-shaped client for the platform's own calls (indexing, later judges and agents): they pass the gateway like anybody's."""
 
-import asyncio
 import time
 from base64 import b64decode
 from collections.abc import Callable
@@ -12,7 +11,13 @@ import numpy.typing as npt
 
 from mosaic.errors import BadRequest, EngineFailed, MosaicError, NotFound, Unauthenticated, Unavailable
 
-_BY_STATUS: dict[int, type[MosaicError]] = {400: BadRequest, 401: Unauthenticated, 404: NotFound, 502: EngineFailed, 503: Unavailable}
+_BY_STATUS: dict[int, type[MosaicError]] = {
+    400: BadRequest,
+    401: Unauthenticated,
+    404: NotFound,
+    502: EngineFailed,
+    503: Unavailable,
+}
 _WORTH_ANOTHER_TRY = (500, 502, 503, 504)
 
 
@@ -23,23 +28,24 @@ class Client:
     `patience_seconds`; embeddings have no side effect but their row.
     """
 
-    def __init__(self, base_url: str, token: str, *, timeout_seconds: float = 120, patience_seconds: float = 60) -> None:
+    def __init__(
+        self, base_url: str, token: str, *, timeout_seconds: float = 120, patience_seconds: float = 60
+    ) -> None:
         self.base_url, self._token = base_url.rstrip("/"), token
         self._timeout_seconds, self._patience_seconds = timeout_seconds, patience_seconds
-        self._sync: httpx.Client | None = None
-        self._async: tuple[Any, httpx.AsyncClient] | None = None
+        self._http: httpx.Client | None = None
 
     def __reduce__(self) -> tuple[Callable[..., "Client"], tuple[Any, ...]]:
         return (_rebuild, (self.base_url, self._token, self._timeout_seconds, self._patience_seconds))
 
-    def embed(self, model: str, texts: list[str], *, parent_request_id: str | None = None) -> npt.NDArray[np.float32]:
+    def embed(self, model: str, texts: list[str]) -> npt.NDArray[np.float32]:
         """Vectors [len(texts), dimension], float32. Raises what the gateway answered."""
-        if self._sync is None:
-            self._sync = httpx.Client(timeout=self._timeout_seconds)
+        if self._http is None:
+            self._http = httpx.Client(timeout=self._timeout_seconds)
         deadline, pause = time.monotonic() + self._patience_seconds, 0.2
         while True:
             try:
-                response = self._sync.post(**self._embedding_call(model, texts, parent_request_id))
+                response = self._http.post(**self._embedding_call(model, texts))
                 if response.status_code not in _WORTH_ANOTHER_TRY or time.monotonic() > deadline:
                     return _vectors(response)
             except httpx.TransportError as error:
@@ -48,29 +54,8 @@ class Client:
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
 
-    async def embed_async(
-        self, model: str, texts: list[str], *, parent_request_id: str | None = None
-    ) -> npt.NDArray[np.float32]:
-        """The same, awaited."""
-        loop = asyncio.get_running_loop()
-        if self._async is None or self._async[0] is not loop:
-            self._async = (loop, httpx.AsyncClient(timeout=self._timeout_seconds))
-        deadline, pause = time.monotonic() + self._patience_seconds, 0.2
-        while True:
-            try:
-                response = await self._async[1].post(**self._embedding_call(model, texts, parent_request_id))
-                if response.status_code not in _WORTH_ANOTHER_TRY or time.monotonic() > deadline:
-                    return _vectors(response)
-            except httpx.TransportError as error:
-                if time.monotonic() > deadline:
-                    raise Unavailable(f"no gateway answers at {self.base_url}: {error}") from None
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 2.0)
-
-    def _embedding_call(self, model: str, texts: list[str], parent_request_id: str | None) -> dict[str, Any]:
+    def _embedding_call(self, model: str, texts: list[str]) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {self._token}"}
-        if parent_request_id is not None:
-            headers["x-mosaic-parent-request-id"] = parent_request_id
         # base64 is a quarter of the bytes of decimal floats and exact
         body = {"model": model, "input": texts, "encoding_format": "base64"}
         return {"url": f"{self.base_url}/v1/embeddings", "headers": headers, "json": body}

@@ -414,10 +414,12 @@ class Catalog:
         with self._store.read() as connection:
             return lineage.runs_with(connection, "input", lineage.normalised(kind, name, version))
 
-    def trace(self, kind: str, name: str, version: int | None) -> LineageNode:
+    def trace(self, kind: str, name: str, version: int | None, *, max_depth: int = 100) -> LineageNode:
         """What something at a version was made from, and that from what, up to what no recorded run made."""
+        if not 0 <= max_depth <= 100:
+            raise BadRequest(f"max_depth = {max_depth} must be from 0 to 100", param="max_depth")
         with self._store.read() as connection:
-            return lineage.trace(connection, lineage.normalised(kind, name, version))
+            return lineage.trace(connection, lineage.normalised(kind, name, version), max_depth)
 
     def _set_alias(self, model: str, alias: str, version: int | None, principal: str) -> None:
         model, alias = names.parse_object(model, "model"), names.parse_alias(alias)

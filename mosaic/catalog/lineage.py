@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from mosaic.catalog import names
 from mosaic.catalog.records import LineageNode, Run, RunEdge
 from mosaic.catalog.schema import run, run_edge
+from mosaic.catalog.securables import Row
 from mosaic.errors import BadRequest, Conflict, not_found
 from mosaic.ids import new_id
 
@@ -83,12 +84,13 @@ def runs_with(connection: sa.Connection, direction: str, thing: Thing) -> list[R
     return [_as_run(connection, row) for row in rows]
 
 
-def trace(connection: sa.Connection, asked: Thing) -> LineageNode:
+def trace(connection: sa.Connection, asked: Thing, max_depth: int) -> LineageNode:
     """What a thing was made from, and that from what, up to what no recorded run made.
 
-    Nodes that several runs share are one value in the tree. A thing that was made from itself ends there.
+    Nodes that several runs share are one value in the tree. A thing that was made from itself ends there, and a path of
+    more than `max_depth` runs is cut off, which its last node says.
     """
-    return _trace(connection, asked, None, {}, ())
+    return _Trace(connection).node(asked, None, max_depth, ())
 
 
 def normalised(kind: str, name: str, version: int | None) -> Thing:
@@ -102,8 +104,13 @@ def normalised(kind: str, name: str, version: int | None) -> Thing:
         )
     if kind == "table":
         name, written = names.parse_table_version(name)
-    elif kind in ("model", "index", "endpoint") and "/" in name:
+    elif kind == "model" and ("/" in name or "@" in name):
         asked = names.parse_model_version(name)
+        if asked.alias is not None:
+            raise BadRequest(
+                f"an edge needs the exact version; {name!r} is an alias, which can be moved: look it up first",
+                param="name",
+            )
         name, written = asked.model, asked.version
     elif kind in ("model", "index", "endpoint"):
         name, written = names.parse_object(name, kind), None
@@ -114,52 +121,57 @@ def normalised(kind: str, name: str, version: int | None) -> Thing:
     return Thing(kind, name, written if version is None else version)
 
 
-def _trace(
-    connection: sa.Connection,
-    asked: Thing,
-    detail: dict[str, Any] | None,
-    known: dict[Thing, LineageNode],
-    path: tuple[Thing, ...],
-) -> LineageNode:
-    if asked in known:
-        return known[asked].model_copy(update={"detail": detail})
-    made_at = _made_at(connection, asked)
-    runs = (
-        []
-        if made_at == (None,) or asked in path
-        else runs_with(connection, "output", asked._replace(version=made_at[0]))
-    )
-    parents = [
-        _trace(connection, Thing(edge.kind, edge.name, edge.version), edge.detail, known, (*path, asked))
-        for made_by in runs
-        for edge in made_by.inputs
-    ]
-    node = LineageNode(
-        **asked._asdict(),
-        detail=detail,
-        run_id=runs[-1].run_id if runs else None,
-        made_at_version=made_at[0],
-        parents=parents,
-    )
-    if asked not in path:
-        known[asked] = node
-    return node
+class _Trace:
+    """One walk upward. Things are looked up once, nodes made once for each depth at which they stand."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._origins: dict[Thing, tuple[int | None, list[Run]]] = {}
+        self._nodes: dict[tuple[Thing, int], LineageNode] = {}
+
+    def node(self, asked: Thing, detail: dict[str, Any] | None, depth: int, path: tuple[Thing, ...]) -> LineageNode:
+        if (asked, depth) in self._nodes:
+            return self._nodes[asked, depth].model_copy(update={"detail": detail})
+        if asked not in self._origins:
+            self._origins[asked] = _origin(self._connection, asked)
+        made_at, runs = self._origins[asked]
+        read = [] if asked in path else [edge for made_by in runs for edge in made_by.inputs]
+        parents = []
+        if depth > 0:
+            for edge in read:
+                thing = Thing(edge.kind, edge.name, edge.version)
+                parents.append(self.node(thing, edge.detail, depth - 1, (*path, asked)))
+        node = LineageNode(
+            **asked._asdict(),
+            detail=detail,
+            run_id=runs[-1].run_id if runs else None,
+            made_at_version=made_at,
+            cut_off=depth == 0 and bool(read),
+            parents=parents,
+        )
+        if asked not in path:
+            self._nodes[asked, depth] = node
+        return node
 
 
-def _made_at(connection: sa.Connection, asked: Thing) -> tuple[int | None]:
-    """The version at which a thing is said to be made: a table's rows come from the newest recorded write before it."""
+def _origin(connection: sa.Connection, asked: Thing) -> tuple[int | None, list[Run]]:
+    """The version at which a thing was made, and the runs that made it.
+
+    A table's rows at a version that no run is known to have written come from the newest recorded write before it.
+    """
     if asked.kind != "table" or asked.version is None:
-        return (asked.version,)
+        return asked.version, runs_with(connection, "output", asked)
     newest = sa.select(sa.func.max(run_edge.c.version)).where(
         run_edge.c.direction == "output",
         run_edge.c.kind == asked.kind,
         run_edge.c.name == asked.name,
         run_edge.c.version <= asked.version,
     )
-    return (connection.execute(newest).scalar(),)
+    made_at = connection.execute(newest).scalar()
+    return made_at, [] if made_at is None else runs_with(connection, "output", asked._replace(version=made_at))
 
 
-def _get_row(connection: sa.Connection, run_id: str, *, lock: bool = False) -> sa.Row[Any]:
+def _get_row(connection: sa.Connection, run_id: str, *, lock: bool = False) -> Row:
     query = sa.select(run).where(run.c.id == run_id)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
@@ -168,7 +180,7 @@ def _get_row(connection: sa.Connection, run_id: str, *, lock: bool = False) -> s
     return row
 
 
-def _as_run(connection: sa.Connection, row: sa.Row[Any]) -> Run:
+def _as_run(connection: sa.Connection, row: Row) -> Run:
     query = sa.select(run_edge).where(run_edge.c.run_id == row.id).order_by(run_edge.c.sequence)
     edges = connection.execute(query).all()
     return Run(
@@ -183,5 +195,5 @@ def _as_run(connection: sa.Connection, row: sa.Row[Any]) -> Run:
 _RUN_FIELDS = ("kind", "name", "principal", "params", "status", "mlflow_run_id", "started_at", "finished_at")
 
 
-def _edges(rows: Iterable[sa.Row[Any]]) -> list[RunEdge]:
+def _edges(rows: Iterable[Row]) -> list[RunEdge]:
     return [RunEdge(kind=row.kind, name=row.name, version=row.version, detail=row.detail) for row in rows]

@@ -163,5 +163,7 @@ class LineageNode(Wire):
     """The newest run that made it; None if no recorded run did."""
     made_at_version: int | None = None
     """For a table the newest version, up to `version`, that a recorded run wrote; otherwise equal to `version`."""
+    cut_off: bool = False
+    """Whether there is more above that was not followed, since the path is too long."""
     parents: "Sequence[LineageNode]" = ()
     """What that run read, in the order in which it was noted."""

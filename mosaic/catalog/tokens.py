@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from mosaic.catalog.records import Token
 from mosaic.catalog.schema import token
+from mosaic.catalog.securables import Row
 from mosaic.errors import Unauthenticated, not_found
 from mosaic.ids import new_id
 
@@ -27,7 +28,7 @@ def create(connection: sa.Connection, *, now: datetime, **columns: Any) -> tuple
     return Token(**values, revoked_at=None, last_used_at=None), secret
 
 
-def check(connection: sa.Connection, secret: str, *, now: datetime) -> sa.Row[Any]:
+def check(connection: sa.Connection, secret: str, *, now: datetime) -> Row:
     """The row of a secret's token; raises Unauthenticated if it is unknown, expired or revoked."""
     # Looking up the hash leaks nothing by its timing: a guesser does not choose the hash's digits.
     row = connection.execute(_LOOKUP, {"digest": _digest(secret)}).one_or_none()
@@ -42,7 +43,7 @@ def check(connection: sa.Connection, secret: str, *, now: datetime) -> sa.Row[An
     return row
 
 
-def is_use_to_note(row: sa.Row[Any], now: datetime) -> bool:
+def is_use_to_note(row: Row, now: datetime) -> bool:
     """Whether the use of a token is to be written down: the first, and then one a minute."""
     return bool(row.last_used_at is None or row.last_used_at <= now - _USE_NOTED_EVERY)
 

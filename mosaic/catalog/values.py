@@ -12,14 +12,25 @@ from mosaic.errors import BadRequest
 
 def json_object(value: Mapping[str, Any], field: str) -> dict[str, Any]:
     """The mapping as plain JSON (tuples become lists); raises BadRequest for what JSON cannot hold."""
+    _check_keys(value, field)
     try:
-        text = json.dumps(dict(value), allow_nan=False)
+        plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise BadRequest(f"{field} cannot be kept as JSON: {error}", param=field) from None
-    plain: dict[str, Any] = json.loads(text)
-    if plain != value and list(plain) != list(value):
-        raise BadRequest(f"{field} has keys that are not text: {sorted(value, key=str)}", param=field)
     return plain
+
+
+def _check_keys(value: object, field: str) -> None:
+    """JSON would turn other keys into text without a word."""
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise BadRequest(f"{field} has keys that are not text: {wrong}", param=field)
+        for item in value.values():
+            _check_keys(item, field)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_keys(item, field)
 
 
 def texts(value: Mapping[str, str], field: str) -> dict[str, str]:

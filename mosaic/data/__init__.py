@@ -1,4 +1,4 @@
-"""Delta tables on Ray Data: writing, reading at a version, following changes; and the local logs that end up in them."""
+"""Delta tables on Ray Data: write, read at a version, follow changes; and the local logs that end up in them."""
 
 from mosaic.data.changes import Changes, ChangesUnavailable, fold_changes
 from mosaic.data.delta import open_delta, read_arrow

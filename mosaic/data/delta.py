@@ -1,7 +1,7 @@
 """Delta tables at an address: opening one, its files in a fixed order, and rows in the shape of its schema."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -14,8 +14,11 @@ from mosaic.storage import Storage
 RUN_ID = "mosaic.run_id"
 """Key of the run's id in a commit's metadata."""
 
+WRITE_ID = "mosaic.write_id"
+"""Key of a mark that tells one commit from all others."""
+
 CONFIGURATION = {"delta.enableChangeDataFeed": "true"}
-"""How tables are made: with a change feed, so that indexes can follow them; without column mapping or deletion vectors."""
+"""How tables are made: with a change feed, for indexes to follow; without column mapping or deletion vectors."""
 
 _UNSUPPORTED = {"columnMapping": "column mapping", "deletionVectors": "deletion vectors"}
 
@@ -24,12 +27,11 @@ class TableFiles(NamedTuple):
     """The Parquet files of one version, in their fixed order."""
 
     addresses: list[str]
-    num_rows: int
     schema: pa.Schema
 
 
 def open_delta(storage: Storage, address: str, version: int | None = None) -> DeltaTable:
-    """The table at an address, at a version or (None) the newest; raises NotFound, or BadRequest for what we cannot read."""
+    """The table at an address, at a version (None: the newest); raises NotFound, or BadRequest for unreadable ones."""
     try:
         table = DeltaTable(address, version=version, storage_options=storage.delta_options(address) or None)
     except TableNotFoundError as error:
@@ -48,16 +50,18 @@ def open_delta(storage: Storage, address: str, version: int | None = None) -> De
 
 
 def list_files(storage: Storage, address: str, table: DeltaTable) -> TableFiles:
-    """The files of the opened version, by time of their writing, then by name: the same at every call, on every machine."""
-    columns = {"path": 0, "modification_time": 0, "num_records": 0}
-    actions = pa.table(table.get_add_actions(flatten=True)).select(list(columns)).to_pylist()
+    """The files of the opened version, by the time of their writing, then by name: the same at every call, anywhere."""
+    found = pa.table(table.get_add_actions(flatten=True))
+    actions = found.select(["path", "modification_time"]).to_pylist()
     for action in actions:
         if "://" in action["path"] or action["path"].startswith("/"):
-            raise BadRequest(f"the table at {address!r} refers to a file outside of it ({action['path']}): a shallow clone")
+            raise BadRequest(
+                f"the table at {address!r} refers to a file outside of it ({action['path']}): a shallow clone"
+            )
     # deltalake gives the newest file first; one commit of ours numbers its files in the order of their rows.
     actions.sort(key=lambda action: (action["modification_time"], action["path"]))
     addresses = [f"{address}/{action['path']}" for action in actions]
-    return TableFiles(addresses, sum(action["num_records"] or 0 for action in actions), arrow_schema(table))
+    return TableFiles(addresses, arrow_schema(table))
 
 
 def read_arrow(storage: Storage, address: str, table: DeltaTable, columns: Sequence[str] | None = None) -> pa.Table:
@@ -116,9 +120,11 @@ def fit(rows: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def commit_properties(run_id: str | None = None, transactions: list[Transaction] | None = None) -> CommitProperties:
-    """A commit's metadata: the run that made it, and the positions of logs that it covers."""
-    metadata: dict[str, Any] = {} if run_id is None else {RUN_ID: run_id}
+def commit_properties(
+    run_id: str | None = None, *, transactions: list[Transaction] | None = None, write_id: str | None = None
+) -> CommitProperties:
+    """A commit's metadata: the run that made it, the positions of logs that it covers, a mark to find it by."""
+    metadata = {key: value for key, value in {RUN_ID: run_id, WRITE_ID: write_id}.items() if value is not None}
     return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
 
 

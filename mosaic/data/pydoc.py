@@ -1,8 +1,8 @@
 """The reference documentation inside Python modules as rows: real text that every machine has.
 
-`module_names()` lists the standard library; `module_names("pyarrow")` an installed package. `read_modules` imports them in
-Ray Data tasks, so that what a module does on import stays out of the caller's process, and gives one row per documented
-module, class, function, method or property. A module that cannot be imported gives one row that says why in `error`.
+`module_names()` lists the standard library; `module_names("pyarrow")` an installed package. `read_modules` imports them
+in Ray Data tasks, so that what a module does on import stays out of the caller's process, and gives one row per
+documented module, class, function, method or property. A module that cannot be imported gives one row with the `error`.
 """
 
 import builtins
@@ -79,7 +79,7 @@ def read_modules(names: Iterable[str], *, num_cpus: float = 0.25) -> ray.data.Da
     rows = [{"module": name} for name in names]
     if not rows:
         raise BadRequest("names = []: at least one module is needed")
-    # Few blocks: starting a task costs more than most modules. Dealt out in turn, since the costly modules are neighbours.
+    # Few blocks: starting a task costs more than most modules. Dealt out in turn, as the costly ones are neighbours.
     num_blocks = min(len(rows), 8)
     dealt = [row for start in range(num_blocks) for row in rows[start::num_blocks]]
     modules = ray.data.from_items(dealt, override_num_blocks=num_blocks)
@@ -146,7 +146,11 @@ def _read_batch(batch: pa.Table) -> pa.Table:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield
 

@@ -1,9 +1,10 @@
 """Local logs into a Delta table, each row exactly once, whatever is killed when.
 
-Every commit carries, beside its rows, the position in the segment that it covers (Delta's transaction identifier: application =
-the segment's file name, version = the offset). Position and rows become visible together, so a shipper that dies knows
-afterwards what is done. Two shippers at once: of two commits for one segment, made from the same state of the table, Delta lets
-one win; the other reads again. A segment whose owner is gone also yields a row for every entry that was never closed.
+Every commit carries, beside its rows, the position in the segment that it covers (Delta's transaction identifier:
+application = the segment's file name, version = the offset). Position and rows become visible together, so a shipper
+that died knows afterwards what is done. Two shippers at once: of two commits for one segment, made from the same state
+of the table, Delta lets one win; the other reads again. A segment whose owner is gone also yields a row for every entry
+that was never closed.
 """
 
 import fcntl
@@ -39,8 +40,8 @@ class Shipper:
         lost: Callable[[dict[str, Any]], dict[str, Any]],
         at: Callable[[str], None] = lambda point: None,
     ) -> None:
-        """`open_table` opens the newest version of the table, whose schema `to_arrow` matches; `lost` makes the row of an
-        entry, from its opening row, whose owner died before closing it; `at` is told each of KILL_POINTS (for tests).
+        """`open_table` opens the newest version of the table, whose schema `to_arrow` matches; `lost` makes, from its
+        opening row, the row of an entry whose owner died before closing it; `at` is told each of KILL_POINTS.
         """
         self._folder, self._open_table = Path(folder), open_table
         self._to_arrow, self._lost, self._at = to_arrow, lost, at
@@ -69,7 +70,7 @@ class Shipper:
                         table,
                         self._to_arrow(rows),
                         mode="append",
-                        commit_properties=commit_properties(None, [Transaction(path.name, position)]),
+                        commit_properties=commit_properties(transactions=[Transaction(path.name, position)]),
                     )
                 except CommitFailedError:
                     continue
@@ -77,13 +78,15 @@ class Shipper:
             if owner_is_gone:
                 self._remove(path)
             return len(rows)
-        raise Conflict(f"segment {path.name}: {_ATTEMPTS} commits in a row lost against other writers; it stays for later")
+        raise Conflict(
+            f"segment {path.name}: {_ATTEMPTS} commits in a row lost against other writers; it stays for later"
+        )
 
     def _pending(self, path: Path, done: int, owner_is_gone: bool) -> tuple[list[dict[str, Any]], int]:
         """The rows after position `done`, and the position after them.
 
-        The position after the rows of lost entries is one past the last record, so that it differs from the position of a
-        shipper that saw the same records while the owner lived.
+        The position after the rows of lost entries is one past the last record, so that it differs from the position of
+        a shipper that saw the same records while the owner lived.
         """
         if not owner_is_gone:
             scan = read_segment(path, done)
@@ -105,7 +108,7 @@ class Shipper:
 
     def _remove(self, path: Path) -> None:
         if read_segment(path).unreadable_bytes:
-            # A line cut short by a crash, or a damaged file: what could be read is shipped, the bytes stay for a person.
+            # A line cut short by a crash, or a damaged file: what could be read is shipped, the bytes stay to be seen.
             path.rename(path.with_suffix(".torn"))
         else:
             path.unlink()

@@ -1,7 +1,7 @@
 """Tables by name: Delta tables under the storage's root, registered in the catalog, written and read with Ray Data.
 
-Start reading here. Every write is one commit; every read is pinned to one version. A run that writes names itself in the
-commit (`mosaic.run_id`), so that the table alone tells who made a version.
+Start reading here. Every write is one commit; every read is pinned to one version. A run that writes names itself in
+the commit (`mosaic.run_id`), so that the table alone tells who made a version.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from mosaic.catalog import Catalog, Table
 from mosaic.catalog.names import parse_object
 from mosaic.data.delta import (
     CONFIGURATION,
+    WRITE_ID,
     arrow_schema,
     check_columns,
     commit_properties,
@@ -26,7 +27,7 @@ from mosaic.data.delta import (
     open_delta,
     read_arrow,
 )
-from mosaic.data.sink import ParquetSink
+from mosaic.data.files import ParquetSink, read_files
 from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound
 from mosaic.storage import Storage
 
@@ -52,7 +53,7 @@ class Tables:
         comment: str = "",
         properties: dict[str, str] | None = None,
     ) -> Table:
-        """Make a table with a change feed, or return the one of that name; raises Conflict if its schema or key differ."""
+        """Make a table with a change feed, or return that of this name; Conflict if schema or key differ."""
         name = parse_object(name, "table")
         if primary_key is not None:
             check_columns(schema, [primary_key], name)
@@ -72,7 +73,9 @@ class Tables:
             storage_options=self._storage.delta_options(address) or None,
         )
         if open_delta(self._storage, address).schema().to_json() != wanted.to_json():
-            raise Conflict(f"there is already a Delta table with another schema at {address!r}; table {name!r} not made")
+            raise Conflict(
+                f"there is already a Delta table with another schema at {address!r}; table {name!r} not made"
+            )
         return self._catalog.create_table(
             name,
             address,
@@ -115,7 +118,9 @@ class Tables:
             raise BadRequest(f"table {record.name!r} has no primary key to merge by; use append or overwrite")
         rows = fit(data, arrow_schema(table), record.name)
         if rows[key].null_count:
-            raise BadRequest(f"{rows[key].null_count} rows have no {key!r}, the primary key of {record.name!r}", param=key)
+            raise BadRequest(
+                f"{rows[key].null_count} rows have no {key!r}, the primary key of {record.name!r}", param=key
+            )
         counts = pc.value_counts(rows[key]).field("counts")
         if len(counts) < rows.num_rows:
             twice = pc.value_counts(rows[key]).filter(pc.greater(counts, 1)).field("values").to_pylist()
@@ -150,17 +155,8 @@ class Tables:
         check_columns(files.schema, columns, record.name)
         chosen = list(columns) if columns is not None else files.schema.names
         if not files.addresses:
-            return ray.data.from_arrow(files.schema.empty_table().select(chosen))
-        filesystem, _ = self._storage.filesystem(record.location)
-        return ray.data.read_parquet(
-            [self._storage.filesystem(address)[1] for address in files.addresses],
-            filesystem=filesystem,
-            columns=chosen,
-            schema=files.schema,
-            partitioning=None,
-            file_extensions=None,
-            num_cpus=_NUM_CPUS,
-        )
+            return ray.data.from_blocks([files.schema.empty_table().select(chosen)])
+        return read_files(self._storage, files, chosen, num_cpus=_NUM_CPUS)
 
     def to_arrow(self, name: str, version: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows at a version (None: the newest) in this process, in the order of the files."""
@@ -198,10 +194,13 @@ class Tables:
             _run_write(data, sink)
             if not sink.files and mode == "append":
                 return table.version()
-            table.create_write_transaction(
-                sink.add_actions(), mode, table.schema(), commit_properties=properties
-            )
-            return table.version()
+            before = table.version()
+            properties = commit_properties(run_id, write_id=sink.write_id)
+            table.create_write_transaction(sink.add_actions(), mode, table.schema(), commit_properties=properties)
+            table.update_incremental()
+            # The handle does not tell which version the commit became, and others may have written since.
+            commits = table.history(table.version() - before)
+            return int(next(commit["version"] for commit in commits if commit.get(WRITE_ID) == sink.write_id))
         except CommitFailedError as error:
             raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
 

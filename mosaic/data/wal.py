@@ -109,7 +109,9 @@ class Log:
 
     def __init__(self, folder: Path | str, *, owner: str, max_segment_bytes: int = 16 * 1024 * 1024) -> None:
         if not _OWNER.fullmatch(owner):
-            raise BadRequest(f"owner = {owner!r}: up to 64 of a-z, 0-9, '_', '.', '-', beginning with a letter or digit")
+            raise BadRequest(
+                f"owner = {owner!r}: up to 64 of a-z, 0-9, '_', '.', '-', beginning with a letter or digit"
+            )
         if max_segment_bytes < 1:
             raise BadRequest(f"max_segment_bytes = {max_segment_bytes}: must be at least 1")
         self.folder, self.owner, self.max_segment_bytes = Path(folder), owner, max_segment_bytes
@@ -255,9 +257,7 @@ class Log:
             for segment, waiting in batches:
                 self._sync(segment, waiting)
 
-    def _sync(
-        self, segment: _Segment, waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]
-    ) -> None:
+    def _sync(self, segment: _Segment, waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
         error: MosaicError | None = None
         try:
             os.fsync(segment.descriptor)

@@ -17,8 +17,8 @@ from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import ChatRequest, Engine, EngineRequest, Retrieved, Usage
 
-Retriever = Callable[[str, str, int, str], Awaitable[tuple[Retrieved, list[dict[str, Any]]]]]
-"""(index, question, how many, request id) -> what was found, and its columns."""
+Retriever = Callable[[str, str, int], Awaitable[tuple[Retrieved, list[dict[str, Any]]]]]
+"""(index, question, how many) -> what was found, and its columns."""
 
 _NOT_FOR_THE_ENGINE = {"model", "messages", "stream", "stream_options", "user", "metadata"}
 
@@ -88,7 +88,9 @@ class Chat:
         first = True
         async for item in self._engine(entity.app_name).answer(engine_request):
             if usage := item.get("usage"):
-                exchange.note_usage(Usage(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"]))
+                exchange.note_usage(
+                    Usage(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"])
+                )
             item |= {"id": exchange.request_id, "model": request.model}
             if first:
                 first = False
@@ -105,9 +107,11 @@ class Chat:
             return messages, None
         place = next((n for n in range(len(messages) - 1, -1, -1) if messages[n]["role"] == "user"), None)
         if place is None:
-            raise Unprocessable(f"{endpoint.name!r} looks up the last user message, and there is none", param="messages")
+            raise Unprocessable(
+                f"{endpoint.name!r} looks up the last user message, and there is none", param="messages"
+            )
         question = str(messages[place]["content"])
-        retrieved, entries = await self._retrieve(retrieval.index, question, retrieval.num_results, exchange.request_id)
+        retrieved, entries = await self._retrieve(retrieval.index, question, retrieval.num_results)
         exchange.note_retrieved(retrieved)
         system, user = retrieval.messages(question, entries)
         messages[place] = user.model_dump(exclude_none=True)

@@ -30,7 +30,9 @@ class Embeddings:
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for embeddings", param="model")
         texts = [request.input] if isinstance(request.input, str) else request.input
         if not 1 <= len(texts) <= MAX_TEXTS or not all(texts):
-            raise BadRequest(f"input must be 1 to {MAX_TEXTS} texts, none of them empty; got {len(texts)}", param="input")
+            raise BadRequest(
+                f"input must be 1 to {MAX_TEXTS} texts, none of them empty; got {len(texts)}", param="input"
+            )
 
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())

@@ -11,7 +11,7 @@ from mosaic.catalog import Catalog
 from mosaic.errors import NotFound
 from mosaic.protocol import Adapter
 from mosaic.serving import engine_app_name
-from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
+from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Endpoint:
 class Endpoints:
     """Endpoints by name, read from the catalog and kept for `fresh_seconds`: a change is live everywhere within that."""
 
-    def __init__(self, catalog: Catalog, *, fresh_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, catalog: Catalog, *, fresh_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._catalog, self._fresh_seconds, self._clock = catalog, fresh_seconds, clock
         self._kept: dict[str, tuple[float, Endpoint]] = {}
 
@@ -95,21 +97,16 @@ class Endpoints:
         )
 
     def _live(self, entity: ServedEntity) -> LiveEntity:
-        model, at, alias = entity.model.partition("@")
-        if not at and "/" not in model:
-            app_name = engine_app_name(model)
-            return LiveEntity(entity.name, app_name, model, entity.traffic_percentage)
-        version = self._catalog.get_model_version(entity.model)
-        is_adapter = version.kind == "adapter"
+        now = answering(self._catalog, entity.model)
+        version = now.version
         return LiveEntity(
             name=entity.name,
-            # an adapter is answered by its base model's engine
-            app_name=engine_app_name(version.base_model or "" if is_adapter else version.full_name),
-            model=version.model,
+            app_name=engine_app_name(now.engine_model),
+            model=entity.model if version is None else version.model,
             traffic_percentage=entity.traffic_percentage,
-            version=version.version,
-            alias=alias or None,
-            adapter=Adapter(name=version.full_name) if is_adapter else None,
+            version=None if version is None else version.version,
+            alias=now.alias,
+            adapter=Adapter(name=version.full_name) if version is not None and now.is_adapter else None,
         )
 
 

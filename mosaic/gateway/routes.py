@@ -13,10 +13,11 @@ from mosaic.errors import BadRequest, UnsupportedField
 from mosaic.gateway.chat import Chat
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
+from mosaic.ids import new_id
 from mosaic.monitoring import Exchange, Ledger
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import ChatRequest, EmbeddingRequest, Principal
-from mosaic.runtime import Authenticate, RequestId, ShapeErrors
+from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import header, read_json
 from mosaic.settings import explain
 
@@ -106,11 +107,10 @@ class Record:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        state = scope["state"]
+        state = scope.setdefault("state", {})
         exchange = state["exchange"] = self._ledger.open(
-            state["request_id"],
-            client_request_id=state["client_request_id"],
-            parent_request_id=header(scope, b"x-mosaic-parent-request-id"),
+            header(scope, b"x-request-id") or new_id("req"),
+            client_request_id=header(scope, b"x-client-request-id"),
             method=scope["method"],
             path=scope["path"],
         )
@@ -144,4 +144,4 @@ def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
 def gateway_app(routes: GatewayRoutes, ledger: Ledger, check_token: Callable[[str], Principal]) -> ASGIApp:
     """The whole gateway as one ASGI application; the stack reads from the outside in."""
     router = Router(routes=routes.routes(), redirect_slashes=False)
-    return RequestId(Record(ShapeErrors(Authenticate(router, check_token)), ledger))
+    return Record(ShapeErrors(Authenticate(router, check_token)), ledger)

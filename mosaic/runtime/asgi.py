@@ -1,6 +1,6 @@
 """What every HTTP application of the platform wears: a request id, errors in the shape of the path, who is calling.
 
-    RequestId(ShapeErrors(Authenticate(application)))
+    RequestId(Serve(ShapeErrors(Authenticate(application))))
 
 Three plain ASGI callables: no base class, no framework's middleware, so that a stream passes through untouched.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosaic.errors import BadRequest, MethodNotAllowed, MosaicError, NotFound, TooLarge, Unauthenticated
@@ -46,27 +47,32 @@ def error_body(error: MosaicError, path: str, request_id: str) -> dict[str, Any]
 
 
 class RequestId:
-    """Gives every request an id (`scope["state"]["request_id"]`) and every response `x-request-id`.
+    """Gives every request an id that is ours (`req_...`), as its `x-request-id` header; Serve echoes that on the response.
 
-    The id is always ours: it is a key of the inference table. What the client calls its request goes to `client_request_id`.
+    It is a key of the inference table, so a client cannot choose it: what the client calls its request moves to
+    `x-client-request-id`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        state = scope.setdefault("state", {})
-        request_id = state["request_id"] = new_id("req")
-        state["client_request_id"] = header(scope, b"x-request-id") or header(scope, b"x-client-request-id")
+        if scope["type"] == "http":
+            theirs = header(scope, b"x-client-request-id") or header(scope, b"x-request-id")
+            headers = [pair for pair in scope["headers"] if pair[0] not in (b"x-request-id", b"x-client-request-id")]
+            headers.append((b"x-request-id", new_id("req").encode()))
+            if theirs is not None:
+                headers.append((b"x-client-request-id", theirs.encode("latin-1")))
+            scope = {**scope, "headers": headers}
+        await self._app(scope, receive, send)
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", request_id.encode())]}
-            await send(message)
 
-        await self._app(scope, receive, send_with_id)
+def serve_middlewares() -> list[Middleware]:
+    """What Serve puts around every application's HTTP (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names this function).
+
+    It has to stand outside of Serve's own, which would otherwise give the response a second id.
+    """
+    return [Middleware(RequestId)]
 
 
 class ShapeErrors:
@@ -85,6 +91,7 @@ class ShapeErrors:
             begun = begun or message["type"] == "http.response.start"
             await send(message)
 
+        scope.setdefault("state", {})
         # Starlette's router raises rather than answers its own 404 and 405 when it believes to be inside an application.
         scope.setdefault("app", self)
         try:
@@ -99,7 +106,7 @@ class ShapeErrors:
             await send_error(_from_framework(error, scope), scope, send)
         except Exception:
             # The one boundary where everything is caught: a client gets a shape, the log gets the traceback.
-            logger.exception("request %s failed", scope["state"].get("request_id"))
+            logger.exception("request %s failed", header(scope, b"x-request-id"))
             if begun:
                 raise
             await send_error(MosaicError("something failed inside the platform; its log has the reason"), scope, send)
@@ -121,7 +128,9 @@ class Authenticate:
             credentials = header(scope, b"authorization") or ""
             kind, _, secret = credentials.partition(" ")
             if kind.lower() != "bearer" or not secret.strip():
-                raise Unauthenticated("send your token as `Authorization: Bearer mosaic_...`; `mosaic token create` makes one")
+                raise Unauthenticated(
+                    "send your token as `Authorization: Bearer mosaic_...`; `mosaic token create` makes one"
+                )
             scope["state"]["principal"] = await self._principal(secret.strip())
         await self._app(scope, receive, send)
 
@@ -166,7 +175,7 @@ async def send_error(error: MosaicError, scope: Scope, send: Send) -> None:
     """Answer with the error in the path's shape."""
     state = scope["state"]
     state["error"] = error
-    body = json.dumps(error_body(error, scope["path"], state.get("request_id", ""))).encode()
+    body = json.dumps(error_body(error, scope["path"], header(scope, b"x-request-id") or "")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

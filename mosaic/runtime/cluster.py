@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import ray
+from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from mosaic.errors import BadRequest, Conflict, Unavailable
 from mosaic.protocol import Wire
@@ -21,6 +23,11 @@ from mosaic.settings import Settings
 
 MARKER = "MOSAIC_PLATFORM_ID"
 """Set in the environment of the embedded Ray and so inherited by every process under it: what `mosaic down` looks for."""
+
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Makes an embedded Ray use loopback for everything: all of its ports, the object manager's and the agents' too, listen there
+alone. Ray does so by default where it supports no clusters; `_node_ip_address="127.0.0.1"` alone it replaces by the machine's."""
 
 
 class RaySettings(Settings):
@@ -71,7 +78,7 @@ def start_head(settings: RaySettings, home: Path, platform_id: str, environment:
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mosaic.runtime.head", json.dumps(spec)],
-            env={**os.environ, **environment, MARKER: platform_id},
+            env=_head_environment(environment, platform_id),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -88,6 +95,13 @@ def start_head(settings: RaySettings, home: Path, platform_id: str, environment:
     cluster = find_head(home)
     assert cluster is not None
     return cluster
+
+
+def _head_environment(environment: Mapping[str, str], platform_id: str) -> dict[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
+    # `python jobs/...` in a submitted job must be the Python that mosaic is installed in.
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", "")])
+    return {**inherited, **LOOPBACK, **environment, MARKER: platform_id, "PATH": path}
 
 
 def find_head(home: Path) -> Cluster | None:
@@ -158,6 +172,10 @@ def connect(address: str, environment: Mapping[str, str]) -> None:
     """
     if ray.is_initialized():
         return
+    # With an explicit address Ray 2.60 sends its token only when told to; one that is there is meant to be sent.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if address.startswith("127."):
+        ray_constants.ENABLE_RAY_CLUSTER = False  # see LOOPBACK: otherwise Ray would look for itself on the machine's address
     try:
         ray.init(
             address=address,

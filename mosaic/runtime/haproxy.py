@@ -21,7 +21,9 @@ exec {binary} "$@"
 """
 
 
-def serve_environment(home: Path, run_folder: Path, *, metrics_port: int, stats_port: int) -> dict[str, str]:
+def serve_environment(
+    home: Path, run_folder: Path, *, metrics_port: int, stats_port: int, fallback_port: int
+) -> dict[str, str]:
     """The environment variables that Serve's processes need; writes the script into `home`.
 
     `run_folder` must be short: HAProxy's sockets live there, and their paths are limited to 107 bytes.
@@ -42,6 +44,8 @@ def serve_environment(home: Path, run_folder: Path, *, metrics_port: int, stats_
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mosaic.runtime.asgi.serve_middlewares",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # Deleting an application waits this long for requests on their way; the default of 30 s makes every `down` slow.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -1,7 +1,7 @@
 """The process that owns an embedded Ray: `python -m mosaic.runtime.head SPEC`, started by `mosaic up`, ended by SIGTERM.
 
-`ray start --node-ip-address=127.0.0.1` replaces loopback by the machine's address, `ray.init` keeps it: so a laptop's Ray is
-the child of this small process instead. All of Ray's processes inherit its environment, and end with it.
+Ray's processes are children of this small one: they inherit its environment, which binds them to loopback
+(`mosaic.runtime.cluster.LOOPBACK`) and marks them as this platform's, and they end with it.
 """
 
 import fcntl
@@ -26,6 +26,7 @@ def main(spec: dict[str, Any]) -> None:
     import ray
 
     context = ray.init(
+        address="local",  # never whatever other Ray this machine happens to run
         num_cpus=spec["num_cpus"],
         num_gpus=spec["num_gpus"],
         object_store_memory=spec["object_store_memory_bytes"],
@@ -34,7 +35,6 @@ def main(spec: dict[str, Any]) -> None:
         dashboard_port=spec["dashboard_port"],
         namespace="mosaic",
         log_to_driver=False,
-        _node_ip_address="127.0.0.1",
         _temp_dir=spec["temp_dir"],
     )
     record = {

@@ -21,7 +21,9 @@ def hold(home: Path, doing: str) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
-            raise PlatformLocked(f"{holder} is at work on {home}; wait for it, or give this platform another root") from None
+            raise PlatformLocked(
+                f"{holder} is at work on {home}; wait for it, or give this platform another root"
+            ) from None
         lock.truncate(0)
         lock.write(f"`mosaic {doing}` (process {os.getpid()})")
         lock.flush()

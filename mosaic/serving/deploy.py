@@ -3,6 +3,7 @@
 Applications are started without waiting: Serve's controller carries them on, and `mosaic status` shows how far they are.
 """
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,10 @@ from typing import Any, Literal
 
 import ray
 from ray import serve
-from ray.serve.llm import LLMConfig
 
+from mosaic.errors import BadRequest
 from mosaic.protocol import Wire
 from mosaic.serving.doubles import EchoEngine
-from mosaic.serving.embedder import Embedder
 from mosaic.settings import Settings
 
 
@@ -52,6 +52,23 @@ def engine_app_name(model: str) -> str:
     return "engine-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
 
 
+def start_engine(model: str, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
+    """Start (or update) the engine that a model's architecture asks for; returns at once.
+
+    `echo` is the public double. Raises what `resolve` raises for an unknown model, BadRequest for an architecture that
+    nothing here can serve.
+    """
+    if model == "echo":
+        return deploy_echo()
+    folder = resolve(model)
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
+        return deploy_vllm(model, folder, settings, resolve)
+    if architectures == ["BertModel"]:
+        return deploy_embedder(model, folder)
+    raise BadRequest(f"model {model!r} is a {architectures}; served are causal language models and BertModel encoders")
+
+
 def deploy_vllm(model: str, folder: Path, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
     """Start (or update) the vLLM application of a base model; returns at once.
 
@@ -62,22 +79,21 @@ def deploy_vllm(model: str, folder: Path, settings: EngineSettings, resolve: Cal
     return EngineApp(app_name=app_name, model=model, kind="vllm")
 
 
-# Importing vLLM takes seconds and half a gigabyte: a worker that ends afterwards pays it, not the driver.
 @ray.remote(num_cpus=0, max_calls=1)
 def _deploy_vllm(
     app_name: str, model: str, folder: str, settings: EngineSettings, resolve: Callable[[str], Path]
 ) -> None:
-    from ray.serve.llm import build_llm_deployment
+    # Importing vLLM takes seconds and half a gigabyte: this worker, which ends with the call, pays it and no driver does.
+    from ray.serve.llm import LLMConfig, build_llm_deployment
 
     from mosaic.serving.vllm import VllmReplica
 
-    config = vllm_config(model, folder, settings)
-    application = build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs={"resolve": resolve})
-    _start(application, app_name)
+    config = LLMConfig(**vllm_config(model, folder, settings))
+    _start(build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs={"resolve": resolve}), app_name)
 
 
-def vllm_config(model: str, folder: str, settings: EngineSettings) -> LLMConfig:
-    """The engine's settings in `ray.serve.llm`'s words."""
+def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, Any]:
+    """The engine's settings in the words of `ray.serve.llm`'s LLMConfig."""
     on_gpu = settings.num_gpus > 0
     engine_kwargs: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": settings.max_model_len}
     if not on_gpu:
@@ -87,30 +103,37 @@ def vllm_config(model: str, folder: str, settings: EngineSettings) -> LLMConfig:
         rank = next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= settings.max_lora_rank)
         engine_kwargs |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": settings.max_loras}
     bundle = {"GPU": settings.num_gpus} if on_gpu else {"CPU": settings.num_cpus}
-    return LLMConfig(
-        model_loading_config={"model_id": model, "model_source": folder},
-        accelerator_config={"kind": "gpu" if on_gpu else "cpu"},
-        placement_group_config={"bundles": [bundle]},
-        engine_kwargs={**engine_kwargs, **settings.engine_kwargs},
-        deployment_config={
+    return {
+        "model_loading_config": {"model_id": model, "model_source": folder},
+        "accelerator_config": {"kind": "gpu" if on_gpu else "cpu"},
+        "placement_group_config": {"bundles": [bundle]},
+        "engine_kwargs": {**engine_kwargs, **settings.engine_kwargs},
+        "deployment_config": {
             "num_replicas": settings.num_replicas,
             "ray_actor_options": {"num_cpus": 0},
             "max_ongoing_requests": 256,
         },
-        runtime_env={"env_vars": {} if on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}},
-        experimental_configs={"stream_batching_interval_ms": 0},
-        log_engine_metrics=False,
-    )
+        "runtime_env": {"env_vars": {} if on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}},
+        "experimental_configs": {"stream_batching_interval_ms": 0},
+        "log_engine_metrics": False,
+    }
 
 
 def deploy_embedder(model: str, folder: Path, *, num_cpus: float = 0.2, threads: int = 1) -> EngineApp:
     """Start (or update) an embedding model's application; returns at once."""
     app_name = engine_app_name(model)
+    ray.get(_deploy_embedder.remote(app_name, model, str(folder), num_cpus, threads))
+    return EngineApp(app_name=app_name, model=model, kind="embedder")
+
+
+@ray.remote(num_cpus=0, max_calls=1)
+def _deploy_embedder(app_name: str, model: str, folder: str, num_cpus: float, threads: int) -> None:
+    from mosaic.serving.embedder import Embedder  # brings torch: see above
+
     deployment = serve.deployment(
         Embedder, name="Embedder", ray_actor_options={"num_cpus": num_cpus}, max_ongoing_requests=64
     )
-    _start(deployment.bind(str(folder), model, threads=threads), app_name)
-    return EngineApp(app_name=app_name, model=model, kind="embedder")
+    _start(deployment.bind(folder, model, threads=threads), app_name)
 
 
 def deploy_echo(name: str = "echo", *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:

@@ -1,10 +1,12 @@
 """An endpoint's settings, as the catalog keeps them: who answers, in what shares, with what looked up first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mosaic.catalog import Catalog, ModelVersion
 from mosaic.protocol import Message
 from mosaic.settings import Settings
 
@@ -64,3 +66,31 @@ class EndpointSettings(Settings):
         if self.retrieval is not None and self.task != "chat":
             raise ValueError("retrieval is only for endpoints whose task is 'chat'")
         return self
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What answers for a served entity's model at this moment."""
+
+    engine_model: str
+    """The model whose engine answers: for an adapter its base model."""
+    version: ModelVersion | None
+    """The catalog's version, where the model is one of the catalog's."""
+    alias: str | None
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.version is not None and self.version.kind == "adapter"
+
+
+def answering(catalog: Catalog, model: str) -> Answering:
+    """Pin an entity's model: a packaged or plain name as it is, a catalog name to the version that it means now.
+
+    Raises NotFound for a version or alias that the catalog lacks.
+    """
+    _, at, alias = model.partition("@")
+    if not at and model.count(".") < 2:
+        return Answering(model, None, None)
+    version = catalog.get_model_version(model)
+    is_adapter = version.kind == "adapter"
+    return Answering(version.base_model or "" if is_adapter else version.full_name, version, alias or None)

@@ -70,7 +70,10 @@ class VllmReplica(LLMServer):  # type: ignore[misc]
             try:
                 await self.engine.resolve_lora(
                     DiskMultiplexConfig(
-                        model_id=adapter.name, max_total_tokens=None, local_path=str(folder), lora_assigned_int_id=number
+                        model_id=adapter.name,
+                        max_total_tokens=None,
+                        local_path=str(folder),
+                        lora_assigned_int_id=number,
                     )
                 )
             except ValueError as error:

@@ -1,9 +1,9 @@
-"""One vector index: an HNSW graph for speed and the plain vectors beside it for certainty. No Ray, no I/O but save and load.
+"""One vector index: an HNSW graph for speed and the plain vectors beside it for certainty; no Ray.
 
-What hnswlib cannot be trusted with stays outside of it: a label is never used twice (an update marks the old label deleted and
-adds a new one: replaced or updated labels serve old vectors, hnswlib pull request 541), a search that the graph cannot answer in
-full (issue 321) is answered from the vectors, files carry checksums (a flipped bit loads silently), and no search runs beside a
-change (issue 562). A change becomes visible all at once.
+What hnswlib cannot be trusted with stays outside of it: a label is never used twice (an update marks the old label
+deleted and adds a new one: replaced or updated labels serve old vectors, hnswlib pull request 541), a search that the
+graph cannot answer in full (issue 321) is answered from the vectors, files carry checksums (a flipped bit loads
+silently), and no search runs beside a change (issue 562). A change becomes visible all at once.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import hnswlib  # type: ignore[import-untyped]
+import hnswlib
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -49,8 +49,8 @@ class Hit(Wire):
 class VectorIndex:
     """Ids with a vector, a content hash and a payload each, searched by cosine similarity; safe for threads.
 
-    `version` is that of the table the content equals (-1: none yet), `state` plain JSON that travels with it. Memory is about
-    8 bytes per dimension and row (graph and vectors), plus 140 bytes of links.
+    `version` is that of the table the content equals (-1: none yet), `state` plain JSON that travels with it. Memory is
+    about 8 bytes per dimension and row (graph and vectors), plus 140 bytes of links.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class VectorIndex:
         ef_search: int = 64,
         num_threads: int = 1,
     ) -> None:
-        """Without `dimension` the first vectors decide it. `links` and the two `ef` are HNSW's M, efConstruction and ef."""
+        """Without `dimension` the first vectors decide it; `links`, the `ef`s: HNSW's M, efConstruction, ef."""
         for field, value in {"capacity": capacity, "links": links, "num_threads": num_threads}.items():
             if value < 1:
                 raise BadRequest(f"{field} = {value}: must be at least 1", param=field)
@@ -73,7 +73,15 @@ class VectorIndex:
         self.version = -1
         self.state: dict[str, Any] = {}
         self._dimension: int | None = None
-        self._forget()
+        self._num_slots = self._capacity = 0
+        self._graph: Any = None
+        self._vectors: Vectors = np.zeros((0, 0), np.float32)
+        self._alive: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._ids: list[str] = []
+        self._hashes: list[str] = []
+        self._payloads: list[dict[str, Any]] = []
+        self._slot_of_id: dict[str, int] = {}
+        self._slot_of_hash: dict[str, int] = {}
         if dimension is not None:
             self._decide_dimension(dimension)
 
@@ -113,7 +121,7 @@ class VectorIndex:
     ) -> None:
         """Upsert and delete; searches see all of it or nothing. Deletes of unknown ids are fine; an id must come once.
 
-        Raises BadRequest, with nothing changed, for shapes that do not fit, numbers that are not finite, or doubled ids.
+        Raises BadRequest, with nothing changed, for shapes that do not fit, numbers not finite, or ids that come twice.
         """
         with self._writing:
             normalised = self._check(ids, vectors, hashes, payloads)
@@ -151,7 +159,9 @@ class VectorIndex:
             raise BadRequest(f"k = {k}: must be at least 1", param="k")
         query = np.asarray(vector, dtype=np.float32)
         if query.ndim != 1 or (self._dimension is not None and query.shape[0] != self._dimension):
-            raise BadRequest(f"the query has shape {query.shape}; the index has {self._dimension} dimensions", param="vector")
+            raise BadRequest(
+                f"the query has shape {query.shape}; the index has {self._dimension} dimensions", param="vector"
+            )
         if not np.isfinite(query).all():
             raise BadRequest("the query holds numbers that are not finite", param="vector")
         query = _normalise(query[None, :])[0]
@@ -167,7 +177,9 @@ class VectorIndex:
                 # Everything as good as the k-th, so that ties are decided by id and not by place.
                 kth = np.partition(scores, len(scores) - k)[len(scores) - k]
                 slots, scores = slots[scores >= kth], scores[scores >= kth]
-            found = sorted((-float(score), self._ids[slot], int(slot)) for slot, score in zip(slots, scores, strict=True))
+            found = sorted(
+                (-float(score), self._ids[slot], int(slot)) for slot, score in zip(slots, scores, strict=True)
+            )
             return self.version, [
                 Hit(id=id_, score=max(-1.0, min(1.0, -negative)), payload=self._payloads[slot])
                 for negative, id_, slot in found[:k]
@@ -260,17 +272,6 @@ class VectorIndex:
             self._dimension = dimension
             self._allocate(self._first_capacity)
 
-    def _forget(self) -> None:
-        self._num_slots = self._capacity = 0
-        self._graph: Any = None
-        self._vectors: Vectors = np.zeros((0, 0), np.float32)
-        self._alive: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self._ids: list[str] = []
-        self._hashes: list[str] = []
-        self._payloads: list[dict[str, Any]] = []
-        self._slot_of_id: dict[str, int] = {}
-        self._slot_of_hash: dict[str, int] = {}
-
     def _allocate(self, capacity: int) -> None:
         assert self._dimension is not None
         self._capacity = capacity
@@ -359,7 +360,8 @@ class VectorIndex:
 def _normalise(vectors: Vectors) -> Vectors:
     wide = vectors.astype(np.float64)  # squares of float32 can overflow
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    return (wide / np.where(norms == 0, 1.0, norms)).astype(np.float32)
+    normalised: Vectors = (wide / np.where(norms == 0, 1.0, norms)).astype(np.float32)
+    return normalised
 
 
 def _sha256(path: Path) -> str:

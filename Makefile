@@ -1,0 +1,37 @@
+# The commands of the project. `make demo` and `make test` set up what they need on their own.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+CODE := mosaic tests scripts $(wildcard jobs benchmarks)
+BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+# No model or data set is fetched from a hub unless a user asks for it.
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help setup demo test lint bench clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: ## install the locked packages and mosaic into .venv (PYTHON=... names a Python 3.11)
+	@scripts/setup.sh
+
+demo: setup ## run the main job from start to end (KEEP=1 leaves the platform up)
+	@$(BIN)/python -m mosaic.cli demo $(if $(KEEP),--keep)
+
+test: lint ## lint, then all tests but the slow fault tests
+	@$(BIN)/python -m pytest -q -m "not faults"
+
+lint: setup ## style, types, floors of the package, and the lock
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check --quiet $(CODE)
+	@$(BIN)/mypy mosaic
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/check_lock.py
+
+bench: setup ## run every benchmark, one after another
+	@echo "benchmarks: $(if $(BENCHMARKS),$(BENCHMARKS),none)"
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+
+clean: ## delete .venv and what tools leave in the tree; data under ~/.mosaic stays
+	@rm -rf .venv build mosaic.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

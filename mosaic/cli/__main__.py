@@ -1,0 +1,5 @@
+"""`python -m mosaic.cli`."""
+
+from mosaic.cli import main
+
+main()

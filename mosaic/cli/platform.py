@@ -1,0 +1,98 @@
+"""`mosaic up`, `mosaic status`, `mosaic down`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mosaic.platform import PlatformSettings, load_settings
+from mosaic.platform import down as stop_platform
+from mosaic.platform import up as start_platform
+from mosaic.platform.lifecycle import Started, join
+
+COLOURS = {"healthy": "green", "starting": "yellow", "failed": "red", "stopped": "dim"}
+
+settings_options = [
+    click.option(
+        "-f", "--file", type=click.Path(dir_okay=False, path_type=Path), help="YAML settings (cluster/local.yaml)."
+    ),
+    click.option("--storage", help="Root of all data: a folder, s3://, gs:// or abfss://.  [default: ~/.mosaic]"),
+    click.option("--home", help="Folder on this machine for logs, caches and the SQLite catalog."),
+]
+
+
+def with_settings(command: Any) -> Any:
+    """The options that say which platform."""
+    for option in reversed(settings_options):
+        command = option(command)
+    return command
+
+
+def chosen(file: Path | None, storage: str | None, home: str | None, **more: Any) -> PlatformSettings:
+    """The settings that the options mean."""
+    given = {key: value for key, value in {"storage": storage, "home": home, **more}.items() if value is not None}
+    return load_settings(file, **given)
+
+
+@click.command()
+@with_settings
+@click.option("--address", help="Join this Ray cluster (`auto` or host:port) instead of starting one.")
+@click.option("--port", "http_port", type=int, help="Port of the gateway.  [default: 8000]")
+def up(file: Path | None, storage: str | None, home: str | None, address: str | None, http_port: int | None) -> None:
+    """Start the platform."""
+    settings = chosen(file, storage, home, http_port=http_port)
+    if address is not None:
+        settings = settings.model_copy(update={"ray": settings.ray.model_copy(update={"address": address})})
+    print_started(start(settings))
+
+
+def start(settings: PlatformSettings) -> Started:
+    """`up`, with a line for each step on a terminal."""
+    console = Console(stderr=True)
+    with console.status("starting") as spinner:
+        return start_platform(settings, lambda line: spinner.update(f"starting: {line}"))
+
+
+def print_started(started: Started) -> None:
+    """Addresses, and the first token."""
+    platform = started.platform
+    click.echo(f"mosaic is up after {started.seconds:.0f} s")
+    click.echo(f"  gateway    {platform.base_url}/v1")
+    click.echo(f"  control    {platform.base_url}/api")
+    click.echo(f"  dashboard  {platform.cluster.dashboard or 'that of the cluster at ' + platform.cluster.address}")
+    click.echo(f"  mlflow     {platform.mlflow_uri}")
+    click.echo(f"  storage    {platform.storage.root}")
+    if started.first_token:
+        click.echo(f"  token      {started.first_token}")
+        click.echo("The token is the admin's and is shown this once; `mosaic token create` makes others.")
+
+
+@click.command()
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def status(file: Path | None, storage: str | None, home: str | None, as_json: bool) -> None:
+    """Show each part: healthy, starting, or failed and why. Exits 1 unless all are healthy."""
+    parts = join(chosen(file, storage, home).home_folder).status()
+    if as_json:
+        click.echo(json.dumps([part.model_dump() for part in parts], indent=2))
+    else:
+        table = Table("part", "state", "", box=None)
+        for part in parts:
+            table.add_row(part.part, f"[{COLOURS[part.state]}]{part.state}[/]", part.detail)
+        Console().print(table)
+    if any(part.state != "healthy" for part in parts):
+        raise SystemExit(1)
+
+
+@click.command()
+@with_settings
+def down(file: Path | None, storage: str | None, home: str | None) -> None:
+    """Stop the platform; requests on their way end, nothing is lost, no process stays."""
+    settings = chosen(file, storage, home)
+    console = Console(stderr=True)
+    with console.status("stopping") as spinner:
+        ran = stop_platform(settings.home_folder, lambda line: spinner.update(f"stopping: {line}"))
+    click.echo("mosaic is down" if ran else f"nothing ran from {settings.home_folder}")

@@ -1,0 +1,67 @@
+"""Control's HTTP surface: the platform's status, what the catalog names, index queries, and the thread behind an answer."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
+
+from mosaic.gateway.routes import parse
+from mosaic.monitoring.thread import why
+from mosaic.platform.parts import Parts
+from mosaic.platform.status import platform_status
+from mosaic.protocol import Wire
+from mosaic.runtime import Authenticate, ShapeErrors
+from mosaic.runtime.asgi import read_json
+
+
+class IndexQuery(Wire):
+    """The part of Databricks' vector-search query that is honoured."""
+
+    query_text: str = Field(min_length=1)
+    num_results: int = Field(default=10, ge=1, le=1000)
+
+
+def control_app(parts: Parts) -> ASGIApp:
+    """Control as one ASGI application, for the route prefix /api."""
+
+    async def status(http: Request) -> Response:
+        return JSONResponse([part.model_dump() for part in await asyncio.to_thread(platform_status, parts)])
+
+    def listing(read: Callable[[], list[Any]], key: str) -> Callable[[Request], Any]:
+        async def answer(http: Request) -> Response:
+            records = await asyncio.to_thread(read)
+            return JSONResponse({key: [record.model_dump(mode="json") for record in records]})
+
+        return answer
+
+    async def query_index(http: Request) -> Response:
+        asked = parse(IndexQuery, await read_json(http.scope, http.receive, 1024 * 1024))
+        found = await parts.indexes.query_async(http.path_params["name"], asked.query_text, asked.num_results)
+        return JSONResponse(found.model_dump(mode="json"))
+
+    async def thread(http: Request) -> Response:
+        return JSONResponse(
+            (await asyncio.to_thread(why, parts.tables, parts.catalog, http.path_params["request_id"])).model_dump(
+                mode="json"
+            )
+        )
+
+    catalog = parts.catalog
+    router = Router(
+        routes=[
+            Route("/2.0/mosaic/status", status),
+            Route("/2.0/mosaic/tables", listing(catalog.list_tables, "tables")),
+            Route("/2.0/mosaic/models", listing(catalog.list_models, "models")),
+            Route("/2.0/mosaic/indexes", listing(catalog.list_indexes, "indexes")),
+            Route("/2.0/mosaic/endpoints", listing(catalog.list_endpoints, "endpoints")),
+            Route("/2.0/mosaic/requests/{request_id}/why", thread),
+            Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
+        ],
+        redirect_slashes=False,
+    )
+    return ShapeErrors(Authenticate(router, catalog.check_token))

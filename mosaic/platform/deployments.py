@@ -1,0 +1,126 @@
+"""What runs on Ray: the gateway's replicas, control's, and the actor that keeps the platform's own record and MLflow."""
+
+import functools
+from typing import Any
+
+import ray
+from ray import serve
+from starlette.types import ASGIApp
+
+from mosaic.data import Log
+from mosaic.errors import NotFound, Unavailable
+from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, gateway_app
+from mosaic.ids import new_id
+from mosaic.monitoring import Ledger
+from mosaic.monitoring.shipper import ensure_shipper
+from mosaic.platform.control import control_app
+from mosaic.platform.parts import PlatformSettings, build_parts, build_shipper, spool
+from mosaic.protocol import Retrieved
+from mosaic.serving import ServeEngine
+from mosaic.training.tracking import MlflowServer
+
+NAMESPACE = "mosaic"
+PLATFORM_ACTOR = "platform"
+
+
+@serve.ingress()
+class Gateway:
+    """One replica of the gateway."""
+
+    def __init__(self, settings: PlatformSettings, role: str) -> None:
+        parts = build_parts(settings)
+        replica = f"{role}-{new_id('gw')[-8:]}"
+        self._ledger = Ledger(Log(spool(settings), owner=replica), replica)
+        self._shipper = ensure_shipper(functools.partial(build_shipper, settings))
+        endpoints = Endpoints(parts.catalog)
+        engines: dict[str, ServeEngine] = {}
+
+        def engine(app_name: str) -> ServeEngine:
+            return engines.setdefault(app_name, ServeEngine(app_name))
+
+        async def retrieve(index: str, text: str, k: int) -> tuple[Retrieved, list[dict[str, Any]]]:
+            found = await parts.indexes.query_async(index, text, k)
+            hits = found.hits
+            return (
+                Retrieved(index=found.index, version=found.version, ids=[hit.id for hit in hits]),
+                [hit.payload for hit in hits],
+            )
+
+        routes = GatewayRoutes(
+            endpoints,
+            Chat(endpoints, engine, retrieve),
+            Embeddings(endpoints, engine),
+            max_body_bytes=settings.max_body_bytes,
+        )
+        self._app = gateway_app(routes, self._ledger, parts.catalog.check_token)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._app
+
+    def __del__(self) -> None:
+        if hasattr(self, "_ledger"):
+            self._ledger.close()
+
+
+@serve.ingress()
+class Control:
+    """One replica of control: what is slow or changes things, apart from the loop that streams."""
+
+    def __init__(self, settings: PlatformSettings) -> None:
+        self._app = control_app(build_parts(settings))
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._app
+
+
+class PlatformActor:
+    """Knows the settings that the platform was started with, and owns the MLflow server; detached, restarted by Ray."""
+
+    def __init__(self, settings: PlatformSettings) -> None:
+        self._settings = settings
+        self._mlflow = MlflowServer(settings.home_folder / "mlflow", port=settings.mlflow_port)
+
+    def settings(self) -> PlatformSettings:
+        return self._settings
+
+    def mlflow_is_healthy(self) -> bool:
+        return self._mlflow.is_healthy()
+
+    def stop(self) -> None:
+        self._mlflow.stop()
+
+
+def find_platform_actor() -> Any | None:
+    """The platform's actor in the cluster that this process has joined, or None."""
+    try:
+        return ray.get_actor(PLATFORM_ACTOR, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def start_platform_actor(settings: PlatformSettings) -> Any:
+    """Start it and wait until MLflow answers; raises Unavailable with the reason."""
+    options = ray.remote(PlatformActor).options(
+        name=PLATFORM_ACTOR,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0.05,
+        max_restarts=-1,
+        max_concurrency=4,
+    )
+    actor = options.remote(settings)
+    try:
+        ray.get(actor.mlflow_is_healthy.remote(), timeout=120)
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        raise Unavailable(f"the platform's actor did not start: {error}") from None
+    return actor
+
+
+def running_settings() -> PlatformSettings:
+    """The settings of the platform that runs in the joined cluster; raises NotFound."""
+    actor = find_platform_actor()
+    if actor is None:
+        raise NotFound("no platform runs in this Ray cluster; `mosaic up` starts one", code="platform_not_found")
+    settings: PlatformSettings = ray.get(actor.settings.remote(), timeout=60)
+    return settings

@@ -1,0 +1,444 @@
+"""How a platform starts, is joined, and stops. Start reading at `up`.
+
+up:    hold the home -> the ports -> Ray -> what fits -> the catalog and its first token -> Serve with HAProxy
+       -> MLflow -> control, gateway, gateway-internal -> the endpoints and indexes that the catalog names
+init:  the same platform for a driver script: joins the one that runs, starts one where none does
+down:  the applications -> what is still in the logs -> Ray and every process under it
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+import mosaic
+from mosaic.catalog.records import Endpoint as EndpointRecord
+from mosaic.errors import BadRequest, Conflict, MosaicError, Unavailable
+from mosaic.ids import new_id
+from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
+from mosaic.monitoring.shipper import shipper_name
+from mosaic.platform import deployments
+from mosaic.platform.parts import Parts, PlatformSettings, build_parts, build_shipper, resolve_model
+from mosaic.platform.status import Part, platform_status
+from mosaic.protocol import Principal
+from mosaic.runtime import Cluster, connect, require_free_ports, start_head, stop_head
+from mosaic.runtime.cluster import find_head
+from mosaic.runtime.haproxy import serve_environment
+from mosaic.runtime.home import hold, read_record, remove_record, write_record
+from mosaic.serving import EngineSettings, engine_app_name, start_engine
+from mosaic.serving.endpoint import EndpointSettings, answering
+from mosaic.storage.layout import check_format
+
+CPUS = {"platform": 0.05, "control": 0.1, "gateway-internal": 0.1, "gateway replica": 0.1, "shipper": 0.05}
+"""Logical CPUs that the platform's own actors reserve; engines and indexes say theirs."""
+CPUS_PER_EMBEDDER, CPUS_PER_INDEX, CPUS_FOR_DATA = 0.2, 0.1, 0.5
+INTERNAL = Principal(name="mosaic-internal", kind="service")
+
+
+class Platform:
+    """A running platform, as a driver script holds it. The rooms' objects are its attributes."""
+
+    def __init__(self, parts: Parts, cluster: Cluster) -> None:
+        self._parts = parts
+        self.cluster = cluster
+        self.settings = parts.settings
+        self.storage, self.catalog, self.tables = parts.storage, parts.catalog, parts.tables
+        self.models, self.indexes = parts.models, parts.indexes
+        self.principal = Principal(name="admin", is_admin=True)
+        """In process the caller is the cluster's own, and so the admin."""
+
+    @property
+    def base_url(self) -> str:
+        """For OpenAI clients: `OpenAI(base_url=platform.base_url + "/v1", api_key=token)`."""
+        return self.settings.base_url
+
+    @property
+    def mlflow_uri(self) -> str:
+        return f"http://127.0.0.1:{self.settings.mlflow_port}"
+
+    def status(self) -> list[Part]:
+        return platform_status(self._parts)
+
+    def create_endpoint(self, settings: EndpointSettings) -> EndpointRecord:
+        """Create or change an endpoint and start the engines it needs; returns at once (see `wait_until_ready`).
+
+        Raises NotFound for a model or index that is not there, and Unavailable for engines that do not fit, with the sum.
+        """
+        if settings.retrieval is not None:
+            self.catalog.get_index(settings.retrieval.index)
+        needed = {answering(self.catalog, entity.model).engine_model for entity in settings.served_entities}
+        running = serve.status().applications
+        missing = sorted(model for model in needed if engine_app_name(model) not in running)
+        self._require_room({f"engine {model}": _engine_cpus(self.settings, model) for model in missing})
+        for model in missing:
+            start_engine(model, self._engine_settings(model), _resolver(self.settings))
+        return self.catalog.put_endpoint(settings.name, config=settings.model_dump(), owner=self.principal.name)
+
+    def wait_until_ready(self, endpoint: str, *, timeout_seconds: float = 300) -> None:
+        """Until every engine behind the endpoint runs; raises Unavailable with the engine's own reason if one failed."""
+        record = self.catalog.get_endpoint(endpoint)
+        models = [answering(self.catalog, e["model"]).engine_model for e in record.config["served_entities"]]
+        wait_for_applications([engine_app_name(model) for model in models], timeout_seconds)
+
+    def flush_ledger(self) -> int:
+        """Ship what the gateways of this cluster have logged so far; returns the rows shipped by this call."""
+        return sum(ray.get(actor.flush.remote(), timeout=120) for actor in _shippers())
+
+    def _engine_settings(self, model: str) -> EngineSettings:
+        return self.settings.engines.get(model, EngineSettings())
+
+    def _require_room(self, wanted: dict[str, float]) -> None:
+        free = ray.available_resources().get("CPU", 0.0)
+        require_fit(wanted, free, "free")
+
+
+@dataclass(frozen=True)
+class Started:
+    """What `up` did."""
+
+    platform: Platform
+    first_token: str | None
+    """The admin's token, at the first start only: it is not stored anywhere."""
+    seconds: float
+
+
+def up(settings: PlatformSettings, on_progress: Callable[[str], None] = lambda line: None) -> Started:
+    """Start the platform, or raise a clear error with nothing left running. See the top of this file for the order."""
+    started, home = time.monotonic(), settings.home_folder
+    with hold(home, "up"):
+        record = read_record(home)
+        if record is not None and is_running(home, record):
+            raise Conflict(
+                f"a platform already runs from {home} at {record['base_url']}; `mosaic status` shows it, `mosaic down` stops it",
+                code="already_running",
+            )
+        if record is not None:
+            on_progress(f"the platform that ran from {home} ended without `mosaic down`; cleaning up after it")
+            _clean_up(home, record)
+        platform_id = new_id("plt")
+        on_progress("root and catalog")
+        parts = build_parts(settings)
+        check_format(parts.storage, mosaic.__version__)
+        environment = serve_environment(
+            home,
+            _run_folder(platform_id),
+            metrics_port=settings.haproxy_metrics_port,
+            stats_port=settings.haproxy_stats_port,
+            fallback_port=settings.serve_fallback_port,
+        )
+        require_free_ports(_ports(settings))
+        on_progress("ray")
+        cluster = _cluster(settings, home, platform_id, environment)
+        try:
+            connect(cluster.address, environment)
+            write_record(home, _record(settings, platform_id, cluster))
+            first_token = _start_parts(parts, environment, on_progress)
+        except BaseException:
+            _stop(settings, platform_id, cluster)
+            remove_record(home)
+            raise
+    return Started(Platform(parts, cluster), first_token, time.monotonic() - started)
+
+
+def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callable[[str], None]) -> str | None:
+    settings = parts.settings
+    require_fit(_needed(parts), ray.cluster_resources().get("CPU", 0.0), "in the cluster")
+    if deployments.find_platform_actor() is not None:
+        raise Conflict("another platform already runs in this Ray cluster; one cluster carries one platform")
+    first_token = _first_token(parts)
+    _renew_internal_token(parts)
+    parts.catalog.ensure_schema("system.serving", owner="system")
+    parts.catalog.ensure_schema("main.default")
+    parts.catalog.ensure_schema("main.serving")
+    parts.tables.create(
+        INFERENCE_TABLE,
+        SCHEMA,
+        primary_key="request_id",
+        owner="system",
+        comment="A row for every request to the gateway.",
+    )
+    on_progress("serve with HAProxy")
+    serve.start(
+        proxy_location="EveryNode" if settings.ray.address else "HeadOnly",
+        http_options=HTTPOptions(host=settings.host, port=settings.http_port, request_timeout_s=600),
+        controller_options={"runtime_env": {"env_vars": environment}},
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    on_progress("mlflow")
+    deployments.start_platform_actor(settings)
+    on_progress("control and gateway")
+    serve.run_many(_applications(settings), wait_for_applications_running=True)
+    _wait_for_http(f"{settings.base_url}/v1/models", 60)
+    on_progress("endpoints and indexes of the catalog")
+    for model in sorted(_engine_models(parts)):
+        start_engine(model, settings.engines.get(model, EngineSettings()), _resolver(settings))
+    for index in parts.catalog.list_indexes():
+        parts.indexes.start(index.name)
+    return first_token
+
+
+def _applications(settings: PlatformSettings) -> list[serve.RunTarget]:
+    def target(name: str, prefix: str, deployment: Any, arguments: tuple[Any, ...], replicas: int) -> serve.RunTarget:
+        options = {"num_cpus": CPUS["control"]}
+        bound = serve.deployment(
+            deployment,
+            num_replicas=replicas,
+            ray_actor_options=options,
+            max_ongoing_requests=1000,
+            graceful_shutdown_timeout_s=20,
+        ).bind(settings, *arguments)
+        return serve.RunTarget(target=bound, name=name, route_prefix=prefix)
+
+    return [
+        target("control", "/api", deployments.Control, (), 1),
+        target("gateway", "/", deployments.Gateway, ("gateway",), settings.gateway_replicas),
+        target("gateway-internal", "/internal", deployments.Gateway, ("internal",), 1),
+    ]
+
+
+def init(settings: PlatformSettings | None = None) -> Platform:
+    """The platform for a driver script: the one in this job's cluster, else the one of this home, else a new one.
+
+    In a job (`ray job submit`) Ray says which cluster; a cluster without a platform gets one. Raises what `up` raises.
+    """
+    asked = settings or PlatformSettings()
+    cluster = find_head(asked.home_folder)
+    address = asked.ray.address or (cluster.address if cluster else None) or _job_address()
+    if address is None and not ray.is_initialized():
+        return up(asked).platform
+    connect(address or "auto", {})
+    if deployments.find_platform_actor() is None:
+        return up(
+            asked.model_copy(update={"ray": asked.ray.model_copy(update={"address": address or "auto"})})
+        ).platform
+    running = deployments.running_settings()
+    joined = cluster or Cluster(address=address or "auto", dashboard=None, embedded=False)
+    return Platform(build_parts(running), joined)
+
+
+def join(home: Path) -> Platform:
+    """The platform that runs from `home`; raises Unavailable saying what to do where none does."""
+    record = read_record(home)
+    if record is None or not is_running(home, record):
+        died = " (it ended without `mosaic down`)" if record else ""
+        raise Unavailable(f"no platform runs from {home}{died}; `mosaic up` starts one", code="platform_not_running")
+    settings = PlatformSettings.model_validate(record["settings"])
+    connect(record["address"], {})
+    cluster = Cluster(
+        address=record["address"], dashboard=record["dashboard"], embedded=record["embedded"], pid=record["pid"]
+    )
+    return Platform(build_parts(settings), cluster)
+
+
+def down(home: Path, on_progress: Callable[[str], None] = lambda line: None) -> bool:
+    """Stop the platform of `home`: requests on their way end, logs are shipped, no process stays. False if none ran."""
+    with hold(home, "down"):
+        record = read_record(home)
+        if record is None:
+            return False
+        settings = PlatformSettings.model_validate(record["settings"])
+        if is_running(home, record):
+            on_progress("requests on their way")
+            connect(record["address"], {})
+            cluster = Cluster(address=record["address"], dashboard=None, embedded=record["embedded"], pid=record["pid"])
+            _stop_applications(settings)
+            on_progress("ray and its processes")
+            _stop(settings, record["platform_id"], cluster)
+        else:
+            _clean_up(home, record)
+        on_progress("what is left in the logs")
+        build_shipper(settings).ship_once()  # after a crash too: no row waits for the next start
+        remove_record(home)
+    return True
+
+
+def is_running(home: Path, record: dict[str, Any]) -> bool:
+    """Whether the platform of that record still runs."""
+    if record["embedded"]:
+        return find_head(home) is not None
+    try:
+        connect(record["address"], {})
+    except MosaicError:
+        return False
+    return deployments.find_platform_actor() is not None
+
+
+def wait_for_applications(names: Iterable[str], timeout_seconds: float) -> None:
+    """Until these Serve applications run; raises Unavailable with the reason of one that failed, or at the time limit."""
+    deadline, waiting = time.monotonic() + timeout_seconds, set(names)
+    while waiting:
+        applications = serve.status().applications
+        for name in sorted(waiting):
+            application = applications.get(name)
+            if application is not None and application.status == "RUNNING":
+                waiting.discard(name)
+            elif application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                reasons = [d.message for d in application.deployments.values() if d.message] or [application.message]
+                raise Unavailable(f"{name} failed: {reasons[0][-1500:]}", code="engine_failed")
+        if waiting and time.monotonic() > deadline:
+            raise Unavailable(
+                f"{sorted(waiting)} did not start within {timeout_seconds:g} s; `mosaic status` shows how far they are"
+            )
+        if waiting:
+            time.sleep(0.25)
+
+
+def require_fit(wanted: dict[str, float], available: float, where: str) -> None:
+    """Raise Unavailable with the sum when the logical CPUs do not suffice."""
+    total = sum(wanted.values())
+    if total > available + 1e-6:
+        listed = " + ".join(f"{cpus:g} ({name})" for name, cpus in wanted.items())
+        raise Unavailable(
+            f"{listed} = {total:g} logical CPUs are wanted, {available:g} are {where}", code="does_not_fit"
+        )
+
+
+def _needed(parts: Parts) -> dict[str, float]:
+    settings = parts.settings
+    needed = {name: cpus for name, cpus in CPUS.items() if name != "gateway replica"}
+    needed["gateway"] = CPUS["gateway replica"] * settings.gateway_replicas
+    needed |= {f"engine {model}": _engine_cpus(settings, model) for model in sorted(_engine_models(parts))}
+    needed |= {f"index {index.name}": CPUS_PER_INDEX for index in parts.catalog.list_indexes()}
+    return {**needed, "kept for Ray Data": CPUS_FOR_DATA}
+
+
+def _engine_cpus(settings: PlatformSettings, model: str) -> float:
+    if model in ("echo", "all-minilm-l6-v2"):
+        return CPUS_PER_EMBEDDER
+    engine = settings.engines.get(model, EngineSettings())
+    return 0.0 if engine.num_gpus else engine.num_cpus * engine.num_replicas
+
+
+def _engine_models(parts: Parts) -> set[str]:
+    """The models that the catalog's endpoints need an engine of."""
+    return {
+        answering(parts.catalog, entity["model"]).engine_model
+        for record in parts.catalog.list_endpoints()
+        for entity in record.config["served_entities"]
+    }
+
+
+def _resolver(settings: PlatformSettings) -> Callable[[str], Path]:
+    # a plain closure over settings: it travels into engines' processes, which open the catalog there
+    return lambda name: resolve_model(settings, name)
+
+
+def _cluster(settings: PlatformSettings, home: Path, platform_id: str, environment: dict[str, str]) -> Cluster:
+    if settings.ray.address is not None:
+        return Cluster(address=settings.ray.address, dashboard=None, embedded=False)
+    return start_head(settings.ray, home, platform_id, environment)
+
+
+def _ports(settings: PlatformSettings) -> dict[str, int]:
+    ports = {
+        "http_port": settings.http_port,
+        "mlflow_port": settings.mlflow_port,
+        "haproxy_metrics_port": settings.haproxy_metrics_port,
+        "haproxy_stats_port": settings.haproxy_stats_port,
+        "serve_fallback_port": settings.serve_fallback_port,
+    }
+    return ports if settings.ray.address else {**ports, "ray.dashboard_port": settings.ray.dashboard_port}
+
+
+def _record(settings: PlatformSettings, platform_id: str, cluster: Cluster) -> dict[str, Any]:
+    return {
+        "platform_id": platform_id,
+        "pid": cluster.pid,
+        "address": cluster.address,
+        "dashboard": cluster.dashboard,
+        "embedded": cluster.embedded,
+        "base_url": settings.base_url,
+        "settings": settings.model_dump(mode="json"),
+    }
+
+
+def _first_token(parts: Parts) -> str | None:
+    if any(token.is_admin for token in parts.catalog.list_tokens()):
+        return None
+    return parts.catalog.create_token("admin", kind="user", is_admin=True, comment="made by the first `mosaic up`")[1]
+
+
+def _renew_internal_token(parts: Parts) -> None:
+    for token in parts.catalog.list_tokens():
+        if token.principal == INTERNAL.name and token.revoked_at is None:
+            parts.catalog.revoke_token(token.id)
+    _, secret = parts.catalog.create_token(
+        INTERNAL.name, kind="service", is_admin=False, comment="the platform's own calls"
+    )
+    file = parts.settings.home_folder / "internal.token"
+    file.touch(mode=0o600)
+    file.write_text(secret)
+
+
+def _wait_for_http(url: str, timeout_seconds: float) -> None:
+    """Until HAProxy has its routes: a 401 from the gateway is an answer."""
+    deadline, answer = time.monotonic() + timeout_seconds, "no answer"
+    while time.monotonic() < deadline:
+        try:
+            response = httpx.get(url, timeout=5)
+            if response.status_code == 401:
+                return
+            answer = f"{response.status_code} {response.text[:100]}"
+        except httpx.TransportError as error:
+            answer = str(error)
+        time.sleep(0.1)
+    raise Unavailable(f"{url} did not answer as the gateway within {timeout_seconds:g} s: {answer}")
+
+
+def _shippers() -> list[Any]:
+    names = {
+        entry["name"]
+        for entry in ray.util.list_named_actors(all_namespaces=True)
+        if entry["namespace"] == deployments.NAMESPACE
+    }
+    wanted = [shipper_name(node["NodeID"]) for node in ray.nodes()]
+    return [ray.get_actor(name, namespace=deployments.NAMESPACE) for name in wanted if name in names]
+
+
+def _stop_applications(settings: PlatformSettings) -> None:
+    """Let requests end, then ship every log that the gateways leave."""
+    for name in serve.status().applications:
+        serve.delete(name, _blocking=name in ("gateway", "gateway-internal"))
+    for actor in _shippers():
+        ray.get(actor.flush.remote(), timeout=120)
+
+
+def _stop(settings: PlatformSettings, platform_id: str, cluster: Cluster) -> None:
+    if cluster.embedded:
+        ray.shutdown()
+        stop_head(settings.home_folder, platform_id)
+        shutil.rmtree(f"/tmp/mosaic-ray-{platform_id[-10:]}", ignore_errors=True)
+    else:
+        serve.shutdown()
+        actor = deployments.find_platform_actor()
+        if actor is not None:
+            ray.get(actor.stop.remote(), timeout=60)
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            if entry["namespace"] == deployments.NAMESPACE:
+                ray.kill(ray.get_actor(entry["name"], namespace=deployments.NAMESPACE))
+    shutil.rmtree(_run_folder(platform_id), ignore_errors=True)
+
+
+def _clean_up(home: Path, record: dict[str, Any]) -> None:
+    """After a crash: what is still marked as that platform's ends."""
+    stop_head(home, record["platform_id"], patience_seconds=5)
+    shutil.rmtree(_run_folder(record["platform_id"]), ignore_errors=True)
+    remove_record(home)
+
+
+def _run_folder(platform_id: str) -> Path:
+    return Path(f"/tmp/mosaic-run-{platform_id[-10:]}")
+
+
+def _job_address() -> str | None:
+    # Ray sets this in a submitted job's driver, and documents it as the way to say which cluster a driver joins.
+    return os.environ.get("RAY_ADDRESS")

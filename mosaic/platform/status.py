@@ -1,0 +1,147 @@
+"""How each part of the platform is: healthy, starting, or failed and why."""
+
+from typing import Literal
+
+import ray
+from ray import serve
+
+from mosaic.errors import MosaicError
+from mosaic.monitoring.shipper import shipper_name
+from mosaic.platform.parts import Parts
+from mosaic.protocol import Wire
+from mosaic.serving import engine_app_name
+from mosaic.serving.endpoint import answering
+
+State = Literal["healthy", "starting", "failed", "stopped"]
+_SERVE_STATES: dict[str, State] = {
+    "RUNNING": "healthy",
+    "DEPLOYING": "starting",
+    "NOT_STARTED": "starting",
+    "DELETING": "stopped",
+}
+
+
+class Part(Wire):
+    """One part's state."""
+
+    part: str
+    state: State
+    detail: str = ""
+    """Why, when it is not healthy; what it is, when it is."""
+
+
+def platform_status(parts: Parts) -> list[Part]:
+    """Every part, in the order in which they start; this process must have joined the cluster."""
+    return [
+        _ray(),
+        _catalog(parts),
+        _mlflow(),
+        *_applications(),
+        *_shippers(),
+        *_indexes(parts),
+        *_endpoints(parts),
+    ]
+
+
+def _ray() -> Part:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return Part(
+        part="ray",
+        state="healthy",
+        detail=f"{nodes} node(s), {free.get('CPU', 0):.2f} of {total.get('CPU', 0):g} logical CPUs free",
+    )
+
+
+def _catalog(parts: Parts) -> Part:
+    try:
+        tables, models = len(parts.catalog.list_tables()), len(parts.catalog.list_models())
+    except MosaicError as error:
+        return Part(part="catalog", state="failed", detail=error.message)
+    return Part(part="catalog", state="healthy", detail=f"{tables} tables, {models} models")
+
+
+def _mlflow() -> Part:
+    try:
+        actor = ray.get_actor("platform", namespace="mosaic")
+        healthy = ray.get(actor.mlflow_is_healthy.remote(), timeout=10)
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        return Part(part="mlflow", state="failed", detail=_first_line(error))
+    if healthy:
+        return Part(part="mlflow", state="healthy")
+    return Part(part="mlflow", state="starting", detail="it does not answer; it is started again when it has died")
+
+
+def _applications() -> list[Part]:
+    parts = []
+    for name, application in sorted(serve.status().applications.items()):
+        state = _SERVE_STATES.get(application.status, "failed")
+        reasons = [application.message, *(d.message for d in application.deployments.values() if d.message)]
+        detail = (
+            ""
+            if state == "healthy"
+            else next((_first_line(reason) for reason in reasons if reason), application.status)
+        )
+        parts.append(Part(part=name, state=state, detail=detail))
+    return parts
+
+
+def _shippers() -> list[Part]:
+    parts = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        try:
+            actor = ray.get_actor(shipper_name(node["NodeID"]), namespace="mosaic")
+            status = ray.get(actor.status.remote(), timeout=10)
+        except ValueError:
+            continue  # no gateway on that node
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            parts.append(Part(part="shipper", state="failed", detail=_first_line(error)))
+            continue
+        failed = status["last_error"]
+        parts.append(
+            Part(
+                part="shipper",
+                state="failed" if failed else "healthy",
+                detail=failed or f"{status['shipped_rows']} rows shipped",
+            )
+        )
+    return parts
+
+
+def _indexes(parts: Parts) -> list[Part]:
+    found = []
+    for record in parts.catalog.list_indexes():
+        try:
+            status = parts.indexes.status(record.name)
+        except MosaicError as error:
+            found.append(Part(part=f"index {record.name}", state="failed", detail=error.message))
+            continue
+        found.append(
+            Part(
+                part=f"index {record.name}",
+                state="healthy" if status.version == status.table_version else "starting",
+                detail=f"{status.num_rows} rows, exact at version {status.version} of {record.table} (now {status.table_version})",
+            )
+        )
+    return found
+
+
+def _endpoints(parts: Parts) -> list[Part]:
+    """An endpoint is as healthy as the engines behind it."""
+    applications = serve.status().applications
+    found = []
+    for record in parts.catalog.list_endpoints():
+        states: list[State] = []
+        for entity in record.config["served_entities"]:
+            application = applications.get(engine_app_name(answering(parts.catalog, entity["model"]).engine_model))
+            states.append(_SERVE_STATES.get(application.status, "failed") if application else "stopped")
+        worst = next((state for state in ("failed", "stopped", "starting") if state in states), "healthy")
+        arms = ", ".join(f"{e['name']} {e['traffic_percentage']} %" for e in record.config["served_entities"])
+        found.append(Part(part=f"endpoint {record.served_name}", state=worst, detail=arms))
+    return found
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

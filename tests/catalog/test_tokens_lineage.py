@@ -1,0 +1,226 @@
+"""Tokens, and lineage: who is calling, and what was made from what."""
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mosaic.catalog import Catalog
+from mosaic.errors import BadRequest, Conflict, NotFound, Unauthenticated
+from mosaic.ids import is_id
+from mosaic.protocol import Principal
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 11, 1, 10, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, clock: Clock) -> Iterator[Catalog]:
+    made = Catalog.open(f"sqlite:///{tmp_path}/catalog.db", now=clock)
+    made.ensure_schema("main.ml")
+    yield made
+    made.close()
+
+
+def test_a_token_says_who_is_calling(catalog: Catalog, tmp_path: Path) -> None:
+    token, secret = catalog.create_token("ann@example.org", comment="laptop")
+    assert secret.startswith("mosaic_") and len(secret) == len("mosaic_") + 43 and is_id(token.id, "tok")
+    assert catalog.check_token(secret) == Principal(name="ann@example.org", token_id=token.id)
+    service, other = catalog.create_token("system", kind="service", is_admin=True)
+    assert catalog.check_token(other) == Principal(name="system", kind="service", is_admin=True, token_id=service.id)
+    assert [found.id for found in catalog.list_tokens()] == [token.id, service.id]
+    catalog.close()
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert secret.encode() not in kept and secret.removeprefix("mosaic_").encode() not in kept
+
+
+def test_refused_tokens(catalog: Catalog, clock: Clock) -> None:
+    for secret in ("", "mosaic_", "mosaic_" + "x" * 43, "\u00fc"):
+        with pytest.raises(Unauthenticated, match="the token is unknown"):
+            catalog.check_token(secret)
+    token, secret = catalog.create_token("ann", expires_at=clock.now + timedelta(hours=1))
+    clock.now += timedelta(minutes=59, seconds=59)
+    catalog.check_token(secret)
+    clock.now += timedelta(seconds=1)
+    with pytest.raises(Unauthenticated, match=rf"token {token.id} expired at 2026-11-01T11:00") as caught:
+        catalog.check_token(secret)
+    assert caught.value.code == "token_expired"
+    token, secret = catalog.create_token("ann")
+    catalog.revoke_token(token.id)
+    clock.now += timedelta(hours=1)
+    catalog.revoke_token(token.id)  # again is fine, and changes nothing
+    with pytest.raises(Unauthenticated, match=rf"token {token.id} was revoked at 2026-11-01T11:00") as caught:
+        catalog.check_token(secret)
+    assert caught.value.code == "token_revoked"
+    with pytest.raises(NotFound, match=rf"no token 'tok_1'; there are \[.*'{token.id}'"):
+        catalog.revoke_token("tok_1")
+
+
+def test_wrong_tokens(catalog: Catalog, clock: Clock) -> None:
+    with pytest.raises(BadRequest, match="is not in the future"):
+        catalog.create_token("ann", expires_at=clock.now)
+    with pytest.raises(BadRequest, match="has no time zone"):
+        catalog.create_token("ann", expires_at=datetime(2030, 1, 1))
+    with pytest.raises(BadRequest, match="principal '' must be"):
+        catalog.create_token("")
+    with pytest.raises(BadRequest, match="kind 'robot' of a token must be"):
+        catalog.create_token("ann", kind="robot")  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="'system' is the platform's own"):
+        catalog.create_token("system")
+
+
+def test_the_last_use_is_noted_once_a_minute(catalog: Catalog, clock: Clock) -> None:
+    _, secret = catalog.create_token("ann")
+    start, revision = clock.now, catalog.revision()
+    for seconds, noted in [(0, 0), (30, 0), (59, 0), (60, 60), (100, 60), (200, 200)]:
+        clock.now = start + timedelta(seconds=seconds)
+        catalog.check_token(secret)
+        assert catalog.list_tokens()[0].last_used_at == start + timedelta(seconds=noted)
+    assert catalog.revision() == revision
+
+
+def test_checking_a_token_is_quick(catalog: Catalog) -> None:
+    secret = [catalog.create_token(f"user{number}")[1] for number in range(50)][25]
+    catalog.check_token(secret)
+    taken = []
+    for _ in range(200):
+        started = time.perf_counter()
+        catalog.check_token(secret)
+        taken.append(time.perf_counter() - started)
+    assert sorted(taken)[100] < 0.002
+
+
+def test_runs(catalog: Catalog, clock: Clock) -> None:
+    run_id = catalog.start_run("train", "bot", principal="ann", params={"lr": 0.1})
+    assert is_id(run_id, "run")
+    catalog.add_input(run_id, "table", "Main.ML.rows@4", None, {"rows": 10})
+    catalog.add_input(run_id, "table", "main.ml.rows", 4, {"rows": 12})  # the same edge: the detail is replaced
+    catalog.add_input(run_id, "base_model", "smollm2-135m-instruct", None)
+    catalog.add_input(run_id, "base_model", "smollm2-135m-instruct", None)
+    catalog.add_output(run_id, "model", "main.ml.bot/1", None)
+    running = catalog.get_run(run_id)
+    assert (running.status, running.finished_at, running.params) == ("running", None, {"lr": 0.1})
+    clock.now += timedelta(minutes=5)
+    catalog.finish_run(run_id, "finished", mlflow_run_id="abc", metrics={"loss": 0.5, "bad": float("nan"), "n": 3})
+    run = catalog.get_run(run_id)
+    assert (run.status, run.mlflow_run_id, run.finished_at) == ("finished", "abc", clock.now)
+    assert run.metrics["loss"] == 0.5 and run.metrics["bad"] != run.metrics["bad"] and run.metrics["n"] == 3
+    assert [(edge.kind, edge.name, edge.version, edge.detail) for edge in run.inputs] == [
+        ("table", "main.ml.rows", 4, {"rows": 12}),
+        ("base_model", "smollm2-135m-instruct", None, None),
+    ]
+    for found in (
+        catalog.runs_that_made("model", "main.ml.bot", 1),
+        catalog.runs_that_used("table", "main.ml.rows", 4),
+        catalog.runs_that_used("table", "main.ml.rows", None),
+        catalog.list_runs(kind="train", status="finished"),
+    ):
+        assert [one.run_id for one in found] == [run_id] and found[0].inputs == run.inputs
+    assert catalog.runs_that_made("model", "main.ml.bot", 2) == [] == catalog.list_runs(kind="eval")
+
+
+def test_wrong_runs(catalog: Catalog) -> None:
+    run_id = catalog.start_run("train", "bot", principal="ann")
+    with pytest.raises(NotFound, match=rf"no run 'run_x'; there are \['{run_id}'\]"):
+        catalog.get_run("run_x")
+    with pytest.raises(NotFound, match="no run 'run_x'"):
+        catalog.add_input("run_x", "base_model", "m", None)
+    with pytest.raises(BadRequest, match="status 'done' must be one of"):
+        catalog.finish_run(run_id, "done")  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="metric 'loss' must be a number, not 'x'"):
+        catalog.finish_run(run_id, "finished", metrics={"loss": "x"})  # type: ignore[dict-item]
+    with pytest.raises(BadRequest, match="is given at two versions, 4 and 5"):
+        catalog.add_input(run_id, "table", "main.ml.rows@4", 5)
+    with pytest.raises(BadRequest, match="version -1 of table"):
+        catalog.add_input(run_id, "table", "main.ml.rows", -1)
+    with pytest.raises(BadRequest, match="kind 'Base model' must be"):
+        catalog.add_input(run_id, "Base model", "x", None)
+    with pytest.raises(BadRequest, match=r"an edge needs the exact version; .*main\.ml\.bot@champion"):
+        catalog.add_input(run_id, "model", "main.ml.bot@champion", None)
+    catalog.finish_run(run_id, "failed")
+    with pytest.raises(Conflict, match=f"run {run_id} is already failed"):
+        catalog.finish_run(run_id, "finished")
+    with pytest.raises(Conflict, match="is already failed; it can have no new output"):
+        catalog.add_output(run_id, "model", "main.ml.bot", 1)
+
+
+def record(
+    catalog: Catalog, inputs: list[tuple[str, str, int | None]], outputs: list[tuple[str, str, int | None]]
+) -> str:
+    run_id = catalog.start_run("step", "s", principal="ann")
+    for kind, name, version in inputs:
+        catalog.add_input(run_id, kind, name, version)
+    for kind, name, version in outputs:
+        catalog.add_output(run_id, kind, name, version)
+    catalog.finish_run(run_id, "finished")
+    return run_id
+
+
+def test_trace_leads_back_to_the_origin(catalog: Catalog) -> None:
+    rows, bot, base = "main.ml.rows", "main.ml.bot", "smollm2-135m-instruct"
+    ingest = record(catalog, [("file", "s3://b/raw.csv", None)], [("table", rows, 3)])
+    train = record(catalog, [("table", rows, 5), ("base_model", base, None)], [("model", bot, 1)])
+    merge = record(catalog, [("model", bot, 1), ("base_model", base, None)], [("model", bot, 2)])
+    node = catalog.trace("model", "Main.ML.bot/2", None)
+    assert (node.name, node.version, node.run_id) == (bot, 2, merge)
+    adapter, whole = node.parents
+    assert (adapter.version, adapter.run_id, whole.name, whole.run_id) == (1, train, base, None)
+    table, _ = adapter.parents
+    # Nothing recorded made version 5; its rows come from the newest recorded write before it.
+    assert (table.version, table.made_at_version, table.run_id) == (5, 3, ingest)
+    assert [(parent.kind, parent.name, parent.parents) for parent in table.parents] == [("file", "s3://b/raw.csv", [])]
+    assert catalog.trace("table", rows, 2).run_id is None
+    unknown = catalog.trace("model", "main.ml.unknown", 1)
+    assert (unknown.run_id, list(unknown.parents)) == (None, [])
+
+
+def test_trace_ends_on_circles_and_shares_what_is_shared(catalog: Catalog) -> None:
+    record(catalog, [("table", "main.ml.a", 1)], [("table", "main.ml.b", 1)])
+    record(catalog, [("table", "main.ml.b", 1)], [("table", "main.ml.a", 1)])
+    node = catalog.trace("table", "main.ml.a", 1)
+    assert [parent.name for parent in node.parents[0].parents] == ["main.ml.a"]
+    assert list(node.parents[0].parents[0].parents) == []
+    # A ladder of diamonds has 2^20 paths; it must not be walked path by path.
+    for level in range(20):
+        inputs: list[tuple[str, str, int | None]] = [("step", f"l{level}", 1), ("step", f"r{level}", 1)]
+        record(catalog, inputs, [("step", f"l{level + 1}", 1), ("step", f"r{level + 1}", 1)])
+    started = time.monotonic()
+    node, depth = catalog.trace("step", "l20", 1), 0
+    while node.parents:
+        node, depth = node.parents[0], depth + 1
+    assert depth == 20 and time.monotonic() - started < 2
+
+
+def test_a_very_long_path_is_cut_off_and_says_so(catalog: Catalog) -> None:
+    for version in range(1, 6):
+        record(catalog, [("table", "main.ml.t", version - 1)], [("table", "main.ml.t", version)])
+    node = catalog.trace("table", "main.ml.t", 5, max_depth=2)
+    last = node.parents[0].parents[0]
+    assert (last.version, last.cut_off, list(last.parents), node.cut_off) == (3, True, [], False)
+    with pytest.raises(BadRequest, match="max_depth = 101 must be from 0 to 100"):
+        catalog.trace("table", "main.ml.t", 5, max_depth=101)
+
+
+def test_secrets_are_not_in_the_database_but_their_hash_is(catalog: Catalog, tmp_path: Path) -> None:
+    _, secret = catalog.create_token("ann")
+    connection = sqlite3.connect(tmp_path / "catalog.db")
+    assert connection.execute("SELECT secret_sha256 FROM token").fetchall() == [
+        (hashlib.sha256(secret.encode()).hexdigest(),)
+    ]
+    connection.close()
