@@ -1,7 +1,8 @@
 """The database behind the catalog: connections, transactions, and the number that grows with every write."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ class Store:
         else:
             self._reading = sa.create_engine(parsed, pool_pre_ping=True)
         self._writing = self._reading.execution_options(mosaic_writes=True)
+        # SQLite lets one write at a time, and makes the others sleep and try; threads of one process can wait better.
+        self._turn: AbstractContextManager[Any] = (
+            threading.Lock() if parsed.get_backend_name() == "sqlite" else nullcontext()
+        )
         with self._explained():
             migrate(self._reading, self._writing)
 
@@ -39,7 +44,7 @@ class Store:
     @contextmanager
     def write(self, *, counted: bool = True) -> Iterator[sa.Connection]:
         """A transaction that is done wholly or not at all; `counted` ones make the revision grow."""
-        with self._explained(), self._writing.begin() as connection:
+        with self._turn, self._explained(), self._writing.begin() as connection:
             if counted:
                 connection.execute(revision.update().values(number=revision.c.number + 1))
             yield connection

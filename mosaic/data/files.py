@@ -1,8 +1,8 @@
 """A Delta table's Parquet files read and written by Ray Data tasks; versions and commits are the caller's.
 
 Ray Data's own ways do not fit. `write_delta` neither lets a commit carry metadata nor refuses rows that do not fit the
-schema (it widens the table). `read_parquet` samples files in tasks that want a whole CPU each, whatever `num_cpus` says,
-and so waits for ever on a cluster with half a CPU left.
+schema (it widens the table). `read_parquet` samples files in tasks that want a whole CPU each, whatever `num_cpus`
+says, and so waits for ever on a cluster with half a CPU left.
 """
 
 import json
@@ -22,12 +22,11 @@ from mosaic.data.delta import TableFiles, fit
 from mosaic.ids import new_id
 from mosaic.storage import Storage
 
-
 _MAX_READ_TASKS = 256
 
 
 def read_files(storage: Storage, files: TableFiles, columns: list[str], *, num_cpus: float) -> ray.data.Dataset:
-    """The rows of at least one file, lazily; with `preserve_order` in the order of the files, always in the same blocks."""
+    """The rows of at least one file, lazily; with `preserve_order` in the order of the files."""
     rows = [{"address": address} for address in files.addresses]
     schema = files.schema
 

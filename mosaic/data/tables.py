@@ -194,13 +194,9 @@ class Tables:
             _run_write(data, sink)
             if not sink.files and mode == "append":
                 return table.version()
-            before = table.version()
             properties = commit_properties(run_id, write_id=sink.write_id)
             table.create_write_transaction(sink.add_actions(), mode, table.schema(), commit_properties=properties)
-            table.update_incremental()
-            # The handle does not tell which version the commit became, and others may have written since.
-            commits = table.history(table.version() - before)
-            return int(next(commit["version"] for commit in commits if commit.get(WRITE_ID) == sink.write_id))
+            return _version_of(table, sink.write_id)
         except CommitFailedError as error:
             raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
 
@@ -223,5 +219,17 @@ def _ours_within(error: BaseException) -> MosaicError | None:
     return None
 
 
+def _version_of(table: DeltaTable, write_id: str) -> int:
+    """Which version a commit of ours became: deltalake's handle does not tell, and others may have written since."""
+    limit = 16
+    while True:
+        commits = table.history(limit)
+        for commit in commits:
+            if commit.get(WRITE_ID) == write_id:
+                return int(commit["version"])
+        assert len(commits) == limit, f"commit {write_id} is not in the table's log"
+        limit *= 4
+
+
 def _shown(schema: Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema.fields)
+    return ", ".join(f"{field.name} {field.type}" for field in pa.schema(schema.to_arrow()))

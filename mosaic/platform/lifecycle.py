@@ -26,8 +26,17 @@ from mosaic.errors import BadRequest, Conflict, MosaicError, Unavailable
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
 from mosaic.monitoring.shipper import shipper_name
+from mosaic.monitoring.thread import Thread, why
 from mosaic.platform import deployments
-from mosaic.platform.parts import Parts, PlatformSettings, build_parts, build_shipper, resolve_model
+from mosaic.platform.parts import (
+    GatewayEmbedder,
+    Parts,
+    PlatformSettings,
+    build_parts,
+    build_shipper,
+    embedder,
+    resolve_model,
+)
 from mosaic.platform.status import Part, platform_status
 from mosaic.protocol import Principal
 from mosaic.runtime import Cluster, connect, require_free_ports, start_head, stop_head
@@ -37,6 +46,7 @@ from mosaic.runtime.home import hold, read_record, remove_record, write_record
 from mosaic.serving import EngineSettings, engine_app_name, start_engine
 from mosaic.serving.endpoint import EndpointSettings, answering
 from mosaic.storage.layout import check_format
+from mosaic.training import FineTuning
 
 CPUS = {"platform": 0.05, "control": 0.1, "gateway-internal": 0.1, "gateway replica": 0.1, "shipper": 0.05}
 """Logical CPUs that the platform's own actors reserve; engines and indexes say theirs."""
@@ -88,6 +98,25 @@ class Platform:
         record = self.catalog.get_endpoint(endpoint)
         models = [answering(self.catalog, e["model"]).engine_model for e in record.config["served_entities"]]
         wait_for_applications([engine_app_name(model) for model in models], timeout_seconds)
+
+    def embedder(self, endpoint: str) -> GatewayEmbedder:
+        """Texts to vectors by an embedding endpoint, as the indexes do it."""
+        return embedder(self.settings, endpoint)
+
+    def fine_tuning(self) -> FineTuning:
+        """What fine-tunes on this platform's tables and registers in its catalog."""
+        return FineTuning(
+            self.catalog,
+            self.tables,
+            self.storage,
+            self.models,
+            work_folder=self.settings.home_folder / "training",
+            mlflow_uri=self.mlflow_uri,
+        )
+
+    def why(self, request_id: str) -> Thread:
+        """The thread from an answer back to its sources; raises NotFound while its row is not shipped."""
+        return why(self.tables, self.catalog, request_id)
 
     def flush_ledger(self) -> int:
         """Ship what the gateways of this cluster have logged so far; returns the rows shipped by this call."""

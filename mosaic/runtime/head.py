@@ -24,6 +24,7 @@ def main(spec: dict[str, Any]) -> None:
         signal.signal(signum, lambda *_: stop.set())
 
     import ray
+    from ray._private.utils import write_ray_address
 
     context = ray.init(
         address="local",  # never whatever other Ray this machine happens to run
@@ -37,6 +38,9 @@ def main(spec: dict[str, Any]) -> None:
         log_to_driver=False,
         _temp_dir=spec["temp_dir"],
     )
+    # `ray start` does the same: the driver of a submitted job looks here for its cluster, and otherwise takes any Ray that
+    # runs on this machine.
+    write_ray_address(context.address_info["address"], spec["temp_dir"])
     record = {
         "pid": os.getpid(),
         "address": context.address_info["address"],

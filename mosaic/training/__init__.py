@@ -8,15 +8,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mosaic.training.register import FineTuned, FineTuning
     from mosaic.training.result import EvalRow, TrainResult
     from mosaic.training.run import fit, train_plan
     from mosaic.training.settings import LoraSettings, TrainSettings
     from mosaic.training.tracking import MlflowServer
 
-__all__ = ["EvalRow", "LoraSettings", "MlflowServer", "TrainResult", "TrainSettings", "fit", "train_plan"]
+__all__ = [
+    "EvalRow",
+    "FineTuned",
+    "FineTuning",
+    "LoraSettings",
+    "MlflowServer",
+    "TrainResult",
+    "TrainSettings",
+    "fit",
+    "train_plan",
+]
 
 _HOMES = {
     "EvalRow": "result",
+    "FineTuned": "register",
+    "FineTuning": "register",
     "LoraSettings": "settings",
     "MlflowServer": "tracking",
     "TrainResult": "result",

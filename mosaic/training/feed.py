@@ -2,8 +2,8 @@
 
 The tokenized rows stay in Ray's object store (which spills to disk), once, however many epochs there are. What flows
 through a stream is the plan: chunks of step numbers go in, the rows of those steps come out. Each worker has a stream
-of its own part, so none waits for another's, and nothing depends on how Ray would split one stream among them; it compares
-what arrives with the plan and stops on any difference.
+of its own part, so none waits for another's, and nothing depends on how Ray would split one stream among them; it
+compares what arrives with the plan and stops on any difference.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +68,7 @@ def tokenize(rows: Dataset, settings: TrainSettings, tokenizer_folder: str, *, t
     missing = [name for name in settings.columns if name not in rows.columns()]
     if missing:
         raise BadRequest(f"{table} has no column {missing}; there are {rows.columns()}", param="columns")
-    encoded = rows.select_columns(list(settings.columns)).map_batches(
+    encoded = rows.select_columns(list(settings.columns), num_cpus=CPUS).map_batches(
         _tokenize_batch,
         fn_kwargs={"settings": settings, "tokenizer_folder": tokenizer_folder},
         batch_size=256,

@@ -73,7 +73,7 @@ class VectorIndex:
         self.version = -1
         self.state: dict[str, Any] = {}
         self._dimension: int | None = None
-        self._num_slots = self._capacity = 0
+        self._num_slots = self._num_hidden = self._capacity = 0
         self._graph: Any = None
         self._vectors: Vectors = np.zeros((0, 0), np.float32)
         self._alive: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
@@ -137,10 +137,10 @@ class VectorIndex:
                 for slot, n in enumerate(changed, start=first):
                     if ids[n] in self._slot_of_id:
                         self._bury(self._slot_of_id[ids[n]])
-                    self._graph.unmark_deleted(slot)
                     self._alive[slot] = True
                     self._ids[slot] = ids[n]
                     self._slot_of_id[ids[n]] = slot
+                self._num_hidden -= len(changed)
                 for n, id_ in enumerate(ids):
                     self._payloads[self._slot_of_id[id_]] = payloads[n]
                 self.version = version
@@ -294,7 +294,10 @@ class VectorIndex:
         return None if slot is None else self._hashes[slot]
 
     def _add_hidden(self, vectors: Vectors, hashes: list[str]) -> int:
-        """Append rows that no search finds yet; returns the first slot."""
+        """Append rows that no search answers with yet; returns the first slot.
+
+        They are not marked deleted meanwhile: hnswlib gives a new point no links to points so marked.
+        """
         first = self._num_slots
         with self._reading:
             self._grow(first + len(vectors))
@@ -303,8 +306,6 @@ class VectorIndex:
             slots = np.arange(first + start, first + start + len(chunk))
             with self._reading:
                 self._graph.add_items(chunk, slots, num_threads=self._num_threads)
-                for slot in slots.tolist():
-                    self._graph.mark_deleted(slot)
                 self._vectors[slots] = chunk
                 for slot, hash_ in zip(slots.tolist(), hashes[start : start + _CHUNK], strict=True):
                     self._ids.append("")
@@ -312,6 +313,7 @@ class VectorIndex:
                     self._payloads.append({})
                     self._slot_of_hash[hash_] = slot
                 self._num_slots += len(chunk)
+                self._num_hidden += len(chunk)
         return first
 
     def _grow(self, needed: int) -> None:
@@ -340,7 +342,7 @@ class VectorIndex:
             ids, hashes = [self._ids[slot] for slot in slots], [self._hashes[slot] for slot in slots]
             payloads = [self._payloads[slot] for slot in slots]
             self._allocate(capacity)
-            self._graph, self._num_slots = graph, len(slots)
+            self._graph, self._num_slots, self._num_hidden = graph, len(slots), 0
             self._vectors[: len(slots)], self._alive[: len(slots)] = vectors, True
             self._ids, self._hashes, self._payloads = ids, hashes, payloads
             self._slot_of_id = {id_: slot for slot, id_ in enumerate(ids)}
@@ -348,13 +350,16 @@ class VectorIndex:
 
     def _approximate(self, query: Vectors, k: int) -> npt.NDArray[np.int64] | None:
         """Slots of the graph's answer; None when it cannot give k living rows."""
-        self._graph.set_ef(max(self._ef_search, 2 * k))
+        # Beside a change that is under way, the graph also finds what is not visible yet.
+        wanted = min(2 * k + 16, len(self) + self._num_hidden) if self._num_hidden else k
+        self._graph.set_ef(max(self._ef_search, 2 * wanted))
         try:
-            labels, _ = self._graph.knn_query(query[None, :], k=k, num_threads=1)
-        except RuntimeError:  # fewer than k are reachable
+            labels, _ = self._graph.knn_query(query[None, :], k=wanted, num_threads=1)
+        except RuntimeError:  # fewer than that are reachable
             return None
         slots: npt.NDArray[np.int64] = labels[0].astype(np.int64)
-        return slots if len(slots) == k and bool(self._alive[slots].all()) else None
+        slots = slots[self._alive[slots]][:k]
+        return slots if len(slots) == k else None
 
 
 def _normalise(vectors: Vectors) -> Vectors:

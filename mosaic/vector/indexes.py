@@ -223,7 +223,9 @@ class Indexes:
         return opened
 
     async def _open_async(self, name: str) -> _Opened:
-        return self._opened.get(name) or await asyncio.to_thread(self._open, name)
+        if name in self._opened:
+            return self._opened[name]
+        return await asyncio.to_thread(self._open, name)
 
     def _settings(self, name: str) -> IndexSettings:
         index = self._find(parse_object(name, "index"))

@@ -231,7 +231,7 @@ def start_shard(
     record: Callable[[SyncResult], None],
 ) -> Any:
     """The index's actor, started if it is not running; outlives the caller and is restarted whenever it dies."""
-    actor_class = ray.remote(Shard)
+    actor_class = ray.remote(concurrency_groups={"query": 8, "sync": 4, "status": 2})(Shard)
     return actor_class.options(
         name=actor_name(settings.name),
         namespace=NAMESPACE,
@@ -239,5 +239,4 @@ def start_shard(
         get_if_exists=True,
         num_cpus=NUM_CPUS,
         max_restarts=-1,
-        concurrency_groups={"query": 8, "sync": 4, "status": 2},
     ).remote(settings, storage, table_address, embed, record)

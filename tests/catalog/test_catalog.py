@@ -66,7 +66,7 @@ def test_a_deleted_name_can_be_taken_again(catalog: Catalog) -> None:
     first = create_table(catalog)
     catalog.delete_table("main.docs.entries")
     assert catalog.list_tables() == []
-    with pytest.raises(NotFound, match="no table 'main.docs.entries'; there is no table yet"):
+    with pytest.raises(NotFound, match=r"no table 'main\.docs\.entries'; there is no table yet"):
         catalog.delete_table("main.docs.entries")
     assert create_table(catalog).id != first.id
 
@@ -90,7 +90,7 @@ def test_wrong_names(catalog: Catalog, name: str, told: str) -> None:
 def test_wrong_tables(catalog: Catalog) -> None:
     with pytest.raises(NotFound, match=r"no schema 'main\.doc'; there are \['main\.docs', 'main\.ml'\]"):
         create_table(catalog, "main.doc.entries")
-    with pytest.raises(NotFound, match="no schema 'main.doc'"):
+    with pytest.raises(NotFound, match=r"no schema 'main\.doc'"):
         catalog.list_tables("main.doc")
     with pytest.raises(BadRequest, match=r"primary_key 'key' is no column; there are \['id', 'text'\]"):
         catalog.create_table("main.docs.t", "/r", columns=COLUMNS, primary_key="key", owner="ann")
@@ -106,7 +106,7 @@ def test_the_reserved_catalog_is_the_platforms(catalog: Catalog) -> None:
     with pytest.raises(PermissionDenied, match="catalog 'system' is the platform's own; 'admin' cannot make"):
         catalog.ensure_schema("System.monitoring")
     catalog.ensure_schema("system.monitoring", owner="system")
-    with pytest.raises(PermissionDenied, match="'ann' cannot make 'system.monitoring.rows'"):
+    with pytest.raises(PermissionDenied, match=r"'ann' cannot make 'system\.monitoring\.rows'"):
         create_table(catalog, "system.monitoring.rows")
     catalog.create_table("system.monitoring.rows", "/r", columns=[], primary_key=None, owner="system")
     with pytest.raises(PermissionDenied, match="'ann' cannot make"):
@@ -142,7 +142,7 @@ def test_models_versions_and_aliases(catalog: Catalog, clock: Clock) -> None:
     assert catalog.get_model("main.ml.bot").aliases == {"champion": 2}
     clock.now += timedelta(hours=1)
     catalog.delete_alias("main.ml.bot", "champion", principal="bob")
-    with pytest.raises(NotFound, match="no model alias 'main.ml.bot@champion'; there is no model alias yet"):
+    with pytest.raises(NotFound, match=r"no model alias 'main\.ml\.bot@champion'; there is no model alias yet"):
         catalog.get_model_version("main.ml.bot@champion")
     history = [(event.version, event.principal, event.at.hour) for event in catalog.alias_history("main.ml.bot")]
     assert history == [(1, "ann", 10), (2, "bob", 11), (None, "bob", 12)]
@@ -153,7 +153,7 @@ def test_models_versions_and_aliases(catalog: Catalog, clock: Clock) -> None:
 
     assert (champion_at(10, 32), champion_at(11, 0)) == ("main.ml.bot/1", "main.ml.bot/2")
     for hour in (9, 12):
-        with pytest.raises(NotFound, match="main.ml.bot@champion pointed at nothing at 2026-11-01T"):
+        with pytest.raises(NotFound, match=r"main\.ml\.bot@champion pointed at nothing at 2026-11-01T"):
             champion_at(hour, 0)
     (model,) = catalog.list_models()
     assert (model.versions, model.aliases, model.comment) == ([1, 2], {}, "says hello")
@@ -185,13 +185,13 @@ def test_wrong_models(catalog: Catalog) -> None:
         catalog.create_model_version("main.ml.bot", source="/m", kind="full", spec={"loss": float("nan")})
     with pytest.raises(NotFound, match="no run 'run_1'; there is no run yet"):
         catalog.create_model_version("main.ml.bot", source="/m", kind="full", run_id="run_1")
-    with pytest.raises(AlreadyExists, match="model 'main.ml.bot' already exists"):
+    with pytest.raises(AlreadyExists, match=r"model 'main\.ml\.bot' already exists"):
         catalog.create_model("main.ml.bot", owner="ann")
     assert catalog.find_model("main.ml.other") is None and catalog.find_model("main.ml.bot") is not None
 
 
 def test_indexes(catalog: Catalog) -> None:
-    with pytest.raises(NotFound, match="no table 'main.docs.entries'"):
+    with pytest.raises(NotFound, match=r"no table 'main\.docs\.entries'"):
         catalog.put_index("main.docs.ix", table="main.docs.entries", spec={}, owner="ann")
     create_table(catalog)
     index = catalog.put_index("main.docs.ix", table="main.docs.entries", spec={"metric": "cosine"}, owner="ann")
@@ -226,7 +226,7 @@ def test_endpoints(catalog: Catalog) -> None:
     with pytest.raises(NotFound, match="no endpoint 'assistant'"):
         catalog.get_endpoint("assistant")
     assert catalog.put_endpoint("assistant", config={}, owner="ann").config_version == 1
-    with pytest.raises(NotFound, match="no schema 'main.none'"):
+    with pytest.raises(NotFound, match=r"no schema 'main\.none'"):
         catalog.put_endpoint("main.none.e", config={}, owner="ann")
     with pytest.raises(BadRequest, match="config cannot be kept as JSON"):
         catalog.put_endpoint("assistant", config={"a": {1, 2}}, owner="ann")

@@ -53,7 +53,7 @@ def test_local_folders(resolver: ModelResolver, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "empty" / "readme").touch()
     with pytest.raises(BadRequest, match=r"neither config.json nor adapter_config.json; it holds \['readme'\]"):
         resolver.resolve("./empty")
-    with pytest.raises(NotFound, match="no folder .*/missing' for model './missing'"):
+    with pytest.raises(NotFound, match=r"no folder .*/missing' for model '\./missing'"):
         resolver.resolve("./missing")
 
 
@@ -73,7 +73,7 @@ def test_registered_versions_are_checked_against_their_checksums(tmp_path: Path)
 
     resolver = ModelResolver(tmp_path / "cache", storage, find)
     assert resolver.resolve("main.ml.bot/1") == resolver.resolve("main.ml.bot@champion") == Path(address)
-    with pytest.raises(NotFound, match="no version 2 of model 'main.ml.bot'"):
+    with pytest.raises(NotFound, match=r"no version 2 of model 'main\.ml\.bot'"):
         resolver.resolve("main.ml.bot/2")
     (Path(address) / "model.safetensors").write_bytes(b"tampered")
     (Path(address) / "extra.py").touch()
@@ -145,8 +145,11 @@ class Hub(ThreadingHTTPServer):
     """The part of a model hub's HTTP that a download needs."""
 
     daemon_threads = True
-    files = {"config.json": b"{}", "model.safetensors": b"hub weights", "evil.bin": b"a pickle"}
-    asked: list[str]
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.files = {"config.json": b"{}", "model.safetensors": b"hub weights", "evil.bin": b"a pickle"}
+        self.asked: list[str] = []
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -187,8 +190,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub(("127.0.0.1", 0), HubHandler)
-    server.asked = []
+    server = Hub()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaic.errors import BadRequest, NotFound
@@ -59,6 +59,7 @@ def test_parts_that_lead_elsewhere_are_refused(tmp_path: Path, part: str) -> Non
         Storage(str(tmp_path)).address("x", part)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=4))
 def test_every_accepted_address_is_below_the_root(parts: list[str]) -> None:
     storage = Storage("/some/root")
