@@ -2,8 +2,8 @@
 
     ray job submit -- python jobs/quickstart.py
 
-Start reading at `main`: each step is a function, in the order in which it happens. `quickstart_questions.py` beside this
-file says what is asked and what a good answer is, `quickstart_report.py` how the figures are shown.
+Start reading at `main`: each step is a function, in the order in which it happens. `quickstart_questions.py` beside
+this file says what is asked and what a good answer is, `quickstart_report.py` how the figures are shown.
 """
 
 import argparse
@@ -110,7 +110,11 @@ def ingest(platform: Platform) -> dict[str, Any]:
     run_id = platform.catalog.start_run("ingest", ENTRIES, principal=platform.principal.name, params=params)
     good = pa.schema([field for field in entry_schema() if field.name != "error"])
     platform.tables.create(
-        ENTRIES, good, primary_key="entry_id", owner=platform.principal.name, comment="Docstrings of the standard library."
+        ENTRIES,
+        good,
+        primary_key="entry_id",
+        owner=platform.principal.name,
+        comment="Docstrings of the standard library.",
     )
     platform.tables.create(REJECTED, entry_schema(), primary_key="entry_id", owner=platform.principal.name)
     rows = read_modules(modules).sort("entry_id").materialize()
@@ -120,11 +124,13 @@ def ingest(platform: Platform) -> dict[str, Any]:
     if rejected.count():
         platform.tables.overwrite(REJECTED, rejected, run_id=run_id)
     source = f"python:{params['python']}"
-    platform.catalog.add_input(run_id, "source", source, None, detail={"modules": len(modules), "sha256": params["modules"]})
+    platform.catalog.add_input(
+        run_id, "source", source, None, detail={"modules": len(modules), "sha256": params["modules"]}
+    )
     platform.catalog.add_output(run_id, "table", ENTRIES, version)
     platform.catalog.finish_run(run_id, "finished")
     figures = {"rows": entries.count(), "rejected_modules": rejected.count(), "reused": False}
-    say(f"  {figures['rows']:,} entries of {len(modules)} modules; {figures['rejected_modules']} modules rejected, with the reason")
+    say(f"  {figures['rows']:,} entries of {len(modules)} modules; {figures['rejected_modules']} modules rejected")
     return figures
 
 
@@ -156,7 +162,12 @@ def index(platform: Platform) -> dict[str, Any]:
             bar("embed", *status.progress)
         time.sleep(0.5)
     say(f"  {status.num_rows:,} rows; the index is exact at version {status.version}, the table is at {wanted}")
-    return {"rows": status.num_rows, "index_version": status.version, "table_version": wanted, "quarantined": status.quarantined}
+    return {
+        "rows": status.num_rows,
+        "index_version": status.version,
+        "table_version": wanted,
+        "quarantined": status.quarantined,
+    }
 
 
 def examples(platform: Platform, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -189,13 +200,21 @@ def rendered(platform: Platform, chosen: list[dict[str, Any]]) -> list[dict[str,
     for one, hits in zip(chosen, found, strict=True):
         shown = [hit.payload for hit in hits]
         if one["entry"]["entry_id"] not in [hit.id for hit in hits]:
-            # What was not found cannot be learned from: the entry takes the last place, where the model must still see it.
+            # What was not found cannot be learned from: the entry takes the last place, where the model must still see
+            # it.
             shown[-1] = {name: one["entry"][name] for name in ("entry_id", "summary")}
-        messages = [message.model_dump(include={"role", "content"}) for message in retrieval.messages(one["question"], shown)]
+        messages = [
+            message.model_dump(include={"role", "content"}) for message in retrieval.messages(one["question"], shown)
+        ]
         messages.append({"role": "assistant", "content": task.house_style(one["entry"])})
         entry = one["entry"]
         rows.append(
-            {"entry_id": entry["entry_id"], "module": entry["module"], "question": one["question"], "messages": messages}
+            {
+                "entry_id": entry["entry_id"],
+                "module": entry["module"],
+                "question": one["question"],
+                "messages": messages,
+            }
         )
     return rows
 
@@ -249,7 +268,8 @@ def serve_endpoints(platform: Platform) -> None:
 
 
 def ask(platform: Platform, questions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ask with the official client and a token of one's own: every question of each arm, the first ones of the split too."""
+    """Ask with the official client and a token of one's own: every question of each arm, the first ones of the split
+    too."""
     _, token = platform.catalog.create_token("quickstart", kind="service", is_admin=False, comment="jobs/quickstart.py")
     client = OpenAI(base_url=f"{platform.base_url}/v1", api_key=token, timeout=120)
 
@@ -268,7 +288,14 @@ def ask(platform: Platform, questions: list[dict[str, Any]]) -> dict[str, Any]:
             answer += (chunk.choices[0].delta.content or "") if chunk.choices else ""
             tokens = chunk.usage.completion_tokens if chunk.usage else tokens
         wanted = question["entry"]["entry_id"]
-        return {"request_id": request_id, "question": question["question"], "wanted": wanted, "answer": answer, "tokens": tokens, **disclosed}
+        return {
+            "request_id": request_id,
+            "question": question["question"],
+            "wanted": wanted,
+            "answer": answer,
+            "tokens": tokens,
+            **disclosed,
+        }
 
     one("assistant-tuned", questions[0])  # loads the adapter, so that nobody's latency has it
     asked: dict[str, Any] = {}
@@ -293,7 +320,9 @@ def hit_rates(platform: Platform, questions: list[dict[str, Any]]) -> dict[str, 
     figures: dict[str, Any] = {}
     for name, exact in (("hit_rate_at_5", False), ("exact_hit_rate_at_5", True)):
         found = retrieve(platform, [one["question"] for one in questions], 5, exact=exact)
-        hits = sum(one["entry"]["entry_id"] in [hit.id for hit in hits] for one, hits in zip(questions, found, strict=True))
+        hits = sum(
+            one["entry"]["entry_id"] in [hit.id for hit in hits] for one, hits in zip(questions, found, strict=True)
+        )
         figures[name] = proportion(hits, len(questions)).model_dump()
     return figures
 
@@ -303,7 +332,16 @@ def training_figures(tuned: FineTuned) -> dict[str, Any]:
     result = tuned.result
     base, after = [row.nll_base for row in result.eval_rows], [row.nll_tuned for row in result.eval_rows]
     counts = [row.tokens for row in result.eval_rows]
-    names = ("train_table", "steps", "rows", "tokens", "seconds", "seconds_per_step", "tokens_per_second", "peak_memory_bytes")
+    names = (
+        "train_table",
+        "steps",
+        "rows",
+        "tokens",
+        "seconds",
+        "seconds_per_step",
+        "tokens_per_second",
+        "peak_memory_bytes",
+    )
     return {
         "model_version": tuned.version.full_name,
         "reused": tuned.reused,

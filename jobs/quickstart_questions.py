@@ -1,7 +1,8 @@
-"""The quickstart's task: questions about the Python reference, answers in one house style, derived from the table's rows.
+"""The quickstart's task: questions about the Python reference, answers in one house style, derived from the table's
+rows.
 
-A question is made from an entry's summary and never contains the entry's name; the split is by module, so that a held-out
-question is about a module of which nothing was trained on.
+A question is made from an entry's summary and never contains the entry's name; the split is by module, so that a
+held-out question is about a module of which nothing was trained on.
 """
 
 import re
@@ -19,18 +20,20 @@ TEMPLATES = (
     "Which part of the standard library should I use to {task}?",
     "I want to {task}. What is there for it?",
 )
-VERBS = frozenset(
-    """accept acquire add append apply assert attach bind build calculate call cancel change check clear close combine compare
-    compile compress compute connect construct convert copy count create decode decompress define delete determine disable
-    discard display divide download dump emit enable encode encrypt end ensure enter escape evaluate execute exit extract
-    fetch fill filter find finish flush force format generate get give handle identify indicate initialize insert install
-    invert iterate join kill list load locate lock log look make map mark match merge modify move multiply normalize notify
-    obtain open pack parse pass perform pop prepare print process produce put query quote raise read receive record reduce
-    register release remove rename render replace report reset resolve restore retrieve return reverse round run save scan
-    search seek select send serialize set shift show shut sleep sort split start stop store strip subtract swap switch
-    synchronize tell terminate test transfer transform translate truncate try unlock unpack update use validate verify wait
-    walk wrap write yield""".split()
-)
+_VERB_LIST = """
+    accept acquire add append apply assert attach bind build calculate call cancel change check clear close
+    combine compare compile compress compute connect construct convert copy count create decode decompress
+    define delete determine disable discard display divide download dump emit enable encode encrypt end ensure
+    enter escape evaluate execute exit extract fetch fill filter find finish flush force format generate get
+    give handle identify indicate initialize insert install invert iterate join kill list load locate lock log
+    look make map mark match merge modify move multiply normalize notify obtain open pack parse pass perform pop
+    prepare print process produce put query quote raise read receive record reduce register release remove
+    rename render replace report reset resolve restore retrieve return reverse round run save scan search seek
+    select send serialize set shift show shut sleep sort split start stop store strip subtract swap switch
+    synchronize tell terminate test transfer transform translate truncate try unlock unpack update use validate
+    verify wait walk wrap write yield
+"""
+VERBS = frozenset(_VERB_LIST.split())
 
 
 def retrieval(index: str, num_results: int = 3) -> Retrieval:
@@ -90,7 +93,8 @@ def ask(entry: dict[str, Any]) -> str | None:
 
 
 def contains_name(question: str, entry_id: str) -> bool:
-    """Whether a part of the entry's name stands in the question as a word, in any spelling (`splitext`, `split_ext`)."""
+    """Whether a part of the entry's name stands in the question as a word, in any spelling (`splitext`,
+    `split_ext`)."""
     plain = {word.replace("_", "").lower() for word in re.findall(r"\w+", question)}
     own = entry_id.split(".")[1:] or [entry_id]
     return any(part.replace("_", "").lower() in plain for part in own)

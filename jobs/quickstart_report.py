@@ -25,7 +25,9 @@ def bar(what: str, done: int, total: int, more: str = "") -> None:
 def print_report(report: dict[str, Any], platform: Platform, file: Path) -> None:
     """Every figure of report.json that a person wants to see, and how to go on."""
     training, answers, gateway = report["training"], report["answers"], report["gateway"]
-    table = Table("", "base", "tuned", title="Held out: modules that training never saw (95 % intervals)", title_justify="left")
+    table = Table(
+        "", "base", "tuned", title="Held out: modules that training never saw (95 % intervals)", title_justify="left"
+    )
     table.add_row("loss per token", _loss(training["held_out_loss_base"]), _loss(training["held_out_loss_tuned"]))
     for name, title in (("house_style", "answers in house style"), ("answer_match", "answers naming the right entry")):
         table.add_row(title, _share(answers["base"][name]), _share(answers["tuned"][name]))
@@ -34,17 +36,29 @@ def print_report(report: dict[str, Any], platform: Platform, file: Path) -> None
     index, hits, seconds = report["index"], report["retrieval"], report["seconds"]
     figures = Table("", "", title="Figures", title_justify="left", show_header=False)
     for name, value in (
-        ("entries ingested", f"{report['ingest']['rows']:,} ({report['ingest']['rejected_modules']} modules in quarantine)"),
+        (
+            "entries ingested",
+            f"{report['ingest']['rows']:,} ({report['ingest']['rejected_modules']} modules in quarantine)",
+        ),
         ("index version / table version", f"{index['index_version']} / {index['table_version']}"),
         ("hit rate at 5, index", _share(hits["hit_rate_at_5"])),
         ("hit rate at 5, exact search", _share(hits["exact_hit_rate_at_5"])),
         ("held-out loss lowered by", _share(training["loss_reduction"])),
-        ("training", f"{training['rows']:,} rows, {training['steps']} steps, {training['seconds_per_step']:.2f} s a step, "
-                     f"{training['tokens_per_second']:,.0f} tokens/s"),
+        (
+            "training",
+            f"{training['rows']:,} rows, {training['steps']} steps, {training['seconds_per_step']:.2f} s a step, "
+            f"{training['tokens_per_second']:,.0f} tokens/s",
+        ),
         ("engine, 8 clients", f"{report['engine']['output_tokens_per_second']:,.0f} output tokens/s"),
-        ("gateway, chat requests", f"{gateway['requests']:,}: p50 {gateway['p50_milliseconds']:,.0f} ms, p95 "
-                                   f"{gateway['p95_milliseconds']:,.0f} ms, first token p50 {gateway['first_token_p50_milliseconds']:,.0f} ms"),
-        ("rows in the inference table", f"{gateway['rows_in_inference_table']:,}, request ids {gateway['distinct_request_ids']:,}"),
+        (
+            "gateway, chat requests",
+            f"{gateway['requests']:,}: p50 {gateway['p50_milliseconds']:,.0f} ms, p95 "
+            f"{gateway['p95_milliseconds']:,.0f} ms, first token p50 {gateway['first_token_p50_milliseconds']:,.0f} ms",
+        ),
+        (
+            "rows in the inference table",
+            f"{gateway['rows_in_inference_table']:,}, request ids {gateway['distinct_request_ids']:,}",
+        ),
         ("traffic split", ", ".join(f"{arm} {n}" for arm, n in answers["split"].items())),
         ("peak memory in use, whole machine", f"{report['peak_memory_bytes'] / 1e9:.1f} GB"),
         ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())),
@@ -75,7 +89,8 @@ def _short(value: Any) -> str:
 
 
 def _share(estimate: dict[str, Any]) -> str:
-    return f"{100 * estimate['value']:.1f} %  [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}], n {estimate['n']}"
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} %  [{low:.1f}, {high:.1f}], n {estimate['n']}"
 
 
 def _loss(estimate: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""An OpenAI-shaped client for the platform's own calls (indexing, later judges and agents): they pass the gateway like anybody's."""
+"""An OpenAI-shaped client for the platform's own calls: they pass the gateway like anybody's."""
 
+import asyncio
 import time
 from base64 import b64decode
 from collections.abc import Callable
@@ -34,18 +35,22 @@ class Client:
         self.base_url, self._token = base_url.rstrip("/"), token
         self._timeout_seconds, self._patience_seconds = timeout_seconds, patience_seconds
         self._http: httpx.Client | None = None
+        self._async_http: tuple[asyncio.AbstractEventLoop, httpx.AsyncClient] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., "Client"], tuple[Any, ...]]:
         return (_rebuild, (self.base_url, self._token, self._timeout_seconds, self._patience_seconds))
 
-    def embed(self, model: str, texts: list[str]) -> npt.NDArray[np.float32]:
-        """Vectors [len(texts), dimension], float32. Raises what the gateway answered."""
+    def embed(self, model: str, texts: list[str], *, parent_request_id: str | None = None) -> npt.NDArray[np.float32]:
+        """Vectors [len(texts), dimension], float32. Raises what the gateway answered.
+
+        `parent_request_id` is the request on whose behalf this is done; the row of this one names it.
+        """
         if self._http is None:
             self._http = httpx.Client(timeout=self._timeout_seconds)
         deadline, pause = time.monotonic() + self._patience_seconds, 0.2
         while True:
             try:
-                response = self._http.post(**self._embedding_call(model, texts))
+                response = self._http.post(**self._embedding_call(model, texts, parent_request_id))
                 if response.status_code not in _WORTH_ANOTHER_TRY or time.monotonic() > deadline:
                     return _vectors(response)
             except httpx.TransportError as error:
@@ -54,8 +59,29 @@ class Client:
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
 
-    def _embedding_call(self, model: str, texts: list[str]) -> dict[str, Any]:
+    async def embed_async(
+        self, model: str, texts: list[str], *, parent_request_id: str | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The same for an event loop, which it does not block."""
+        loop = asyncio.get_running_loop()
+        if self._async_http is None or self._async_http[0] is not loop:
+            self._async_http = (loop, httpx.AsyncClient(timeout=self._timeout_seconds))
+        deadline, pause = time.monotonic() + self._patience_seconds, 0.2
+        while True:
+            try:
+                response = await self._async_http[1].post(**self._embedding_call(model, texts, parent_request_id))
+                if response.status_code not in _WORTH_ANOTHER_TRY or time.monotonic() > deadline:
+                    return _vectors(response)
+            except httpx.TransportError as error:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"no gateway answers at {self.base_url}: {error}") from None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    def _embedding_call(self, model: str, texts: list[str], parent_request_id: str | None) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {self._token}"}
+        if parent_request_id is not None:
+            headers["x-mosaic-parent-request-id"] = parent_request_id
         # base64 is a quarter of the bytes of decimal floats and exact
         body = {"model": model, "input": texts, "encoding_format": "base64"}
         return {"url": f"{self.base_url}/v1/embeddings", "headers": headers, "json": body}

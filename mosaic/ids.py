@@ -1,7 +1,7 @@
 """Sortable ids with a prefix that says what they are: `req_01k9...`, `run_01k9...`.
 
-The body is a UUIDv7 (RFC 9562, section 5.7: 48 bits of milliseconds, then random) in Crockford's base 32, 26 characters:
-ids made later sort later, to the millisecond.
+The body is a UUIDv7 (RFC 9562, section 5.7: 48 bits of milliseconds, then random) in Crockford's base 32, 26
+characters: ids made later sort later, to the millisecond.
 """
 
 import re

@@ -111,9 +111,10 @@ class Retrieved(Wire):
 class Engine(Protocol):
     """Whatever answers.
 
-    `chat` yields OpenAI `chat.completion.chunk` objects if `request.stream`, of which the last carries `usage`; otherwise
-    exactly one `chat.completion` object. `embed` yields exactly one {"embeddings": [[float, ...], ...], "prompt_tokens": int}.
-    Raises BadRequest for what the model cannot take (too long), EngineFailed for its own failures.
+    `chat` yields OpenAI `chat.completion.chunk` objects if `request.stream`, of which the last carries `usage`;
+    otherwise exactly one `chat.completion` object. `embed` yields exactly one {"embeddings": [[float, ...], ...],
+    "prompt_tokens": int}. Raises BadRequest for what the model cannot take (too long), EngineFailed for its own
+    failures.
     """
 
     def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]: ...

@@ -1,5 +1,6 @@
 """Delta tables at an address: opening one, its files in a fixed order, and rows in the shape of its schema."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -126,6 +127,18 @@ def commit_properties(
     """A commit's metadata: the run that made it, the positions of logs that it covers, a mark to find it by."""
     metadata = {key: value for key, value in {RUN_ID: run_id, WRITE_ID: write_id}.items() if value is not None}
     return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
+
+
+def find_commit(storage: Storage, address: str, first: int, write_id: str) -> int:
+    """The version, `first` or later, that the commit with this mark became.
+
+    Read from the log itself: deltalake's handle does not move with `create_write_transaction`, and its `history()`
+    counts from the handle's version, which is wrong once somebody else has committed.
+    """
+    for version in itertools.count(first):
+        if write_id.encode() in storage.read_bytes(f"{address}/_delta_log/{version:020d}.json"):
+            return version
+    raise AssertionError("count() does not end")
 
 
 def _check_readable(table: DeltaTable, address: str) -> None:

@@ -18,10 +18,10 @@ from mosaic.catalog import Catalog, Table
 from mosaic.catalog.names import parse_object
 from mosaic.data.delta import (
     CONFIGURATION,
-    WRITE_ID,
     arrow_schema,
     check_columns,
     commit_properties,
+    find_commit,
     fit,
     list_files,
     open_delta,
@@ -196,7 +196,7 @@ class Tables:
                 return table.version()
             properties = commit_properties(run_id, write_id=sink.write_id)
             table.create_write_transaction(sink.add_actions(), mode, table.schema(), commit_properties=properties)
-            return _version_of(table, sink.write_id)
+            return find_commit(self._storage, record.location, table.version() + 1, sink.write_id)
         except CommitFailedError as error:
             raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
 
@@ -217,18 +217,6 @@ def _ours_within(error: BaseException) -> MosaicError | None:
             return inner
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return None
-
-
-def _version_of(table: DeltaTable, write_id: str) -> int:
-    """Which version a commit of ours became: deltalake's handle does not tell, and others may have written since."""
-    limit = 16
-    while True:
-        commits = table.history(limit)
-        for commit in commits:
-            if commit.get(WRITE_ID) == write_id:
-                return int(commit["version"])
-        assert len(commits) == limit, f"commit {write_id} is not in the table's log"
-        limit *= 4
 
 
 def _shown(schema: Schema) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from mosaic.protocol import Wire
 
@@ -21,7 +22,8 @@ class Estimate(Wire):
 
 
 def proportion(hits: int, n: int) -> Estimate:
-    """Wilson's score interval (E. B. Wilson, 1927): holds near 0 and 1 and for small n, where the normal one does not."""
+    """Wilson's score interval (E. B. Wilson, 1927): holds near 0 and 1 and for small n, where the normal one does
+    not."""
     if not 0 <= hits <= n or n == 0:
         raise ValueError(f"{hits} of {n} is not a proportion")
     share = hits / n
@@ -35,28 +37,35 @@ def proportion(hits: int, n: int) -> Estimate:
 
 
 def mean_loss(sums: Sequence[float], counts: Sequence[int], *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean loss per token over rows with `sums` of loss and `counts` of tokens; percentile bootstrap over rows (Efron, 1979)."""
+    """Mean loss per token over rows with `sums` of loss and `counts` of tokens; percentile bootstrap over rows (Efron,
+    1979)."""
     return _bootstrap(np.asarray([sums], dtype=float), np.asarray(counts, dtype=float), resamples, seed)
 
 
 def loss_reduction(
-    base_sums: Sequence[float], tuned_sums: Sequence[float], counts: Sequence[int], *, resamples: int = 2000, seed: int = 0
+    base_sums: Sequence[float],
+    tuned_sums: Sequence[float],
+    counts: Sequence[int],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
-    """By which share `tuned` lowers the loss of `base` on the same rows: 0.2 is 20 % lower; rows are resampled in pairs."""
+    """By which share `tuned` lowers the loss of `base` on the same rows: 0.2 is 20 % lower; rows are resampled in
+    pairs."""
     both = np.asarray([base_sums, tuned_sums], dtype=float)
     return _bootstrap(both, np.asarray(counts, dtype=float), resamples, seed)
 
 
-def _bootstrap(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> Estimate:
+def _bootstrap(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], resamples: int, seed: int) -> Estimate:
     rows = counts.shape[0]
     if rows == 0 or sums.shape[1] != rows:
         raise ValueError(f"{sums.shape[1]} losses for {rows} rows")
 
-    def figure(picked: np.ndarray) -> float:
+    def figure(picked: npt.NDArray[np.intp]) -> float:
         means = sums[:, picked].sum(axis=1) / counts[picked].sum()
         return float(means[0] if len(means) == 1 else 1 - means[1] / means[0])
 
     generator = np.random.Generator(np.random.Philox(seed))
-    drawn = [figure(generator.integers(0, rows, rows)) for _ in range(resamples)]
+    drawn = [figure(generator.integers(0, rows, rows, dtype=np.intp)) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value=figure(np.arange(rows)), low=float(low), high=float(high), n=rows)
+    return Estimate(value=figure(np.arange(rows, dtype=np.intp)), low=float(low), high=float(high), n=rows)

@@ -17,8 +17,8 @@ from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import ChatRequest, Engine, EngineRequest, Retrieved, Usage
 
-Retriever = Callable[[str, str, int], Awaitable[tuple[Retrieved, list[dict[str, Any]]]]]
-"""(index, question, how many) -> what was found, and its columns."""
+Retriever = Callable[[str, str, int, str], Awaitable[tuple[Retrieved, list[dict[str, Any]]]]]
+"""(index, question, how many, request id) -> what was found, and its columns."""
 
 _NOT_FOR_THE_ENGINE = {"model", "messages", "stream", "stream_options", "user", "metadata"}
 
@@ -111,7 +111,7 @@ class Chat:
                 f"{endpoint.name!r} looks up the last user message, and there is none", param="messages"
             )
         question = str(messages[place]["content"])
-        retrieved, entries = await self._retrieve(retrieval.index, question, retrieval.num_results)
+        retrieved, entries = await self._retrieve(retrieval.index, question, retrieval.num_results, exchange.request_id)
         exchange.note_retrieved(retrieved)
         system, user = retrieval.messages(question, entries)
         messages[place] = user.model_dump(exclude_none=True)

@@ -44,7 +44,8 @@ class Embeddings:
     def _shape(self, request: EmbeddingRequest, answer: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
         vectors, tokens = answer["embeddings"], int(answer["prompt_tokens"])
         exchange.note_usage(Usage(prompt_tokens=tokens))
-        # The vectors follow from model and input, both in the row: it keeps their shape, not a hundred times its own size.
+        # The vectors follow from model and input, both in the row: it keeps their shape, not a hundred times its own
+        # size.
         exchange.note(response=compact_json({"object": "list", "embeddings": [len(vectors), len(vectors[0])]}))
         if request.encoding_format == "base64":
             vectors = [b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode() for vector in vectors]

@@ -56,7 +56,8 @@ class Endpoint:
 
 
 class Endpoints:
-    """Endpoints by name, read from the catalog and kept for `fresh_seconds`: a change is live everywhere within that."""
+    """Endpoints by name, read from the catalog and kept for `fresh_seconds`: a change is live everywhere within
+    that."""
 
     def __init__(
         self, catalog: Catalog, *, fresh_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic
@@ -111,7 +112,8 @@ class Endpoints:
 
 
 def choose(endpoint: Endpoint, request_id: str) -> LiveEntity:
-    """The entity that answers this request: drawn by the shares, from the request's id, so that a row explains itself."""
+    """The entity that answers this request: drawn by the shares, from the request's id, so that a row explains
+    itself."""
     draw = int.from_bytes(blake2b(request_id.encode(), digest_size=8).digest()) % 100
     for entity in endpoint.entities:
         if draw < entity.traffic_percentage:

@@ -73,7 +73,8 @@ class GatewayRoutes:
 
 
 def parse(shape: type[Parsed], body: object) -> Parsed:
-    """The body as the request that it should be; raises BadRequest naming the field, the value and what would be right."""
+    """The body as the request that it should be; raises BadRequest naming the field, the value and what would be
+    right."""
     if not isinstance(body, dict):
         raise BadRequest(f"the body must be a JSON object, not {type(body).__name__}")
     try:
@@ -111,6 +112,7 @@ class Record:
         exchange = state["exchange"] = self._ledger.open(
             header(scope, b"x-request-id") or new_id("req"),
             client_request_id=header(scope, b"x-client-request-id"),
+            parent_request_id=header(scope, b"x-mosaic-parent-request-id"),
             method=scope["method"],
             path=scope["path"],
         )

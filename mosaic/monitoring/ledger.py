@@ -1,7 +1,7 @@
 """A row for every request: opened when it arrives, closed once when it ends, durable before its last byte leaves.
 
-The gateway writes to a local log and never waits for the lakehouse; the shipper on the same node carries the log into the
-Delta inference table, exactly once (`mosaic.data.ship`).
+The gateway writes to a local log and never waits for the lakehouse; the shipper on the same node carries the log into
+the Delta inference table, exactly once (`mosaic.data.ship`).
 """
 
 import time

@@ -12,6 +12,7 @@ SCHEMA = pa.schema(
     [
         pa.field("request_id", pa.string(), nullable=False),
         ("client_request_id", pa.string()),
+        ("parent_request_id", pa.string()),
         pa.field("request_time", pa.timestamp("us", tz="UTC"), nullable=False),
         pa.field("request_date", pa.date32(), nullable=False),
         pa.field("status_code", pa.int32(), nullable=False),

@@ -1,8 +1,10 @@
-"""The thread behind an answer: from a request's id to the model version, its run, the table's version and the sources."""
+"""The thread behind an answer: from a request's id to the model version, its run, the table's version and the
+sources."""
 
 from typing import Any
 
 import pyarrow.compute as pc
+from pydantic import Field
 
 from mosaic.catalog import Catalog, LineageNode
 from mosaic.data import Tables
@@ -15,8 +17,8 @@ class Thread(Wire):
     """One node of the tree: what it is, which exactly, and what it came from."""
 
     label: str
-    facts: dict[str, Any] = {}
-    came_from: list["Thread"] = []
+    facts: dict[str, Any] = Field(default_factory=dict)
+    came_from: list["Thread"] = Field(default_factory=list)
 
 
 def why(tables: Tables, catalog: Catalog, request_id: str) -> Thread:

@@ -1,4 +1,5 @@
-"""Settings to a running platform: `platform.lifecycle` tells how it starts and stops, `platform.parts` knows every part."""
+"""Settings to a running platform: `platform.lifecycle` tells how it starts and stops, `platform.parts` knows every
+part."""
 
 from mosaic.platform.lifecycle import Platform, Started, down, init, up
 from mosaic.platform.parts import PlatformSettings, load_settings

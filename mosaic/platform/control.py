@@ -1,4 +1,5 @@
-"""Control's HTTP surface: the platform's status, what the catalog names, index queries, and the thread behind an answer."""
+"""Control's HTTP surface: the platform's status, what the catalog names, index queries, and the thread behind an
+answer."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""What runs on Ray: the gateway's replicas, control's, and the actor that keeps the platform's own record and MLflow."""
+"""What runs on Ray: the gateway's replicas, control's, and the actor that keeps the platform's own record and
+MLflow."""
 
 import functools
 from typing import Any
@@ -38,8 +39,8 @@ class Gateway:
         def engine(app_name: str) -> ServeEngine:
             return engines.setdefault(app_name, ServeEngine(app_name))
 
-        async def retrieve(index: str, text: str, k: int) -> tuple[Retrieved, list[dict[str, Any]]]:
-            found = await parts.indexes.query_async(index, text, k)
+        async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
+            found = await parts.indexes.query_async(index, text, k, request_id=request_id)
             hits = found.hits
             return (
                 Retrieved(index=found.index, version=found.version, ids=[hit.id for hit in hits]),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import ray
@@ -22,7 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 import mosaic
 from mosaic.catalog.records import Endpoint as EndpointRecord
-from mosaic.errors import BadRequest, Conflict, MosaicError, Unavailable
+from mosaic.errors import Conflict, MosaicError, Unavailable
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
 from mosaic.monitoring.shipper import shipper_name
@@ -46,7 +46,9 @@ from mosaic.runtime.home import hold, read_record, remove_record, write_record
 from mosaic.serving import EngineSettings, engine_app_name, start_engine
 from mosaic.serving.endpoint import EndpointSettings, answering
 from mosaic.storage.layout import check_format
-from mosaic.training import FineTuning
+
+if TYPE_CHECKING:
+    from mosaic.training import FineTuning
 
 CPUS = {"platform": 0.05, "control": 0.1, "gateway-internal": 0.1, "gateway replica": 0.1, "shipper": 0.05}
 """Logical CPUs that the platform's own actors reserve; engines and indexes say theirs."""
@@ -81,7 +83,8 @@ class Platform:
     def create_endpoint(self, settings: EndpointSettings) -> EndpointRecord:
         """Create or change an endpoint and start the engines it needs; returns at once (see `wait_until_ready`).
 
-        Raises NotFound for a model or index that is not there, and Unavailable for engines that do not fit, with the sum.
+        Raises NotFound for a model or index that is not there, and Unavailable for engines that do not fit, with the
+        sum.
         """
         if settings.retrieval is not None:
             self.catalog.get_index(settings.retrieval.index)
@@ -94,7 +97,8 @@ class Platform:
         return self.catalog.put_endpoint(settings.name, config=settings.model_dump(), owner=self.principal.name)
 
     def wait_until_ready(self, endpoint: str, *, timeout_seconds: float = 300) -> None:
-        """Until every engine behind the endpoint runs; raises Unavailable with the engine's own reason if one failed."""
+        """Until every engine behind the endpoint runs; raises Unavailable with the engine's own reason if one
+        failed."""
         record = self.catalog.get_endpoint(endpoint)
         models = [answering(self.catalog, e["model"]).engine_model for e in record.config["served_entities"]]
         wait_for_applications([engine_app_name(model) for model in models], timeout_seconds)
@@ -103,8 +107,10 @@ class Platform:
         """Texts to vectors by an embedding endpoint, as the indexes do it."""
         return embedder(self.settings, endpoint)
 
-    def fine_tuning(self) -> FineTuning:
+    def fine_tuning(self) -> "FineTuning":
         """What fine-tunes on this platform's tables and registers in its catalog."""
+        from mosaic.training import FineTuning  # brings torch, which a gateway's replica must not load
+
         return FineTuning(
             self.catalog,
             self.tables,
@@ -147,7 +153,7 @@ def up(settings: PlatformSettings, on_progress: Callable[[str], None] = lambda l
         record = read_record(home)
         if record is not None and is_running(home, record):
             raise Conflict(
-                f"a platform already runs from {home} at {record['base_url']}; `mosaic status` shows it, `mosaic down` stops it",
+                f"a platform already runs from {home} at {record['base_url']}; `mosaic down` stops it",
                 code="already_running",
             )
         if record is not None:
@@ -302,7 +308,8 @@ def is_running(home: Path, record: dict[str, Any]) -> bool:
 
 
 def wait_for_applications(names: Iterable[str], timeout_seconds: float) -> None:
-    """Until these Serve applications run; raises Unavailable with the reason of one that failed, or at the time limit."""
+    """Until these Serve applications run; raises Unavailable with the reason of one that failed, or at the time
+    limit."""
     deadline, waiting = time.monotonic() + timeout_seconds, set(names)
     while waiting:
         applications = serve.status().applications

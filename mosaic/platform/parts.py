@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 from pydantic import Field
 
@@ -26,7 +28,7 @@ class PlatformSettings(Settings):
 
     storage: str = "~/.mosaic"
     """The root address of all durable data: a local folder, or s3://, gs://, abfss://."""
-    storage_options: dict[str, str] = {}
+    storage_options: dict[str, str] = Field(default_factory=dict)
     """Options of the object store, in deltalake's spelling (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...)."""
     home: str | None = None
     """Folder on this machine for logs, spools, caches and the SQLite catalog; the root itself if that is local."""
@@ -50,7 +52,7 @@ class PlatformSettings(Settings):
     """Replicas of the gateway; each ships its own log."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     """A larger request is a 413."""
-    engines: dict[str, EngineSettings] = {}
+    engines: dict[str, EngineSettings] = Field(default_factory=dict)
     """How the engine of a model runs, by the model's name; what is not named runs with the defaults."""
 
     @property
@@ -122,8 +124,11 @@ class GatewayEmbedder:
     def __init__(self, client: Client, endpoint: str) -> None:
         self._client, self._endpoint = client, endpoint
 
-    def __call__(self, texts: list[str]) -> Any:
+    def __call__(self, texts: list[str], /) -> npt.NDArray[np.float32]:
         return self._client.embed(self._endpoint, texts)
+
+    async def embed_async(self, texts: list[str], /, parent_request_id: str | None = None) -> npt.NDArray[np.float32]:
+        return await self._client.embed_async(self._endpoint, texts, parent_request_id=parent_request_id)
 
 
 def internal_token(settings: PlatformSettings) -> str:

@@ -122,7 +122,7 @@ def _indexes(parts: Parts) -> list[Part]:
             Part(
                 part=f"index {record.name}",
                 state="healthy" if status.version == status.table_version else "starting",
-                detail=f"{status.num_rows} rows, exact at version {status.version} of {record.table} (now {status.table_version})",
+                detail=f"{status.num_rows} rows, exact at version {status.version} of {status.table_version}",
             )
         )
     return found

@@ -47,7 +47,8 @@ def error_body(error: MosaicError, path: str, request_id: str) -> dict[str, Any]
 
 
 class RequestId:
-    """Gives every request an id that is ours (`req_...`), as its `x-request-id` header; Serve echoes that on the response.
+    """Gives every request an id that is ours (`req_...`), as its `x-request-id` header; Serve echoes that on the
+    response.
 
     It is a key of the inference table, so a client cannot choose it: what the client calls its request moves to
     `x-client-request-id`.
@@ -92,7 +93,8 @@ class ShapeErrors:
             await send(message)
 
         scope.setdefault("state", {})
-        # Starlette's router raises rather than answers its own 404 and 405 when it believes to be inside an application.
+        # Starlette's router raises rather than answers its own 404 and 405 when it believes to be inside an
+        # application.
         scope.setdefault("app", self)
         try:
             await self._app(scope, receive, send_watched)

@@ -22,12 +22,17 @@ from mosaic.protocol import Wire
 from mosaic.settings import Settings
 
 MARKER = "MOSAIC_PLATFORM_ID"
-"""Set in the environment of the embedded Ray and so inherited by every process under it: what `mosaic down` looks for."""
+"""Set in the environment of the embedded Ray and so inherited by every process under it: what `mosaic down` looks
+for."""
 
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Makes an embedded Ray use loopback for everything: all of its ports, the object manager's and the agents' too, listen there
-alone. Ray does so by default where it supports no clusters; `_node_ip_address="127.0.0.1"` alone it replaces by the machine's."""
+"""Makes an embedded Ray use loopback for everything: all of its ports, the object manager's and the agents' too,
+listen there alone. Ray does so by default where it supports no clusters; `_node_ip_address="127.0.0.1"` alone it
+replaces by the machine's."""
+
+MANY_SMALL_ACTORS = {"RAY_worker_maximum_startup_concurrency": "16"}
+"""Ray expects about as many processes as logical CPUs; ours reserve a fraction each, and start side by side."""
 
 
 class RaySettings(Settings):
@@ -101,7 +106,7 @@ def _head_environment(environment: Mapping[str, str], platform_id: str) -> dict[
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
     # `python jobs/...` in a submitted job must be the Python that mosaic is installed in.
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", "")])
-    return {**inherited, **LOOPBACK, **environment, MARKER: platform_id, "PATH": path}
+    return {**inherited, **LOOPBACK, **MANY_SMALL_ACTORS, **environment, MARKER: platform_id, "PATH": path}
 
 
 def find_head(home: Path) -> Cluster | None:
@@ -167,15 +172,17 @@ def marked_processes(platform_id: str) -> Iterator[psutil.Process]:
 def connect(address: str, environment: Mapping[str, str]) -> None:
     """Make this process a driver of the cluster at `address`; a process that already is one stays it.
 
-    `environment` goes to every worker of this driver, for clusters whose nodes were started without it. Raises Unavailable
-    naming the address where nothing answers, and Conflict where the cluster's token is not ours.
+    `environment` goes to every worker of this driver, for clusters whose nodes were started without it. Raises
+    Unavailable naming the address where nothing answers, and Conflict where the cluster's token is not ours.
     """
     if ray.is_initialized():
         return
     # With an explicit address Ray 2.60 sends its token only when told to; one that is there is meant to be sent.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     if address.startswith("127."):
-        ray_constants.ENABLE_RAY_CLUSTER = False  # see LOOPBACK: otherwise Ray would look for itself on the machine's address
+        ray_constants.ENABLE_RAY_CLUSTER = (
+            False  # see LOOPBACK: otherwise Ray would look for itself on the machine's address
+        )
     try:
         ray.init(
             address=address,
@@ -199,7 +206,7 @@ def require_free_ports(ports: Mapping[str, int], host: str = "127.0.0.1") -> Non
                 probe.bind((host, port))
             except OSError:
                 raise BadRequest(
-                    f"port {port} ({setting}) on {host} is taken{_listener(port)}; stop that, or set {setting} to a free port",
+                    f"port {port} ({setting}) on {host} is taken{_listener(port)}; stop that, or set another port",
                     param=setting,
                     code="port_taken",
                 ) from None
@@ -207,7 +214,7 @@ def require_free_ports(ports: Mapping[str, int], host: str = "127.0.0.1") -> Non
 
 def _listener(port: int) -> str:
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port and connection.pid:
             with contextlib.suppress(psutil.NoSuchProcess):
                 return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""

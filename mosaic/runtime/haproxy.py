@@ -1,7 +1,8 @@
 """Serve's HAProxy for a platform on one machine: its own files, its own ports, every one of them on loopback.
 
 Ray 2.60's template opens a statistics and a metrics port on all interfaces and has no setting for their address, but it
-has one for the binary: ours is a script that rewrites those two lines of the generated configuration and becomes HAProxy.
+has one for the binary: ours is a script that rewrites those two lines of the generated configuration and becomes
+HAProxy.
 """
 
 from pathlib import Path
@@ -47,7 +48,8 @@ def serve_environment(
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mosaic.runtime.asgi.serve_middlewares",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # Deleting an application waits this long for requests on their way; the default of 30 s makes every `down` slow.
+        # Deleting an application waits this long for requests on their way; the default of 30 s makes every `down`
+        # slow.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # A replica that was killed is noticed by the first failed connection, and again when it is back.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",

@@ -1,4 +1,5 @@
-"""The process that owns an embedded Ray: `python -m mosaic.runtime.head SPEC`, started by `mosaic up`, ended by SIGTERM.
+"""The process that owns an embedded Ray: `python -m mosaic.runtime.head SPEC`, started by `mosaic up`, ended by
+SIGTERM.
 
 Ray's processes are children of this small one: they inherit its environment, which binds them to loopback
 (`mosaic.runtime.cluster.LOOPBACK`) and marks them as this platform's, and they end with it.
@@ -38,8 +39,8 @@ def main(spec: dict[str, Any]) -> None:
         log_to_driver=False,
         _temp_dir=spec["temp_dir"],
     )
-    # `ray start` does the same: the driver of a submitted job looks here for its cluster, and otherwise takes any Ray that
-    # runs on this machine.
+    # `ray start` does the same: the driver of a submitted job looks here for its cluster, and otherwise takes any Ray
+    # that runs on this machine.
     write_ray_address(context.address_info["address"], spec["temp_dir"])
     record = {
         "pid": os.getpid(),

@@ -1,4 +1,5 @@
-"""Models on Ray Serve: each served model is an application of its own, without a route, that speaks the engine protocol."""
+"""Models on Ray Serve: each served model is an application of its own, without a route, that speaks the engine
+protocol."""
 
 from mosaic.serving.deploy import (
     EngineSettings,

@@ -1,6 +1,7 @@
 """Bring a model up as a Serve application; the one place where an engine's settings become Ray's and vLLM's.
 
-Applications are started without waiting: Serve's controller carries them on, and `mosaic status` shows how far they are.
+Applications are started without waiting: Serve's controller carries them on, and `mosaic status` shows how far they
+are.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from pydantic import Field
 from ray import serve
 
 from mosaic.errors import BadRequest
@@ -35,7 +37,7 @@ class EngineSettings(Settings):
     """Adapters that one batch may mix."""
     kv_cache_gib: int = 1
     """GiB for the KV cache on the CPU (on a GPU, vLLM takes what is free)."""
-    engine_kwargs: dict[str, Any] = {}
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to vLLM's engine as they are, last."""
 
 
@@ -83,7 +85,8 @@ def deploy_vllm(model: str, folder: Path, settings: EngineSettings, resolve: Cal
 def _deploy_vllm(
     app_name: str, model: str, folder: str, settings: EngineSettings, resolve: Callable[[str], Path]
 ) -> None:
-    # Importing vLLM takes seconds and half a gigabyte: this worker, which ends with the call, pays it and no driver does.
+    # Importing vLLM takes seconds and half a gigabyte: this worker, which ends with the call, pays it and no driver
+    # does.
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
     from mosaic.serving.vllm import VllmReplica

@@ -12,7 +12,8 @@ from mosaic.protocol import EngineRequest
 class EchoEngine:
     """Answers with the last message, a word a chunk, in the engine protocol's shape.
 
-    `delay_seconds` is waited before each word; a message that begins with `fail:` raises EngineFailed after the first word.
+    `delay_seconds` is waited before each word; a message that begins with `fail:` raises EngineFailed after the first
+    word.
     """
 
     def __init__(self, delay_seconds: float = 0.0) -> None:

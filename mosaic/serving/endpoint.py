@@ -17,7 +17,8 @@ class ServedEntity(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """Its name within the endpoint; every row of the inference table carries it."""
     model: str
-    """A model's name (`smollm2-135m-instruct`), or a catalog version or alias (`main.ml.bot/3`, `main.ml.bot@champion`)."""
+    """A model's name (`smollm2-135m-instruct`), or a catalog version or alias (`main.ml.bot/3`,
+    `main.ml.bot@champion`)."""
     traffic_percentage: int = Field(default=100, ge=0, le=100)
     """Share of the endpoint's requests."""
 

@@ -18,13 +18,13 @@ from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import Adapter, EngineRequest
 
 
-class VllmReplica(LLMServer):  # type: ignore[misc]
+class VllmReplica(LLMServer):
     """One engine with one base model and any number of its adapters.
 
     `resolve` turns an adapter's name into a local folder with its verified files, on the node where the engine runs.
     """
 
-    async def __init__(self, llm_config: LLMConfig, resolve: Callable[[str], Path]) -> None:
+    async def __init__(self, llm_config: LLMConfig, resolve: Callable[[str], Path]) -> None:  # type: ignore[misc]
         self._resolve = resolve
         self._adapter_lock = asyncio.Lock()
         self._adapter_numbers: dict[str, int] = {}

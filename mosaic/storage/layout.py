@@ -19,6 +19,6 @@ def check_format(storage: Storage, version: str) -> None:
     if found["format"] > FORMAT:
         raise Conflict(
             f"the root {storage.root} was written by mosaic {found['written_by']} (format {found['format']}); "
-            f"this is mosaic {version}, which knows formats up to {FORMAT}: install the newer one, or choose another root",
+            f"this is mosaic {version}, which knows formats up to {FORMAT}: use the newer one, or another root",
             code="root_is_newer",
         )

@@ -1,4 +1,5 @@
-"""From settings to a registered model version: the run, its inputs at exact versions, the adapter's files, the alias."""
+"""From settings to a registered model version: the run, its inputs at exact versions, the adapter's files, the
+alias."""
 
 from collections.abc import Mapping
 from hashlib import sha256

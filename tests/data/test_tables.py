@@ -179,9 +179,11 @@ def test_half_a_cpu_is_enough(words: Tables, ray_cluster: None) -> None:
 
 
 def test_appends_at_the_same_time_all_arrive(words: Tables) -> None:
+    found: dict[int, str] = {}
+
     def work(name: int) -> None:
         for number in range(5):
-            words.append(NAME, rows(f"{name}-{number}"))
+            found[words.append(NAME, rows(f"{name}-{number}"))] = f"{name}-{number}"
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
     for thread in threads:
@@ -190,3 +192,7 @@ def test_appends_at_the_same_time_all_arrive(words: Tables) -> None:
         thread.join()
     assert words.to_arrow(NAME).num_rows == 20
     assert words.version(NAME) == 20
+    assert sorted(found) == list(range(1, 21))
+    for version, word in found.items():
+        before = set(words.to_arrow(NAME, version - 1)["word"].to_pylist())
+        assert set(words.to_arrow(NAME, version)["word"].to_pylist()) - before == {word}

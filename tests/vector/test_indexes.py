@@ -138,7 +138,7 @@ def test_kill_9_during_queries(
     assert indexes.sync(INDEX).version == tables.version(TABLE) == 2
     status = indexes.status(INDEX)
     assert status.process_id != pid and status.num_rows == 101
-    assert indexes.query(INDEX, "number200", 1).hits[0].id == "id200"
+    assert indexes.query(INDEX, "fox fox number200 text", 1).hits[0].id == "id200"
 
 
 def test_a_stopped_platform_starts_its_indexes_again(
