@@ -66,6 +66,6 @@ def _bootstrap(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], r
         return float(means[0] if len(means) == 1 else 1 - means[1] / means[0])
 
     generator = np.random.Generator(np.random.Philox(seed))
-    drawn = [figure(generator.integers(0, rows, rows, dtype=np.intp)) for _ in range(resamples)]
+    drawn = [figure(picked) for picked in generator.integers(0, rows, (resamples, rows), dtype=np.intp)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(value=figure(np.arange(rows, dtype=np.intp)), low=float(low), high=float(high), n=rows)

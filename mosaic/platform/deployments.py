@@ -2,6 +2,7 @@
 MLflow."""
 
 import functools
+import logging
 from typing import Any
 
 import ray
@@ -29,6 +30,7 @@ class Gateway:
     """One replica of the gateway."""
 
     def __init__(self, settings: PlatformSettings, role: str) -> None:
+        _log_with_serve()
         parts = build_parts(settings)
         replica = f"{role}-{new_id('gw')[-8:]}"
         self._ledger = Ledger(Log(spool(settings), owner=replica), replica)
@@ -68,6 +70,7 @@ class Control:
     """One replica of control: what is slow or changes things, apart from the loop that streams."""
 
     def __init__(self, settings: PlatformSettings) -> None:
+        _log_with_serve()
         self._app = control_app(build_parts(settings))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -89,6 +92,12 @@ class PlatformActor:
 
     def stop(self) -> None:
         self._mlflow.stop()
+
+
+def _log_with_serve() -> None:
+    """What mosaic logs in a replica goes to the replica's log file, where the dashboard shows it."""
+    for handler in logging.getLogger("ray.serve").handlers:
+        logging.getLogger("mosaic").addHandler(handler)
 
 
 def find_platform_actor() -> Any | None:

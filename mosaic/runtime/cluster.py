@@ -214,7 +214,9 @@ def require_free_ports(ports: Mapping[str, int], host: str = "127.0.0.1") -> Non
 
 def _listener(port: int) -> str:
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port and connection.pid:
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+            continue
+        if connection.laddr.port == port:
             with contextlib.suppress(psutil.NoSuchProcess):
                 return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""

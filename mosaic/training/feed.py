@@ -87,7 +87,7 @@ def steps_dataset(plan: Plan) -> Dataset:
     return ray.data.from_arrow([pa.table({"step": list(chunk)}) for chunk in plan.chunks(0, STEPS_PER_CHUNK)])
 
 
-class PlannedOrder(DataConfig):  # type: ignore[misc]
+class PlannedOrder(DataConfig):
     """Builds the streams when the workers ask for them; those of "train" from the step that stands on the board.
 
     Ray Train calls `configure` once for every group of workers, so a group that resumes starts at its own cursor.

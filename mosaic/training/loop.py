@@ -110,7 +110,7 @@ def train_loop(
     return Outcome(model.model, cursor, tuned_rows, step_seconds, rate, peak)
 
 
-class SupervisedModel(torch.nn.Module):  # type: ignore[misc]
+class SupervisedModel(torch.nn.Module):
     """A causal language model that returns each row's summed negative log-likelihood of its supervised tokens."""
 
     def __init__(self, model: Any) -> None:

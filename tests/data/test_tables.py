@@ -8,6 +8,7 @@ import pytest
 import ray
 import ray.data
 from deltalake import DeltaTable
+from ray.data.expressions import col
 
 from mosaic.data import Tables
 from mosaic.data.pydoc import entry_schema
@@ -151,31 +152,34 @@ def test_datasets_are_written_in_one_commit_and_read_in_order(words: Tables, ray
         assert [row["word"] for row in dataset.take_all()] == listed
     assert words.read(NAME).count() == 1001
     assert words.read(NAME, 0).count() == 0
-    assert words.overwrite(NAME, words.read(NAME).filter(expr="word == 'later'", num_cpus=0.25)) == 3
+    assert words.overwrite(NAME, words.read(NAME).filter(expr=col("word") == "later", num_cpus=0.25)) == 3
     assert words.to_arrow(NAME)["word"].to_pylist() == ["later"]
     feed = pa.table(words.delta(NAME).load_cdf(3, 3))
     assert sorted(set(feed["_change_type"].to_pylist())) == ["delete", "insert"]
     assert feed.num_rows == 1002
-    nothing = words.read(NAME).filter(expr="length > 100", num_cpus=0.25)
+    nothing = words.read(NAME).filter(expr=col("length") > 100, num_cpus=0.25)
     assert words.append(NAME, nothing) == 3
     assert words.overwrite(NAME, nothing) == 4
     assert words.to_arrow(NAME).num_rows == 0
 
 
-def test_half_a_cpu_is_enough(words: Tables, ray_cluster: None) -> None:
-    @ray.remote(num_cpus=1.5)
-    class Occupant:
-        def ready(self) -> bool:
-            return True
+@ray.remote
+class Occupant:
+    def ready(self) -> bool:
+        return True
 
-    occupant = Occupant.remote()
-    ray.get(occupant.ready.remote(), timeout=60)
+
+def test_half_a_cpu_is_enough(words: Tables, ray_cluster: None) -> None:
+    spare = round(ray.available_resources().get("CPU", 0.0) - 0.5, 2)
+    occupants = [Occupant.options(num_cpus=spare).remote()] if spare > 0 else []
+    ray.get([occupant.ready.remote() for occupant in occupants], timeout=60)
     try:
         words.append(NAME, ray.data.from_blocks([rows("a", "b")]))
         words.overwrite(NAME, words.read(NAME).map_batches(lambda batch: batch, num_cpus=0.25))
         assert len(words.read(NAME).take_all()) == 2
     finally:
-        ray.kill(occupant)
+        for occupant in occupants:
+            ray.kill(occupant)
 
 
 def test_appends_at_the_same_time_all_arrive(words: Tables) -> None:

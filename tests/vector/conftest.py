@@ -1,11 +1,10 @@
-"""A local Ray, and a platform's storage, catalog and tables in a fresh folder."""
+"""A platform's storage, catalog and tables in a fresh folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 
 from mosaic.catalog import Catalog
 from mosaic.data import Tables
@@ -13,20 +12,6 @@ from mosaic.storage import Storage
 from mosaic.vector import IndexSettings
 
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), ("title", pa.string()), ("body", pa.string())])
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            object_store_memory=200_000_000,
-        )
-    yield
 
 
 @pytest.fixture
