@@ -45,6 +45,7 @@ class Shipper:
         """
         self._folder, self._open_table = Path(folder), open_table
         self._to_arrow, self._lost, self._at = to_arrow, lost, at
+        self._shipped_bytes: dict[str, int] = {}
 
     def ship_once(self) -> int:
         """Ship what there is now; returns the number of rows. Safe to call from several processes at once."""
@@ -58,6 +59,8 @@ class Shipper:
             return 0  # another shipper finished with it
 
     def _ship_segment(self, path: Path, owner_is_gone: bool) -> int:
+        if not owner_is_gone and path.stat().st_size == self._shipped_bytes.get(path.name):
+            return 0  # nothing new: the table need not even be opened
         for _ in range(_ATTEMPTS):
             # Opened once per attempt: the position is read from the same state of the table that the commit builds on.
             table = self._open_table()
@@ -77,6 +80,9 @@ class Shipper:
                 self._at("after-commit")
             if owner_is_gone:
                 self._remove(path)
+                self._shipped_bytes.pop(path.name, None)
+            else:
+                self._shipped_bytes[path.name] = position
             return len(rows)
         raise Conflict(
             f"segment {path.name}: {_ATTEMPTS} commits in a row lost against other writers; it stays for later"

@@ -3,15 +3,32 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML, without a system prompt of its own."""
 
 
-def tiny_llama(folder: Path, vocab_from: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a Llama with random weights (2 layers, 2 heads of 32) and the tokenizer of another model's folder.
+def tiny_llama(
+    folder: Path, vocab_from: Path | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write a Llama with random weights (2 layers, 2 heads of 32) and a tokenizer.
 
-    The same seed gives the same weights. Whatever loads a Llama loads it; 32 is a head size that vLLM knows on CPUs.
+    The tokenizer is that of the model in `vocab_from`, or one with a token per byte. The same seed gives the same
+    weights. Whatever loads a Llama loads it; 32 is a head size that vLLM knows on CPUs.
     """
-    tokenizer = AutoTokenizer.from_pretrained(vocab_from)
+    tokenizer = byte_tokenizer() if vocab_from is None else AutoTokenizer.from_pretrained(vocab_from)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -38,3 +55,23 @@ def tiny_llama(folder: Path, vocab_from: Path, *, seed: int = 0, dtype: torch.dt
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A token per byte, three special ones, and ChatML."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate([*specials, *alphabet])}, []))
+    single = pre_tokenizers.Split(Regex("."), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([single, as_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast

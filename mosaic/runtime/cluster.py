@@ -31,6 +31,8 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 listen there alone. Ray does so by default where it supports no clusters; `_node_ip_address="127.0.0.1"` alone it
 replaces by the machine's."""
 
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1"}
+"""Nothing is reported to anybody outside, and a job's output is its own."""
 MANY_SMALL_ACTORS = {"RAY_worker_maximum_startup_concurrency": "16"}
 """Ray expects about as many processes as logical CPUs; ours reserve a fraction each, and start side by side."""
 
@@ -106,7 +108,7 @@ def _head_environment(environment: Mapping[str, str], platform_id: str) -> dict[
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
     # `python jobs/...` in a submitted job must be the Python that mosaic is installed in.
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", "")])
-    return {**inherited, **LOOPBACK, **MANY_SMALL_ACTORS, **environment, MARKER: platform_id, "PATH": path}
+    return {**inherited, **LOOPBACK, **MANY_SMALL_ACTORS, **QUIET, **environment, MARKER: platform_id, "PATH": path}
 
 
 def find_head(home: Path) -> Cluster | None:

@@ -122,7 +122,7 @@ def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, 
     }
 
 
-def deploy_embedder(model: str, folder: Path, *, num_cpus: float = 0.2, threads: int = 1) -> EngineApp:
+def deploy_embedder(model: str, folder: Path, *, num_cpus: float = 0.2, threads: int = 2) -> EngineApp:
     """Start (or update) an embedding model's application; returns at once."""
     app_name = engine_app_name(model)
     ray.get(_deploy_embedder.remote(app_name, model, str(folder), num_cpus, threads))

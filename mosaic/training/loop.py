@@ -30,6 +30,7 @@ Feed = Callable[[int], Iterator[list[Row]]]
 """From a step's number to this worker's rows of that step and the ones after it."""
 
 _TAG = "engine"
+_WIDTH_MULTIPLE = 16
 
 
 @dataclass
@@ -191,8 +192,11 @@ def evaluate(
 
 
 def collate(rows: Sequence[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, attention mask and supervised mask of some rows, padded on the left to the longest."""
-    width = max(2, max(len(row.ids) for row in rows))
+    """Token ids, attention mask and supervised mask of some rows, padded on the left.
+
+    The width is rounded up: with few different shapes the CPU's kernel cache and the allocator stay small.
+    """
+    width = -(-max(len(row.ids) for row in rows) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     attention = torch.zeros(len(rows), width, dtype=torch.int64)
     supervised = torch.zeros(len(rows), width, dtype=torch.bool)

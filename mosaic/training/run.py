@@ -78,7 +78,7 @@ def fit(
         record.log_all([(result.steps, _final_metrics(result))])
         status = "FINISHED"
         return result
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:
@@ -150,8 +150,10 @@ def _run_workers(
             finished = trainer.fit()
         except TrainingFailedError as error:
             raise MosaicError(f"training failed: {error}", code="training_failed") from error
-        except SystemExit as stopped:  # what Ray Train makes of Ctrl-C, once the workers are gone
-            raise KeyboardInterrupt from stopped
+        except SystemExit as stopped:
+            if stopped.code == 0:  # what Ray Train makes of Ctrl-C, once the workers are gone
+                raise KeyboardInterrupt from stopped
+            raise
     if finished.checkpoint is None:
         raise MosaicError("training ended without a checkpoint", code="training_failed")
     with finished.checkpoint.as_directory() as folder:

@@ -187,7 +187,7 @@ def test_a_killed_worker_costs_no_run(
 
     def train(name: str, **options: Any) -> TrainResult:
         return fit(
-            settings(epochs=24, eval_table=None, checkpoint_every_steps=4, max_failures=2),
+            settings(epochs=16, eval_table=None, checkpoint_every_steps=4, max_failures=2),
             model_folder=tiny_model,
             read_rows=read_rows,
             storage_folder=tmp_path / "storage",
@@ -197,7 +197,7 @@ def test_a_killed_worker_costs_no_run(
 
     broken, unbroken = train("broken", on_progress=kill_one), train("unbroken")
     assert len(killed) == 1, "the worker was not killed while it trained"
-    assert broken.steps == unbroken.steps == 120
+    assert broken.steps == unbroken.steps == 80
     assert broken.tokens == unbroken.tokens
     ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("broken", "unbroken"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -1,0 +1,111 @@
+"""The real vLLM engine behind the gateway: base and adapter on one engine, streamed, refused, counted."""
+
+import json
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+from openai import OpenAI
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from mosaic.errors import BadRequest, NotFound
+from mosaic.models.doubles import tiny_llama
+from mosaic.platform import Platform
+from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
+
+MODEL = "main.tiny.assistant"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def tuned(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """A tiny random Llama, an adapter with random weights as a registered version, and an endpoint with both arms."""
+    base = tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+    torch.manual_seed(1)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False),
+    )
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    platform.catalog.ensure_schema("main.tiny")
+    platform.catalog.create_model(MODEL, owner="admin")
+    platform.catalog.create_model_version(MODEL, source=str(folder), kind="adapter", base_model=str(base))
+    platform.catalog.set_alias(MODEL, "champion", 1)
+    for name, entities in {
+        "tiny-base": [ServedEntity(name="base", model=str(base))],
+        "tiny-tuned": [ServedEntity(name="tuned", model=f"{MODEL}@champion")],
+    }.items():
+        platform.create_endpoint(EndpointSettings(name=name, served_entities=entities))
+    platform.wait_until_ready("tiny-tuned")
+    return platform
+
+
+def complete(client: OpenAI, model: str, **more: object) -> str:
+    asked = {"messages": HELLO, "temperature": 0, "max_tokens": 12, **more}
+    return client.chat.completions.create(model=model, **asked).choices[0].message.content  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.slow
+def test_base_and_adapter_answer_from_one_engine_each_as_itself(tuned: Platform, client: OpenAI) -> None:
+    base, adapted = complete(client, "tiny-base"), complete(client, "tiny-tuned")
+    assert base != adapted
+    assert (complete(client, "tiny-base"), complete(client, "tiny-tuned")) == (base, adapted)
+    stream = client.chat.completions.create(
+        model="tiny-tuned",
+        messages=HELLO,
+        temperature=0,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == adapted
+    tuned.flush_ledger()
+    rows = tuned.tables.to_arrow("system.serving.inference").to_pylist()
+    (row,) = [one for one in rows if one["request_id"] == chunks[0].id]
+    assert (row["model"], row["model_version"], row["model_alias"]) == (MODEL, 1, "champion")
+    assert row["adapter"] == f"{MODEL}/1" and row["served_entity"] == "tuned"
+    assert row["output_tokens"] == chunks[-1].usage.completion_tokens and row["input_tokens"] > 0
+    assert json.loads(row["response"])["choices"][0]["message"]["content"] == adapted
+
+
+@pytest.mark.slow
+def test_a_prompt_that_is_too_long_is_a_400_of_the_engine(tuned: Platform, client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, "tiny-base", messages=[{"role": "user", "content": "x" * 5000}])
+    assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.slow
+def test_changed_adapter_files_are_not_served(tuned: Platform, client: OpenAI, tmp_path: Path) -> None:
+    first = tuned.catalog.get_model_version(f"{MODEL}/1")
+    version = tuned.catalog.create_model_version(
+        MODEL,
+        source=first.source,
+        kind="adapter",
+        base_model=first.base_model,
+        checksums={"adapter_model.safetensors": "0" * 64},
+    )
+    entities = [ServedEntity(name="changed", model=version.full_name)]
+    tuned.create_endpoint(EndpointSettings(name="tiny-changed", served_entities=entities))
+    with pytest.raises(openai.APIStatusError) as refused:
+        complete(client, "tiny-changed")
+    assert "not those that were registered" in refused.value.message
+
+
+def test_endpoints_are_checked_before_anything_starts(platform: Platform) -> None:
+    arm = ServedEntity(name="a", model="echo")
+    with pytest.raises(NotFound, match=r"no model"):
+        platform.create_endpoint(
+            EndpointSettings(name="x", served_entities=[ServedEntity(name="a", model="main.none.bot/1")])
+        )
+    with pytest.raises(NotFound, match=r"no index .main\.none\.index."):
+        platform.create_endpoint(
+            EndpointSettings(name="x", served_entities=[arm], retrieval=Retrieval(index="main.none.index"))
+        )
+    with pytest.raises(BadRequest, match="add up to 90, not to 100"):
+        half = {"name": "a", "model": "echo", "traffic_percentage": 90}
+        EndpointSettings.parse({"name": "x", "served_entities": [half]})

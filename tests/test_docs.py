@@ -1,0 +1,41 @@
+"""The documents run: README's Python against the platform, its commands against the command line, and every named file
+exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mosaic.platform import Platform
+from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_readmes_python_runs(platform: Platform, capsys: pytest.CaptureFixture[str]) -> None:
+    arm = ServedEntity(name="echo", model="echo")
+    platform.create_endpoint(EndpointSettings(name="assistant", served_entities=[arm]))
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert "How do I get the square root of a number?" in capsys.readouterr().out
+
+
+def test_the_readmes_commands_exist() -> None:
+    for command in set(re.findall(r"^ +mosaic (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)):
+        shown = subprocess.run(
+            [sys.executable, "-m", "mosaic.cli", command, "--help"], capture_output=True, text=True, check=False
+        )
+        assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(r"\]\(([^)#:]+)\)", text))
+    missing = [name for name in named if not (page.parent / name).exists()]
+    code = set(re.findall(r"`((?:mosaic|jobs|docs|cluster|tests|scripts)/[\w/.]+\.\w+)`", text))
+    missing += [name for name in code if not (ROOT / name).exists()]
+    assert not missing, f"{page.name} names files that do not exist: {missing}"
