@@ -40,10 +40,10 @@ def demo(file: Path | None, storage: str | None, home: str | None, keep: bool, j
             "python",
             str(job.resolve()),
         ]
-        click.echo(f"$ ray job submit --address {dashboard} -- python {job}")
+        click.echo(f"$ RAY_AUTH_MODE=token ray job submit --address {dashboard} -- python {job}")
         # Ray's client of the parent would hold the terminal's interrupt: the job's output comes through the real
         # command.
-        ended = subprocess.run(submit, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False)
+        ended = subprocess.run(submit, env={**os.environ, "RAY_AUTH_MODE": "token"}, check=False)
         kept_after = keep
         if ended.returncode != 0:
             raise SystemExit(ended.returncode)

@@ -65,6 +65,10 @@ def print_started(started: Started) -> None:
     click.echo(f"  dashboard  {platform.cluster.dashboard or 'that of the cluster at ' + platform.cluster.address}")
     click.echo(f"  mlflow     {platform.mlflow_uri}")
     click.echo(f"  storage    {platform.storage.root}")
+    if platform.cluster.dashboard:
+        click.echo(
+            f"  jobs       RAY_AUTH_MODE=token ray job submit --address {platform.cluster.dashboard} -- python JOB.py"
+        )
     if started.first_token:
         click.echo(f"  token      {started.first_token}")
         click.echo("The token is the admin's and is shown this once; `mosaic token create` makes others.")

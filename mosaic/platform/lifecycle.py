@@ -211,7 +211,7 @@ def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callabl
     on_progress("mlflow")
     deployments.start_platform_actor(settings)
     on_progress("control and gateway")
-    serve.run_many(_applications(settings), wait_for_applications_running=True)
+    serve.run_many(_applications(settings, environment), wait_for_applications_running=True)
     _wait_for_http(f"{settings.base_url}/v1/models", 60)
     on_progress("endpoints and indexes of the catalog")
     for model in sorted(_engine_models(parts)):
@@ -221,9 +221,10 @@ def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callabl
     return first_token
 
 
-def _applications(settings: PlatformSettings) -> list[serve.RunTarget]:
+def _applications(settings: PlatformSettings, environment: dict[str, str]) -> list[serve.RunTarget]:
     def target(name: str, prefix: str, deployment: Any, arguments: tuple[Any, ...], replicas: int) -> serve.RunTarget:
-        options = {"num_cpus": CPUS["control"]}
+        # A cluster that others started lacks Serve's switches; a replica that faces HTTP needs them, its process at the least.
+        options = {"num_cpus": CPUS["control"], "runtime_env": {"env_vars": environment}}
         bound = serve.deployment(
             deployment,
             num_replicas=replicas,
@@ -247,7 +248,7 @@ def init(settings: PlatformSettings | None = None) -> Platform:
     """
     asked = settings or PlatformSettings()
     cluster = find_head(asked.home_folder)
-    address = asked.ray.address or (cluster.address if cluster else None) or _job_address()
+    address = asked.ray.address or _job_address() or (cluster.address if cluster else None)
     if address is None and not ray.is_initialized():
         return up(asked).platform
     connect(address or "auto", {})
@@ -256,7 +257,9 @@ def init(settings: PlatformSettings | None = None) -> Platform:
             asked.model_copy(update={"ray": asked.ray.model_copy(update={"address": address or "auto"})})
         ).platform
     running = deployments.running_settings()
-    joined = cluster or Cluster(address=address or "auto", dashboard=None, embedded=False)
+    own = cluster is not None and cluster.address == address
+    joined = cluster if own else Cluster(address=address or "auto", dashboard=None, embedded=False)
+    assert joined is not None
     return Platform(build_parts(running), joined)
 
 

@@ -60,7 +60,7 @@ class VectorIndex:
         capacity: int = 1024,
         links: int = 16,
         ef_construction: int = 200,
-        ef_search: int = 64,
+        ef_search: int = 128,
         num_threads: int = 1,
     ) -> None:
         """Without `dimension` the first vectors decide it; `links`, the `ef`s: HNSW's M, efConstruction, ef."""
@@ -215,7 +215,7 @@ class VectorIndex:
         (folder / _MANIFEST).write_text(json.dumps(manifest))
 
     @classmethod
-    def load(cls, folder: Path, *, ef_search: int = 64, num_threads: int = 1) -> "VectorIndex":
+    def load(cls, folder: Path, *, ef_search: int = 128, num_threads: int = 1) -> "VectorIndex":
         """Read what `save` wrote; raises CorruptSnapshot if anything in it is not as it was written."""
         manifest = _read_manifest(folder)
         index = cls(
