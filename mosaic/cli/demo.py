@@ -10,6 +10,8 @@ import click
 from mosaic.cli.platform import chosen, print_started, start, with_settings
 from mosaic.errors import BadRequest
 from mosaic.platform import down as stop_platform
+from mosaic.platform.lifecycle import is_running, join
+from mosaic.runtime.home import read_record
 
 
 @click.command()
@@ -23,12 +25,20 @@ def demo(file: Path | None, storage: str | None, home: str | None, keep: bool, j
     if not job.exists():
         raise BadRequest(f"no driver script {str(job)!r} here; run this in mosaic's own folder, or give --job")
     settings = chosen(file, storage, home)
-    kept_after = False
-    started = start(settings)
-    try:
+    record = read_record(settings.home_folder)
+    ours = record is None or not is_running(settings.home_folder, record)
+    kept_after = not ours  # what was up before stays up
+    if ours:
+        started = start(settings)
         print_started(started)
-        dashboard = started.platform.cluster.dashboard
-        assert dashboard is not None
+        platform = started.platform
+    else:
+        platform = join(settings.home_folder)
+        click.echo(f"using the platform that runs at {platform.base_url}")
+    try:
+        dashboard = platform.cluster.dashboard
+        if dashboard is None:
+            raise BadRequest("the demo submits to an embedded platform; to a cluster of your own use `ray job submit`")
         python = Path(sys.executable)
         submit = [
             str(python.parent / "ray"),
@@ -44,16 +54,16 @@ def demo(file: Path | None, storage: str | None, home: str | None, keep: bool, j
         # Ray's client of the parent would hold the terminal's interrupt: the job's output comes through the real
         # command.
         ended = subprocess.run(submit, env={**os.environ, "RAY_AUTH_MODE": "token"}, check=False)
-        kept_after = keep
+        kept_after = kept_after or keep
         if ended.returncode != 0:
             raise SystemExit(ended.returncode)
     except KeyboardInterrupt:
         click.echo("interrupted; stopping the platform", err=True)
-        kept_after = False
+        kept_after = not ours
         raise SystemExit(130) from None
     finally:
         if kept_after:
-            click.echo(f"the platform stays up: {started.platform.base_url}/v1 (`mosaic down` stops it)")
+            click.echo(f"the platform stays up: {platform.base_url}/v1 (`mosaic down` stops it)")
         else:
             stop_platform(settings.home_folder)
-            click.echo("mosaic is down; its data stays in " + started.platform.storage.root)
+            click.echo("mosaic is down; its data stays in " + platform.storage.root)

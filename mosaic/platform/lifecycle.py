@@ -223,7 +223,7 @@ def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callabl
 
 def _applications(settings: PlatformSettings, environment: dict[str, str]) -> list[serve.RunTarget]:
     def target(name: str, prefix: str, deployment: Any, arguments: tuple[Any, ...], replicas: int) -> serve.RunTarget:
-        # A cluster that others started lacks Serve's switches; a replica that faces HTTP needs them, its process at the least.
+        # A cluster that others started lacks Serve's switches, which a replica that faces HTTP needs.
         options = {"num_cpus": CPUS["control"], "runtime_env": {"env_vars": environment}}
         bound = serve.deployment(
             deployment,

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -82,26 +81,33 @@ def start_head(settings: RaySettings, home: Path, platform_id: str, environment:
         "record_file": str(record_file),
         "lock_file": str(home / "head.lock"),
     }
-    with log_file.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mosaic.runtime.head", json.dumps(spec)],
-            env=_head_environment(environment, platform_id),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 90
+    pid = _spawn(
+        [sys.executable, "-m", "mosaic.runtime.head", json.dumps(spec)],
+        _head_environment(environment, platform_id),
+        log_file,
+    )
+    deadline = time.monotonic() + 120
     while not record_file.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        ended, _ = os.waitpid(pid, os.WNOHANG)
+        if ended or time.monotonic() > deadline:
+            if not ended:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             end = log_file.read_text(errors="replace").strip().splitlines()[-8:]
             raise Unavailable("the embedded Ray did not start; the end of its log:\n  " + "\n  ".join(end))
         time.sleep(0.1)
     cluster = find_head(home)
     assert cluster is not None
     return cluster
+
+
+def _spawn(command: list[str], environment: Mapping[str, str], log_file: Path) -> int:
+    """A process of its own session that outlives this one; its output goes to the file. (Popen would want it waited
+    for.)"""
+    with log_file.open("ab") as log, open(os.devnull, "rb") as nothing:
+        actions = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), 0)]
+        actions += [(os.POSIX_SPAWN_DUP2, log.fileno(), descriptor) for descriptor in (1, 2)]
+        return os.posix_spawn(command[0], command, dict(environment), file_actions=actions, setsid=True)
 
 
 def _head_environment(environment: Mapping[str, str], platform_id: str) -> dict[str, str]:
@@ -157,6 +163,9 @@ def stop_head(home: Path, platform_id: str, *, patience_seconds: float = 30) -> 
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
                 killed.append(process.pid)
+    if cluster is not None and cluster.pid is not None:
+        with contextlib.suppress(ChildProcessError):  # ours only if this very process started it
+            os.waitpid(cluster.pid, os.WNOHANG)
     (home / "head.json").unlink(missing_ok=True)
     return killed
 
