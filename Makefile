@@ -7,10 +7,10 @@ BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 # No model or data set is fetched from a hub unless a user asks for it.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-faults lint bench clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: ## install the locked packages and mosaic into .venv (PYTHON=... names a Python 3.11)
 	@scripts/setup.sh
@@ -20,6 +20,9 @@ demo: setup ## run the main job from start to end (KEEP=1 leaves the platform up
 
 test: lint ## lint, then all tests but the slow fault tests
 	@$(BIN)/python -m pytest -q -m "not faults"
+
+test-faults: setup ## the slow tests that kill processes
+	@$(BIN)/python -m pytest -q -m faults
 
 lint: setup ## style, types, floors of the package, and the lock
 	@$(BIN)/ruff check $(CODE)

@@ -189,7 +189,7 @@ def _from_framework(error: HTTPException, scope: Scope) -> MosaicError:
     if error.status_code == 404:
         return NotFound(f"no path {scope['path']!r} here", code="path_not_found")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "another method").split(", ")))
         return MethodNotAllowed(f"{scope['method']} is not for {scope['path']!r}; it takes {allowed}")
     shaped = MosaicError(str(error.detail))
     shaped.status = error.status_code

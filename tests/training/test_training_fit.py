@@ -174,13 +174,17 @@ def assert_recorded(uri: str, result: TrainResult) -> None:
     assert losses[-1].value == pytest.approx(result.train_loss_last)
 
 
+@pytest.mark.faults
 def test_a_killed_worker_costs_no_run(
     ray_cluster: None, tiny_model: Path, read_rows: Callable[[str], ray.data.Dataset], tmp_path: Path
 ) -> None:
     killed: list[int] = []
+    again: list[int] = []
 
     def kill_one(step: int, _steps: int, _loss: float) -> None:
-        if step >= 5 and not killed:
+        if killed:
+            again.append(step)
+        elif step >= 30:
             workers = [each for each in psutil.Process().children(recursive=True) if is_train_worker(each)]
             killed.append(workers[-1].pid)
             os.kill(workers[-1].pid, signal.SIGKILL)
@@ -197,6 +201,7 @@ def test_a_killed_worker_costs_no_run(
 
     broken, unbroken = train("broken", on_progress=kill_one), train("unbroken")
     assert len(killed) == 1, "the worker was not killed while it trained"
+    assert again.count(80) == 1 and 1 not in again, "the run did not resume from a checkpoint"
     assert broken.steps == unbroken.steps == 80
     assert broken.tokens == unbroken.tokens
     ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("broken", "unbroken"))
@@ -227,7 +232,6 @@ def test_bad_rows_stop_a_run_before_it_starts(
     change: dict[str, Any],
     message: str,
 ) -> None:
-    started = time.monotonic()
     with pytest.raises(BadRequest, match=message):
         fit(
             settings(**change),
@@ -236,4 +240,3 @@ def test_bad_rows_stop_a_run_before_it_starts(
             storage_folder=tmp_path,
             output=tmp_path / "adapter",
         )
-    assert time.monotonic() - started < 20
