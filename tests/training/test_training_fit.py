@@ -219,7 +219,7 @@ def is_train_worker(process: psutil.Process) -> bool:
     ("change", "message"),
     [
         ({"train_table": "main.docs.bad@0"}, "2 of 5 rows cannot be trained on: row 3: the last message.*; row 4: "),
-        ({"max_length": 40}, "row [0-9]+: [0-9]+ tokens are over max_length = 40"),
+        ({"max_length": 32}, "row [0-9]+: [0-9]+ tokens are over max_length = 32"),
         ({"max_length": 8, "too_long": "drop"}, "no row to train on .37 rows, 37 of them dropped"),
         ({"messages_column": "chat"}, r"no column \['chat'\]; there are \['key', 'messages'\]"),
     ],
