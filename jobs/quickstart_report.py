@@ -49,7 +49,7 @@ def print_report(report: dict[str, Any], platform: Platform, file: Path) -> None
             f"{training['rows']:,} rows, {training['steps']} steps, {training['seconds_per_step']:.2f} s a step, "
             f"{training['tokens_per_second']:,.0f} tokens/s",
         ),
-        ("engine, 8 clients", f"{report['engine']['output_tokens_per_second']:,.0f} output tokens/s"),
+        ("engine, 16 clients", f"{report['engine']['output_tokens_per_second']:,.0f} output tokens/s"),
         (
             "gateway, chat requests",
             f"{gateway['requests']:,}: p50 {gateway['p50_milliseconds']:,.0f} ms, p95 "

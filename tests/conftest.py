@@ -2,21 +2,37 @@
 MiniLM."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 from openai import OpenAI
 
-from mosaic.platform import Platform, down, up
+from mosaic.platform import Platform, load_settings
+from mosaic.platform.lifecycle import join
+from mosaic.runtime.cluster import marked_processes
+from mosaic.runtime.home import read_record
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
-from tests.local import local_settings
+from tests.local import local_settings, mosaic, write_settings
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """Started once, with the endpoint `echo` ready."""
-    settings = local_settings(tmp_path_factory.mktemp("mosaic"))
-    running = up(settings).platform
+def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The settings of the test run's platform."""
+    root = tmp_path_factory.mktemp("mosaic")
+    return write_settings(local_settings(root / "root"), root / "settings.yaml")
+
+
+@pytest.fixture(scope="session")
+def platform(settings_file: Path) -> Iterator[Platform]:
+    """Started once by `mosaic up`, with the endpoint `echo` ready; ended by `mosaic down`, which leaves no process."""
+    settings = load_settings(settings_file)
+    started = mosaic("up", "-f", str(settings_file))
+    assert started.returncode == 0, started.stderr
+    assert f"gateway    {settings.base_url}/v1" in started.stdout and "token      mosaic_" in started.stdout
+    record = read_record(settings.home_folder)
+    assert record is not None
+    running = join(settings.home_folder)
     try:
         running.create_endpoint(
             EndpointSettings(name="echo", served_entities=[ServedEntity(name="echo", model="echo")])
@@ -24,7 +40,12 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         running.wait_until_ready("echo")
         yield running
     finally:
-        down(settings.home_folder)
+        ray.shutdown()
+        stopped = mosaic("down", "-f", str(settings_file))
+    assert stopped.returncode == 0 and "mosaic is down" in stopped.stdout, stopped.stderr
+    assert not list(marked_processes(record["platform_id"]))
+    assert not Path(f"/tmp/mosaic-ray-{record['platform_id'][-10:]}").exists()
+    assert not Path(f"/tmp/mosaic-run-{record['platform_id'][-10:]}").exists()
 
 
 @pytest.fixture(scope="session")

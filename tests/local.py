@@ -1,7 +1,11 @@
 """Settings of a platform of its own, for tests beside whatever else runs on this machine."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
+
+import yaml
 
 from mosaic.platform import PlatformSettings
 from mosaic.runtime import RaySettings
@@ -33,3 +37,16 @@ def local_settings(root: Path, **changes: object) -> PlatformSettings:
         **changes,
     }
     return PlatformSettings.parse(values)
+
+
+def write_settings(settings: PlatformSettings, file: Path) -> Path:
+    """The settings as a file for `mosaic ... -f`."""
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    return file
+
+
+def mosaic(*arguments: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+    """`mosaic ...`, as a user types it."""
+    return subprocess.run(
+        [sys.executable, "-m", "mosaic.cli", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )

@@ -25,8 +25,7 @@ def demo(file: Path | None, storage: str | None, home: str | None, keep: bool, j
     if not job.exists():
         raise BadRequest(f"no driver script {str(job)!r} here; run this in mosaic's own folder, or give --job")
     settings = chosen(file, storage, home)
-    record = read_record(settings.home_folder)
-    ours = record is None or not is_running(settings.home_folder, record)
+    ours = not _runs(settings.home_folder)
     kept_after = not ours  # what was up before stays up
     if ours:
         started = start(settings)
@@ -62,8 +61,15 @@ def demo(file: Path | None, storage: str | None, home: str | None, keep: bool, j
         kept_after = not ours
         raise SystemExit(130) from None
     finally:
-        if kept_after:
+        if not _runs(settings.home_folder):
+            click.echo("the platform was stopped meanwhile", err=True)
+        elif kept_after:
             click.echo(f"the platform stays up: {platform.base_url}/v1 (`mosaic down` stops it)")
         else:
             stop_platform(settings.home_folder)
             click.echo("mosaic is down; its data stays in " + platform.storage.root)
+
+
+def _runs(home: Path) -> bool:
+    record = read_record(home)
+    return record is not None and is_running(home, record)

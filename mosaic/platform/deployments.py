@@ -109,7 +109,7 @@ def find_platform_actor() -> Any | None:
 
 
 def start_platform_actor(settings: PlatformSettings) -> Any:
-    """Start it and wait until MLflow answers; raises Unavailable with the reason."""
+    """Start it; MLflow takes its time beside whatever starts next (see `wait_for_platform_actor`)."""
     options = ray.remote(PlatformActor).options(
         name=PLATFORM_ACTOR,
         namespace=NAMESPACE,
@@ -119,12 +119,15 @@ def start_platform_actor(settings: PlatformSettings) -> Any:
         max_restarts=-1,
         max_concurrency=4,
     )
-    actor = options.remote(settings)
+    return options.remote(settings)
+
+
+def wait_for_platform_actor(actor: Any) -> None:
+    """Wait until MLflow answers; raises Unavailable with the reason."""
     try:
         ray.get(actor.mlflow_is_healthy.remote(), timeout=120)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
         raise Unavailable(f"the platform's actor did not start: {error}") from None
-    return actor
 
 
 def running_settings() -> PlatformSettings:

@@ -172,7 +172,7 @@ def up(settings: PlatformSettings, on_progress: Callable[[str], None] = lambda l
         )
         require_free_ports(_ports(settings))
         on_progress("ray")
-        cluster = _cluster(settings, home, platform_id, environment)
+        cluster = _cluster(settings, home, platform_id, {**environment, **_sockets(platform_id)})
         try:
             connect(cluster.address, environment)
             write_record(home, _record(settings, platform_id, cluster))
@@ -208,10 +208,10 @@ def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callabl
         controller_options={"runtime_env": {"env_vars": environment}},
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    on_progress("mlflow")
-    deployments.start_platform_actor(settings)
-    on_progress("control and gateway")
+    on_progress("mlflow, control and gateway")
+    platform_actor = deployments.start_platform_actor(settings)
     serve.run_many(_applications(settings, environment), wait_for_applications_running=True)
+    deployments.wait_for_platform_actor(platform_actor)
     _wait_for_http(f"{settings.base_url}/v1/models", 60)
     on_progress("endpoints and indexes of the catalog")
     for model in sorted(_engine_models(parts)):
@@ -455,7 +455,6 @@ def _stop(settings: PlatformSettings, platform_id: str, cluster: Cluster) -> Non
     if cluster.embedded:
         ray.shutdown()
         stop_head(settings.home_folder, platform_id)
-        shutil.rmtree(f"/tmp/mosaic-ray-{platform_id[-10:]}", ignore_errors=True)
     else:
         serve.shutdown()
         actor = deployments.find_platform_actor()
@@ -469,9 +468,15 @@ def _stop(settings: PlatformSettings, platform_id: str, cluster: Cluster) -> Non
 
 def _clean_up(home: Path, record: dict[str, Any]) -> None:
     """After a crash: what is still marked as that platform's ends."""
-    stop_head(home, record["platform_id"], patience_seconds=5)
+    if record["embedded"]:
+        stop_head(home, record["platform_id"], patience_seconds=5)
     shutil.rmtree(_run_folder(record["platform_id"]), ignore_errors=True)
     remove_record(home)
+
+
+def _sockets(platform_id: str) -> dict[str, str]:
+    """vLLM's sockets go where `down` deletes them; by itself it leaves them in /tmp."""
+    return {"VLLM_RPC_BASE_PATH": str(_run_folder(platform_id))}
 
 
 def _run_folder(platform_id: str) -> Path:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -70,14 +71,12 @@ def start_head(settings: RaySettings, home: Path, platform_id: str, environment:
     record_file, log_file = home / "head.json", home / "logs" / "head.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     record_file.unlink(missing_ok=True)
-    # AF_UNIX paths are limited to 107 bytes and Ray's are long, so its sessions cannot live under an arbitrary home.
-    temp_dir = f"/tmp/mosaic-ray-{platform_id[-10:]}"
     spec = {
         "num_cpus": settings.num_cpus,
         "num_gpus": settings.num_gpus,
         "object_store_memory_bytes": settings.object_store_memory_bytes,
         "dashboard_port": settings.dashboard_port,
-        "temp_dir": temp_dir,
+        "temp_dir": _ray_folder(platform_id),
         "record_file": str(record_file),
         "lock_file": str(home / "head.lock"),
     }
@@ -167,7 +166,13 @@ def stop_head(home: Path, platform_id: str, *, patience_seconds: float = 30) -> 
         with contextlib.suppress(ChildProcessError):  # ours only if this very process started it
             os.waitpid(cluster.pid, os.WNOHANG)
     (home / "head.json").unlink(missing_ok=True)
+    shutil.rmtree(_ray_folder(platform_id), ignore_errors=True)
     return killed
+
+
+def _ray_folder(platform_id: str) -> str:
+    # AF_UNIX paths are limited to 107 bytes and Ray's are long, so its sessions cannot live under an arbitrary home.
+    return f"/tmp/mosaic-ray-{platform_id[-10:]}"
 
 
 def marked_processes(platform_id: str) -> Iterator[psutil.Process]:

@@ -29,6 +29,8 @@ class EngineSettings(Settings):
     """Logical CPUs that a replica reserves (its threads take what the machine has)."""
     num_gpus: float = 0
     """GPUs of a replica; 0 runs it on the CPU."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of a CPU engine's arithmetic; None: one per core of the machine that it starts on."""
     max_model_len: int = 1024
     """Tokens of prompt and answer together."""
     max_lora_rank: int = 16
@@ -92,7 +94,8 @@ def _deploy_vllm(
     from mosaic.serving.vllm import VllmReplica
 
     config = LLMConfig(**vllm_config(model, folder, settings))
-    _start(build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs={"resolve": resolve}), app_name)
+    arguments = {"resolve": resolve, "threads": settings.threads}
+    _start(build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs=arguments), app_name)
 
 
 def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, 
     on_gpu = settings.num_gpus > 0
     engine_kwargs: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": settings.max_model_len}
     if not on_gpu:
-        engine_kwargs["enforce_eager"] = True
+        engine_kwargs |= {"enforce_eager": True, "worker_cls": "mosaic.serving.vllm_cpu.CpuWorker"}
     if settings.max_lora_rank:
         # vLLM takes only ranks of a fixed list: the next one up.
         rank = next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= settings.max_lora_rank)

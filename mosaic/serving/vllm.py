@@ -6,6 +6,7 @@ Ray's own LoRA loading takes only cloud addresses, and our adapters live whereve
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,31 @@ from typing import Any
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig, LLMConfig
 from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ErrorResponse
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from vllm.platforms import current_platform
 
 from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import Adapter, EngineRequest
+from mosaic.serving.vllm_cpu import CpuEngine, cpu_environment
 
 
 class VllmReplica(LLMServer):
     """One engine with one base model and any number of its adapters.
 
     `resolve` turns an adapter's name into a local folder with its verified files, on the node where the engine runs.
+    `threads` is the CPU threads of its arithmetic (none: one per core).
     """
 
-    async def __init__(self, llm_config: LLMConfig, resolve: Callable[[str], Path]) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, llm_config: LLMConfig, resolve: Callable[[str], Path], threads: int | None = None
+    ) -> None:
         self._resolve = resolve
         self._adapter_lock = asyncio.Lock()
         self._adapter_numbers: dict[str, int] = {}
-        await super().__init__(llm_config)
+        if current_platform.is_cpu():
+            os.environ.update(cpu_environment(threads))  # for the engine's process, which starts from this one
+            await super().__init__(llm_config, engine_cls=CpuEngine)
+        else:
+            await super().__init__(llm_config)
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         """See `mosaic.protocol.Engine`."""

@@ -25,7 +25,7 @@ class IndexSettings(Settings):
     """Columns that come back with every hit."""
     embedding_endpoint: str = Field(min_length=1)
     """The endpoint that turns text into vectors, for rows and for queries."""
-    batch_size: int = Field(default=64, ge=1, le=4096)
+    batch_size: int = Field(default=256, ge=1, le=4096)
     """Texts per request to the embedding endpoint."""
     poll_seconds: float = Field(default=1.0, gt=0)
     """How often the index looks for a new version of its table."""

@@ -95,7 +95,7 @@ def gateway_processes(platform: Platform) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_kill_9_of_the_gateway_and_of_the_index_while_questions_run(notes: Platform, token: str) -> None:
     platform = notes
     client = OpenAI(base_url=f"{platform.base_url}/v1", api_key=token, max_retries=0, timeout=30)

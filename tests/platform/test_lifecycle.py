@@ -4,70 +4,58 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from mosaic.errors import BadRequest, Conflict, MosaicError, Unavailable
-from mosaic.platform import PlatformSettings, load_settings, up
+from mosaic.platform import Platform, PlatformSettings, load_settings, up
 from mosaic.platform.lifecycle import require_fit
 from mosaic.runtime.cluster import marked_processes
 from mosaic.runtime.home import hold, read_record
-from tests.local import local_settings
+from tests.local import local_settings, mosaic, write_settings
 
 
-def write_settings(settings: PlatformSettings, file: Path) -> Path:
-    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    return file
+def test_a_running_platform_says_how_it_is_and_is_not_started_twice(platform: Platform, settings_file: Path) -> None:
+    again = mosaic("up", "-f", str(settings_file))
+    assert again.returncode == 1 and "a platform already runs from" in again.stderr
+    shown = mosaic("status", "-f", str(settings_file), "--json")
+    assert shown.returncode == 0 and {part["state"] for part in json.loads(shown.stdout)} == {"healthy"}
 
 
-def command(*arguments: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
-    """`mosaic ...`, as a user types it."""
-    return subprocess.run(
-        [sys.executable, "-m", "mosaic.cli", *arguments], capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-@pytest.mark.slow
-def test_up_status_down_and_up_again(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_a_platform_that_was_killed_comes_back_whole(tmp_path: Path) -> None:
     settings = local_settings(tmp_path / "root")
     file = str(write_settings(settings, tmp_path / "settings.yaml"))
-    started = command("up", "-f", file)
+    started = mosaic("up", "-f", file)
     assert started.returncode == 0, started.stderr
-    assert f"gateway    {settings.base_url}/v1" in started.stdout and "token      mosaic_" in started.stdout
     record = read_record(settings.home_folder)
     assert record is not None
 
-    again = command("up", "-f", file)
-    assert again.returncode == 1 and "a platform already runs from" in again.stderr
-    shown = command("status", "-f", file, "--json")
-    assert shown.returncode == 0 and {part["state"] for part in json.loads(shown.stdout)} == {"healthy"}
-
-    # a crash: the process that owns Ray is killed, and so nothing says goodbye
+    # the process that owns Ray is killed, and so nothing says goodbye
     os.kill(record["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 30
     while psutil.pid_exists(record["pid"]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    crashed = command("status", "-f", file)
+    crashed = mosaic("status", "-f", file)
     assert crashed.returncode == 1 and "it ended without `mosaic down`" in crashed.stderr
 
-    restarted = command("up", "-f", file)
+    restarted = mosaic("up", "-f", file)
     assert restarted.returncode == 0, restarted.stderr
     assert "token      " not in restarted.stdout  # shown once, at the first start only
     assert not list(marked_processes(record["platform_id"]))
     record = read_record(settings.home_folder)
     assert record is not None
 
-    stopped = command("down", "-f", file)
+    stopped = mosaic("down", "-f", file)
     assert stopped.returncode == 0 and "mosaic is down" in stopped.stdout
     assert not list(marked_processes(record["platform_id"]))
-    assert not Path(f"/tmp/mosaic-ray-{record['platform_id'][-10:]}").exists()
-    nothing = command("down", "-f", file)
+
+
+def test_down_where_nothing_runs_says_so(tmp_path: Path) -> None:
+    nothing = mosaic("down", "--storage", str(tmp_path))
     assert nothing.returncode == 0 and "nothing ran from" in nothing.stdout
 
 

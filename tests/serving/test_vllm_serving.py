@@ -1,6 +1,7 @@
 """The real vLLM engine behind the gateway: base and adapter on one engine, streamed, refused, counted."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -28,15 +29,20 @@ def tuned(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Platf
         AutoModelForCausalLM.from_pretrained(base),
         LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False),
     )
-    folder = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(folder)
     platform.catalog.ensure_schema("main.tiny")
     platform.catalog.create_model(MODEL, owner="admin")
-    platform.catalog.create_model_version(MODEL, source=str(folder), kind="adapter", base_model=str(base))
+    for _version in (1, 2):
+        folder = tmp_path_factory.mktemp("adapter")
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weight, std=0.2)
+        model.save_pretrained(folder)
+        platform.catalog.create_model_version(MODEL, source=str(folder), kind="adapter", base_model=str(base))
     platform.catalog.set_alias(MODEL, "champion", 1)
     for name, entities in {
         "tiny-base": [ServedEntity(name="base", model=str(base))],
         "tiny-tuned": [ServedEntity(name="tuned", model=f"{MODEL}@champion")],
+        "tiny-second": [ServedEntity(name="second", model=f"{MODEL}/2")],
     }.items():
         platform.create_endpoint(EndpointSettings(name=name, served_entities=entities))
     platform.wait_until_ready("tiny-tuned")
@@ -70,6 +76,20 @@ def test_base_and_adapter_answer_from_one_engine_each_as_itself(tuned: Platform,
     assert row["adapter"] == f"{MODEL}/1" and row["served_entity"] == "tuned"
     assert row["output_tokens"] == chunks[-1].usage.completion_tokens and row["input_tokens"] > 0
     assert json.loads(row["response"])["choices"][0]["message"]["content"] == adapted
+
+
+@pytest.mark.slow
+def test_base_and_adapters_in_one_batch_answer_as_each_does_alone(tuned: Platform, client: OpenAI) -> None:
+    """As many adapters as the engine has slots: what has none must get none."""
+    names = ["tiny-base", "tiny-tuned", "tiny-second"]
+    alone = {name: complete(client, name, max_tokens=40) for name in names}
+    assert len(set(alone.values())) == 3
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda name: (name, complete(client, name, max_tokens=40)), names * 4))
+    assert {name: [answer for other, answer in together if other == name] for name in names} == {
+        name: [answer] * 4 for name, answer in alone.items()
+    }
+    assert complete(client, "tiny-base", max_tokens=40) == alone["tiny-base"]
 
 
 @pytest.mark.slow
