@@ -2,7 +2,6 @@
 
 import pickle
 import sqlite3
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,40 +9,17 @@ from typing import Any
 import pytest
 
 from mosaic.catalog import Catalog, Table
+from mosaic.catalog.doubles import FixedClock
 from mosaic.errors import AlreadyExists, BadRequest, Conflict, NotFound, PermissionDenied, Unavailable
 
 COLUMNS = [{"name": "id", "type": "string"}, {"name": "text", "type": "string"}]
-
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2026, 11, 1, 10, 0, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def catalog(tmp_path: Path, clock: Clock) -> Iterator[Catalog]:
-    made = Catalog.open(f"sqlite:///{tmp_path}/catalog.db", now=clock)
-    made.ensure_schema("main.docs")
-    made.ensure_schema("main.ml")
-    yield made
-    made.close()
 
 
 def create_table(catalog: Catalog, name: str = "main.docs.entries", **other: Any) -> Table:
     return catalog.create_table(name, f"/r/{name}", columns=COLUMNS, primary_key="id", owner="ann", **other)
 
 
-def test_tables(catalog: Catalog, clock: Clock) -> None:
+def test_tables(catalog: Catalog, clock: FixedClock) -> None:
     table = create_table(catalog, "Main.DOCS.Entries", comment="c", properties={"delta.x": "y"})
     assert (table.name, table.owner, table.primary_key, table.config_version) == ("main.docs.entries", "ann", "id", 1)
     assert table.columns == COLUMNS and table.created_at == clock.now
@@ -113,7 +89,7 @@ def test_the_reserved_catalog_is_the_platforms(catalog: Catalog) -> None:
         catalog.put_endpoint("system.monitoring.e", config={}, owner="ann")
 
 
-def test_models_versions_and_aliases(catalog: Catalog, clock: Clock) -> None:
+def test_models_versions_and_aliases(catalog: Catalog, clock: FixedClock) -> None:
     with pytest.raises(NotFound, match=r"no model 'main\.ml\.bot'; there is no model yet"):
         catalog.create_model_version("main.ml.bot", source="/m/1", kind="full")
     catalog.create_model("main.ml.bot", owner="ann", comment="says hello")

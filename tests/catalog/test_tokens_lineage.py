@@ -3,39 +3,16 @@
 import hashlib
 import sqlite3
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.doubles import FixedClock
 from mosaic.errors import BadRequest, Conflict, NotFound, Unauthenticated
 from mosaic.ids import is_id
 from mosaic.protocol import Principal
-
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2026, 11, 1, 10, 0, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def catalog(tmp_path: Path, clock: Clock) -> Iterator[Catalog]:
-    made = Catalog.open(f"sqlite:///{tmp_path}/catalog.db", now=clock)
-    made.ensure_schema("main.ml")
-    yield made
-    made.close()
 
 
 def test_a_token_says_who_is_calling(catalog: Catalog, tmp_path: Path) -> None:
@@ -50,7 +27,7 @@ def test_a_token_says_who_is_calling(catalog: Catalog, tmp_path: Path) -> None:
     assert secret.encode() not in kept and secret.removeprefix("mosaic_").encode() not in kept
 
 
-def test_refused_tokens(catalog: Catalog, clock: Clock) -> None:
+def test_refused_tokens(catalog: Catalog, clock: FixedClock) -> None:
     for secret in ("", "mosaic_", "mosaic_" + "x" * 43, "\u00fc"):
         with pytest.raises(Unauthenticated, match="the token is unknown"):
             catalog.check_token(secret)
@@ -72,7 +49,7 @@ def test_refused_tokens(catalog: Catalog, clock: Clock) -> None:
         catalog.revoke_token("tok_1")
 
 
-def test_wrong_tokens(catalog: Catalog, clock: Clock) -> None:
+def test_wrong_tokens(catalog: Catalog, clock: FixedClock) -> None:
     with pytest.raises(BadRequest, match="is not in the future"):
         catalog.create_token("ann", expires_at=clock.now)
     with pytest.raises(BadRequest, match="has no time zone"):
@@ -85,7 +62,7 @@ def test_wrong_tokens(catalog: Catalog, clock: Clock) -> None:
         catalog.create_token("system")
 
 
-def test_the_last_use_is_noted_once_a_minute(catalog: Catalog, clock: Clock) -> None:
+def test_the_last_use_is_noted_once_a_minute(catalog: Catalog, clock: FixedClock) -> None:
     _, secret = catalog.create_token("ann")
     start, revision = clock.now, catalog.revision()
     for seconds, noted in [(0, 0), (30, 0), (59, 0), (60, 60), (100, 60), (200, 200)]:
@@ -106,7 +83,7 @@ def test_checking_a_token_is_quick(catalog: Catalog) -> None:
     assert sorted(taken)[100] < 0.002
 
 
-def test_runs(catalog: Catalog, clock: Clock) -> None:
+def test_runs(catalog: Catalog, clock: FixedClock) -> None:
     run_id = catalog.start_run("train", "bot", principal="ann", params={"lr": 0.1})
     assert is_id(run_id, "run")
     catalog.add_input(run_id, "table", "Main.ML.rows@4", None, {"rows": 10})

@@ -20,6 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mosaic.errors import BadRequest
+from mosaic.platform import Platform
+from mosaic.runtime.cluster import marked_processes
+from mosaic.runtime.home import read_record
 from mosaic.training import MlflowServer, TrainResult, TrainSettings, fit
 from mosaic.training.examples import chat_of, encode
 from mosaic.training.feed import Row
@@ -99,6 +102,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         yield server
 
 
+@pytest.mark.faults
 def test_an_mlflow_server_that_dies_comes_back(mlflow_server: MlflowServer) -> None:
     first = mlflow_server.process_id
     assert mlflow_server.is_healthy() and first is not None
@@ -111,14 +115,14 @@ def test_an_mlflow_server_that_dies_comes_back(mlflow_server: MlflowServer) -> N
 
 def test_fit(
     busy: None,
-    mlflow_server: MlflowServer,
+    platform: Platform,
     tiny_model: Path,
     read_rows: Callable[[str], ray.data.Dataset],
     tmp_path: Path,
     tables: Path,
 ) -> None:
     seen: list[tuple[int, int, float]] = []
-    uri = mlflow_server.uri
+    uri = platform.mlflow_uri
     result = fit(
         settings(),
         model_folder=tiny_model,
@@ -176,8 +180,10 @@ def assert_recorded(uri: str, result: TrainResult) -> None:
 
 @pytest.mark.faults
 def test_a_killed_worker_costs_no_run(
-    ray_cluster: None, tiny_model: Path, read_rows: Callable[[str], ray.data.Dataset], tmp_path: Path
+    platform: Platform, tiny_model: Path, read_rows: Callable[[str], ray.data.Dataset], tmp_path: Path
 ) -> None:
+    record = read_record(platform.settings.home_folder)
+    assert record is not None
     killed: list[int] = []
     again: list[int] = []
 
@@ -185,7 +191,7 @@ def test_a_killed_worker_costs_no_run(
         if killed:
             again.append(step)
         elif step >= 30:
-            workers = [each for each in psutil.Process().children(recursive=True) if is_train_worker(each)]
+            workers = [each for each in marked_processes(record["platform_id"]) if is_train_worker(each)]
             killed.append(workers[-1].pid)
             os.kill(workers[-1].pid, signal.SIGKILL)
 
