@@ -84,7 +84,8 @@ def tokenize(rows: Dataset, settings: TrainSettings, tokenizer_folder: str, *, t
 
 def steps_dataset(plan: Plan) -> Dataset:
     """The plan's steps as a dataset, a block per chunk of them."""
-    return ray.data.from_arrow([pa.table({"step": list(chunk)}) for chunk in plan.chunks(0, STEPS_PER_CHUNK)])
+    # Not from_arrow: that looks at its blocks in tasks that ask for a whole CPU each, and waits forever for it.
+    return ray.data.from_blocks([pa.table({"step": list(chunk)}) for chunk in plan.chunks(0, STEPS_PER_CHUNK)])
 
 
 class PlannedOrder(DataConfig):
