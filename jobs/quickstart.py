@@ -78,7 +78,8 @@ def main(arguments: argparse.Namespace) -> None:
         with timed(seconds, "report", "7 Report"):
             hits = hit_rates(platform, questions)
             served = ledger_figures(platform)
-            thread = platform.why(asked["split"][0]["request_id"])
+            shown = next((one for one in asked["split"] if one["served_entity"] == "tuned"), asked["split"][0])
+            thread = platform.why(shown["request_id"])
     report = {
         "mosaic": mosaic.__version__,
         "ingest": ingested,
