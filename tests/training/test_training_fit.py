@@ -134,7 +134,7 @@ def test_fit(
     assert (result.steps, result.rows, len(result.eval_rows)) == (10, ROWS, 7)
     assert [step for step, _, _ in seen] == list(range(1, 11)) and {steps for _, steps, _ in seen} == {10}
     assert result.eval_loss_base is not None and result.eval_loss_tuned is not None
-    assert result.eval_loss_tuned < 0.9 * result.eval_loss_base
+    assert result.eval_loss_tuned < 0.95 * result.eval_loss_base
     assert set(result.checksums) == {"adapter_config.json", "adapter_model.safetensors"}
     assert "tiny-llama" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert_adapter_gives_the_same_loss(tiny_model, tmp_path / "adapter", tables, result)
