@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.routing import Mount, Router
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.doubles import FixedClock
-from mosaic.catalog.unity import unity_routes
+from mosaic.catalog.unity import Authorize, authorize, unity_routes
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.storage import Storage
 
@@ -30,13 +31,22 @@ def catalog(tmp_path: Path, clock: FixedClock) -> Iterator[Catalog]:
     made.close()
 
 
+def under_api(app: ASGIApp) -> ASGIApp:
+    """The application as Serve calls it with the route prefix /api."""
+
+    async def prefixed(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": "/api"}, receive, send)
+
+    return prefixed
+
+
 class Unity:
     """The protocol's application in this process, asked as a client does: an administrator by default."""
 
-    def __init__(self, catalog: Catalog, storage: Storage) -> None:
+    def __init__(self, catalog: Catalog, storage: Storage, authorize: Authorize = authorize) -> None:
         self.catalog, self.storage = catalog, storage
-        router = Router(routes=unity_routes(catalog, storage), redirect_slashes=False)
-        self.app = Router(routes=[Mount("/api", app=ShapeErrors(Authenticate(router, catalog.check_token)))])
+        router = Router(routes=unity_routes(catalog, storage, authorize=authorize), redirect_slashes=False)
+        self.app = under_api(ShapeErrors(Authenticate(router, catalog.check_token)))
         self.admin = catalog.create_token("ann", is_admin=True)[1]
         self.reader = catalog.create_token("bob")[1]
 
