@@ -136,6 +136,7 @@ def _delete(
     row = securables.get(connection, kind, name, lock=True)
     below = _below(row.id)
     query = sa.select(securable).where(securable.c.id.in_(below)).order_by(securable.c.kind, securable.c.full_name)
+    connection.execute(query.with_for_update())  # from here on nothing is put into a schema of this catalog
     within = list(connection.execute(query))
     if within and not force:
         raise _not_empty(kind, name, within, "delete them first, or say force=true")

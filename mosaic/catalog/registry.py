@@ -12,6 +12,7 @@ from mosaic.catalog.records import Model, ModelVersion
 from mosaic.catalog.schema import model_alias, model_version
 from mosaic.catalog.securables import Row
 from mosaic.catalog.store import Store
+from mosaic.errors import BadRequest
 
 
 class Registry:
@@ -34,6 +35,19 @@ class Registry:
             return models.as_models(
                 connection, [securables.update(connection, row, now=self._now(), by=by, **changes)]
             )[0]
+
+    def delete_model(self, name: str, *, force: bool = False) -> None:
+        """Take a model's name away; one that has versions only with `force`. Raises NotFound."""
+        name = names.parse_object(name, "model")
+        with self._store.write() as connection:
+            row = securables.get(connection, "model", name, lock=True)
+            versions = models.as_models(connection, [row])[0].versions
+            if versions and not force:
+                raise BadRequest(
+                    f"model {name!r} has the versions {versions[:20]}; delete them first, or say force=true",
+                    code="failed_precondition",
+                )
+            securables.delete(connection, "model", name, now=self._now())
 
     def open_version(
         self, name: str, *, folder: str, by: str, comment: str = "", spec: Mapping[str, Any] | None = None

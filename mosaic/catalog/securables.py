@@ -24,11 +24,14 @@ def find(connection: sa.Connection, kind: str, full_name: str) -> Row | None:
     return connection.execute(sa.select(securable).where(chosen)).one_or_none()
 
 
-def get(connection: sa.Connection, kind: str, full_name: str, *, lock: bool = False) -> Row:
-    """As `find`, but raises NotFound with what exists; `lock` holds the row until the transaction ends."""
+def get(connection: sa.Connection, kind: str, full_name: str, *, lock: bool = False, share: bool = False) -> Row:
+    """As `find`, but raises NotFound with what exists; `lock` holds the row until the transaction ends.
+
+    `share` holds it too, but only against who locks it: it cannot be deleted while something is put into it.
+    """
     chosen = (securable.c.kind == kind) & (securable.c.full_name == full_name) & securable.c.deleted_at.is_(None)
     query = sa.select(securable).where(chosen)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    row = connection.execute(query.with_for_update(read=share) if lock or share else query).one_or_none()
     if row is None:
         raise not_found(kind, full_name, _names_near(connection, kind, full_name), param="name")
     return row
@@ -66,7 +69,7 @@ def insert(
     values: dict[str, Any] = {
         "id": new_id("sec"),
         "kind": kind,
-        "parent_id": get(connection, parent_kind, parent).id if parent else None,
+        "parent_id": get(connection, parent_kind, parent, share=True).id if parent else None,
         "name": name,
         "full_name": full_name,
         "owner": owner,

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.doubles import FixedClock
-from mosaic.catalog.unity import Authorize, authorize, unity_routes
+from mosaic.catalog.unity import Authorize, Vend, authorize, unity_routes
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.storage import Storage
 
@@ -43,9 +43,11 @@ def under_api(app: ASGIApp) -> ASGIApp:
 class Unity:
     """The protocol's application in this process, asked as a client does: an administrator by default."""
 
-    def __init__(self, catalog: Catalog, storage: Storage, authorize: Authorize = authorize) -> None:
+    def __init__(
+        self, catalog: Catalog, storage: Storage, authorize: Authorize = authorize, vend: Vend | None = None
+    ) -> None:
         self.catalog, self.storage = catalog, storage
-        router = Router(routes=unity_routes(catalog, storage, authorize=authorize), redirect_slashes=False)
+        router = Router(routes=unity_routes(catalog, storage, authorize=authorize, vend=vend), redirect_slashes=False)
         self.app = under_api(ShapeErrors(Authenticate(router, catalog.check_token)))
         self.admin = catalog.create_token("ann", is_admin=True)[1]
         self.reader = catalog.create_token("bob")[1]

@@ -1,6 +1,7 @@
 """Tables over the Unity Catalog protocol: columns in Spark's words, places, credentials."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.unity import Credentials
 from mosaic.catalog.unity.spark import parse_json, parse_type
 from mosaic.errors import BadRequest
 from tests.catalog.conftest import Unity
@@ -119,6 +121,31 @@ def test_credentials(unity: Unity) -> None:
     assert (refused.status_code, refused.json()["error_code"]) == (501, "UNIMPLEMENTED")
 
 
+def test_credentials_for_an_object_store_are_made_by_who_is_handed_in(unity: Unity, catalog: Catalog) -> None:
+    asked = []
+
+    def vend(address: str, write: bool) -> Credentials:
+        asked.append((address, write))
+        aws = {"access_key_id": "a", "secret_access_key": "b", "session_token": "c"}
+        return Credentials.model_validate(
+            {"expires_at": datetime(2026, 11, 1, 10, tzinfo=UTC), "aws": aws, "endpoint_url": "http://minio:9000"}
+        )
+
+    table = catalog.create_table("main.docs.t", "s3://b/t", columns=[], primary_key=None, owner="ann")
+    vending = Unity(catalog, unity.storage, vend=vend)
+    answer = vending("POST", "/temporary-table-credentials", json={"table_id": table.id, "operation": "READ_WRITE"})
+    assert answer.json() == {
+        "aws_temp_credentials": {"access_key_id": "a", "secret_access_key": "b", "session_token": "c"},
+        "azure_user_delegation_sas": None,
+        "gcp_oauth_token": None,
+        "r2_temp_credentials": None,
+        "expiration_time": NOW,
+        "url": "s3://b/t",
+        "endpoint_url": "http://minio:9000",
+    }
+    assert asked == [("s3://b/t", True)]
+
+
 def test_tables_of_the_data_room_have_spark_columns(unity: Unity, catalog: Catalog) -> None:
     schema = pa.schema(
         [
@@ -198,7 +225,16 @@ def test_wrong_tables(unity: Unity) -> None:
     assert "needs a storage_location" in told(storage_location=None)
     assert "gets its place from the platform" in told(table_type="MANAGED")
     assert "below the platform's own root" in told(storage_location=f"file://{unity.storage.root}/t")
-    for place in ("relative", "http://x/y", "file://host/x", "s3://", "file:///a/../b", "s3://b/a?x=1"):
+    for place in (
+        "relative",
+        "http://x/y",
+        "file://host/x",
+        "file://[",
+        "file:x",
+        "s3://",
+        "file:///a/../b",
+        "s3://b/a?x=1",
+    ):
         assert "must be an absolute" in told(storage_location=place) or "may not have '..'" in told(
             storage_location=place
         )

@@ -71,13 +71,7 @@ class ModelRoutes:
     def delete(self, call: Call) -> shapes.Nothing:
         """Also with versions, when `force` says so; the protocol refuses a model that still has some."""
         name = self._model(call, "MANAGE")
-        model = self._catalog.get_model(name)
-        if model.versions and not call.flag("force"):
-            raise BadRequest(
-                f"model {name!r} has the versions {model.versions[:20]}; delete them first, or say force=true",
-                code="failed_precondition",
-            )
-        self._catalog.delete_model(name)
+        self._catalog.registry.delete_model(name, force=call.flag("force"))
         return shapes.Nothing()
 
     def create_version(self, call: Call) -> shapes.ModelVersionInfo:

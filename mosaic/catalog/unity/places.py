@@ -2,10 +2,12 @@
 
 import re
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from mosaic.errors import BadRequest
 
+_FILE = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)")
+_PATH = re.compile(r"/(?!/).*", re.DOTALL)
 _OBJECT = re.compile(r"(s3|gs|abfss)://[^/?#\s]+(/[^?#]*)?")
 
 
@@ -17,10 +19,9 @@ def to_uri(address: str) -> str:
 def to_address(uri: str) -> str:
     """A client's location: file:// or an absolute path, s3://, gs://, abfss://; raises BadRequest for others."""
     address = uri
-    if uri.startswith("file:"):
-        parts = urlsplit(uri)
-        address = unquote(parts.path) if parts.netloc in ("", "localhost") else ""
-    if not (address.startswith("/") or _OBJECT.fullmatch(address)) or "\0" in address:
+    if found := _FILE.fullmatch(uri):
+        address = unquote(found[1])
+    if not (_PATH.fullmatch(address) or _OBJECT.fullmatch(address)) or "\0" in address:
         raise BadRequest(
             f"storage_location {uri[:200]!r} must be an absolute file:///path, s3://, gs:// or abfss://",
             param="storage_location",
