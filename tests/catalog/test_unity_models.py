@@ -3,7 +3,15 @@
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mosaic.catalog import Catalog
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from mosaic.catalog import Catalog, migrations
+from mosaic.errors import Conflict
+from mosaic.platform import PlatformSettings
+from mosaic.platform.parts import build_parts
 from tests.catalog.conftest import Unity
 from tests.catalog.test_unity_namespaces import NOW
 
@@ -137,3 +145,34 @@ def test_versions_that_the_platform_made(unity: Unity, catalog: Catalog) -> None
     asked = {**VERSION, "model_name": "tuned", "version": 1, "operation": "READ_MODEL_VERSION"}
     del asked["source"]
     assert unity("POST", "/temporary-model-version-credentials", json=asked).json()["error_code"] == "UNIMPLEMENTED"
+
+
+def test_versions_from_before_there_were_uploads_are_ready(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/old.db"
+    engine = sa.create_engine(url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        row = "'m', 'model', NULL, 'bot', 'main.ml.bot', 'ann', '', '{}', '{}', 1, :at, 'ann', :at, NULL"
+        moment = {"at": "2026-11-01 10:00:00.000000"}
+        connection.execute(sa.text(f"INSERT INTO securable VALUES ({row})"), moment)
+        row = "'m', 1, '/m', 'full', NULL, NULL, '{}', '{}', :at"
+        connection.execute(sa.text(f"INSERT INTO model_version VALUES ({row})"), moment)
+    engine.dispose()
+    catalog = Catalog.open(url)
+    version = catalog.get_model_version("main.ml.bot/1")
+    assert (version.status, version.comment, version.created_by) == ("READY", "", None)
+    assert version.updated_at == version.created_at
+    catalog.close()
+
+
+def test_a_version_that_is_being_uploaded_is_not_resolved(tmp_path: Path) -> None:
+    parts = build_parts(PlatformSettings(storage=str(tmp_path)))
+    parts.catalog.ensure_schema("main.ml")
+    parts.catalog.create_model("main.ml.bot", owner="ann")
+    parts.catalog.registry.open_version("main.ml.bot", folder=str(tmp_path / "up"), by="ann")
+    with pytest.raises(Conflict, match=r"model version 'main\.ml\.bot/1' is still being uploaded"):
+        parts.models.resolve("main.ml.bot/1")
+    parts.catalog.close()

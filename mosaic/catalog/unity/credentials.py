@@ -13,7 +13,7 @@ from starlette.routing import Route
 from mosaic.catalog import names
 from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import Call, route
-from mosaic.catalog.unity.places import to_uri
+from mosaic.catalog.unity.places import is_local, to_uri
 from mosaic.catalog.unity.surface import Surface, milliseconds
 from mosaic.errors import BadRequest, Unimplemented
 from mosaic.protocol import Wire
@@ -67,7 +67,7 @@ class CredentialRoutes:
         return self._for(version.source, write=write)
 
     def _for(self, address: str, *, write: bool) -> shapes.TemporaryCredentials:
-        if "://" not in address:
+        if is_local(address):
             found = Credentials(expires_at=datetime.now(UTC) + _LOCAL_LIFE)
         elif self._vend is None:
             raise Unimplemented(

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from mosaic.catalog import Model, ModelVersion, names
 from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import Call, route
-from mosaic.catalog.unity.places import to_uri
+from mosaic.catalog.unity.places import is_local, to_uri
 from mosaic.catalog.unity.surface import Surface, described, milliseconds, split
 from mosaic.errors import BadRequest
 from mosaic.ids import new_id
@@ -123,7 +123,7 @@ class ModelRoutes:
         version = self._catalog.get_model_version(f"{name}/{number}")
         if version.status != "READY":
             # Objects in a store are not read back here: that could take longer than the client waits.
-            here = {} if "://" in version.source else _checksums(self._storage.local_path(version.source))
+            here = _checksums(Path(version.source)) if is_local(version.source) else {}
             version = self._catalog.registry.finalize_version(name, number, by=call.principal.name, checksums=here)
         return _version(version, self._catalog.get_model(name).aliases)
 

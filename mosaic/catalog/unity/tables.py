@@ -9,7 +9,7 @@ from starlette.routing import Route
 from mosaic.catalog import Table, names
 from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import Call, route
-from mosaic.catalog.unity.places import to_address, to_uri
+from mosaic.catalog.unity.places import contains, to_address, to_uri
 from mosaic.catalog.unity.spark import SparkType, parse_json, parse_type
 from mosaic.catalog.unity.surface import Surface, described, split
 from mosaic.errors import BadRequest
@@ -76,10 +76,10 @@ class TableRoutes:
                     f"an EXTERNAL table needs a storage_location; {name!r} has none", param="storage_location"
                 )
             location = to_address(asked.storage_location)
-            if self._is_managed(location):
+            if self._is_managed(location) or contains(location, self._storage.root):
                 raise BadRequest(
-                    f"storage_location {asked.storage_location!r} is below the platform's own root; "
-                    "tables there are MANAGED, and get their place from it",
+                    f"storage_location {asked.storage_location!r} is in the platform's own root, or has it within; "
+                    "tables there are MANAGED, and get their place from the platform",
                     param="storage_location",
                 )
             return location
@@ -92,7 +92,7 @@ class TableRoutes:
         return self._storage.address("managed", new_id("tbl"))
 
     def _is_managed(self, location: str) -> bool:
-        return f"{location}/".startswith(f"{self._storage.root.rstrip('/')}/")
+        return contains(self._storage.root, location)
 
     def _shown(self, table: Table) -> shapes.TableInfo:
         return shapes.TableInfo(
