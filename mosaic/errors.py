@@ -13,6 +13,7 @@
     |-- TooLarge               413  the body is over the limit
     |-- Unprocessable          422  well-formed, but not for this object (a chat asked of an embedder)
     |-- RateLimited            429  later, or less
+    |-- Unimplemented          501  a part of a protocol that this version does not speak
     |-- EngineFailed           502  the model's engine answered with an error or died
     `-- Unavailable            503  a part is not there (not started, not reachable, does not fit)
 
@@ -99,6 +100,11 @@ class Unprocessable(MosaicError):
 class RateLimited(MosaicError):
     status = 429
     code = "rate_limit_exceeded"
+
+
+class Unimplemented(MosaicError):
+    status = 501
+    code = "unimplemented"
 
 
 class EngineFailed(MosaicError):

@@ -4,6 +4,7 @@ from mosaic.catalog.catalog import Catalog
 from mosaic.catalog.names import parse_model_version, parse_table_version
 from mosaic.catalog.records import (
     AliasEvent,
+    CatalogEntry,
     Endpoint,
     Index,
     LineageNode,
@@ -19,6 +20,7 @@ from mosaic.catalog.records import (
 __all__ = [
     "AliasEvent",
     "Catalog",
+    "CatalogEntry",
     "Endpoint",
     "Index",
     "LineageNode",

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from mosaic.catalog import lineage, models, names, securables, tables, tokens, values
+from mosaic.catalog.namespaces import Catalogs, Schemas
 from mosaic.catalog.records import (
     AliasEvent,
     Endpoint,
@@ -17,6 +18,7 @@ from mosaic.catalog.records import (
     Table,
     Token,
 )
+from mosaic.catalog.registry import Registry
 from mosaic.catalog.schema import revision
 from mosaic.catalog.store import Store
 from mosaic.errors import BadRequest, not_found
@@ -37,6 +39,8 @@ class Catalog:
         self.serving_schema = names.parse_schema(serving_schema)
         self._store = store
         self._now = now or _utc_now
+        self.catalogs, self.schemas = Catalogs(store, self._now), Schemas(store, self._now)
+        self.registry = Registry(store, self._now)
 
     @classmethod
     def open(
@@ -124,6 +128,11 @@ class Catalog:
         name = names.parse_object(name, "table")
         with self._store.read() as connection:
             return tables.as_table(securables.get(connection, "table", name))
+
+    def get_table_by_id(self, table_id: str) -> Table:
+        """Raises NotFound."""
+        with self._store.read() as connection:
+            return tables.as_table(securables.get_by_id(connection, "table", table_id))
 
     def find_table(self, name: str) -> Table | None:
         """None if there is no such table."""

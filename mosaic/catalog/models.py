@@ -12,7 +12,7 @@ from mosaic.catalog.names import ModelReference
 from mosaic.catalog.records import AliasEvent, Model, ModelVersion
 from mosaic.catalog.schema import model_alias, model_alias_event, model_version, securable
 from mosaic.catalog.securables import Row
-from mosaic.errors import NotFound, not_found
+from mosaic.errors import BadRequest, NotFound, not_found
 
 
 def as_models(connection: sa.Connection, rows: Iterable[Row]) -> list[Model]:
@@ -21,7 +21,8 @@ def as_models(connection: sa.Connection, rows: Iterable[Row]) -> list[Model]:
     ids = [row.id for row in rows]
     versions: dict[str, list[int]] = defaultdict(list)
     aliases: dict[str, dict[str, int]] = defaultdict(dict)
-    numbers = sa.select(model_version.c.model_id, model_version.c.version).where(model_version.c.model_id.in_(ids))
+    live = model_version.c.model_id.in_(ids) & model_version.c.deleted_at.is_(None)
+    numbers = sa.select(model_version.c.model_id, model_version.c.version).where(live)
     for model_id, version in connection.execute(numbers.order_by(model_version.c.version)):
         versions[model_id].append(version)
     named = sa.select(model_alias).where(model_alias.c.model_id.in_(ids)).order_by(model_alias.c.alias)
@@ -36,7 +37,9 @@ def as_models(connection: sa.Connection, rows: Iterable[Row]) -> list[Model]:
             versions=versions[row.id],
             aliases=aliases[row.id],
             created_at=row.created_at,
+            created_by=row.created_by,
             updated_at=row.updated_at,
+            updated_by=row.updated_by,
         )
         for row in rows
     ]
@@ -62,17 +65,24 @@ def get_version(connection: sa.Connection, asked: ModelReference) -> ModelVersio
                 "model alias", f"{asked.model}@{asked.alias}", [f"{asked.model}@{name}" for name in aliases]
             )
         number = aliases[asked.alias]
+    return _as_version(version_row(connection, row, number), asked.model)
+
+
+def version_row(connection: sa.Connection, row: Row, number: int | None, *, lock: bool = False) -> Row:
+    """A version of a model's row; raises NotFound with those that exist."""
     chosen = (model_version.c.model_id == row.id) & (model_version.c.version == number)
-    found = connection.execute(sa.select(model_version).where(chosen)).one_or_none()
+    query = sa.select(model_version).where(chosen, model_version.c.deleted_at.is_(None))
+    found = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if found is None:
         raise _no_version(connection, row, number)
-    return _as_version(found, asked.model)
+    return found
 
 
 def list_versions(connection: sa.Connection, model: str) -> list[ModelVersion]:
     """All versions of a model, oldest first."""
     row = securables.get(connection, "model", model)
-    query = sa.select(model_version).where(model_version.c.model_id == row.id).order_by(model_version.c.version)
+    live = (model_version.c.model_id == row.id) & model_version.c.deleted_at.is_(None)
+    query = sa.select(model_version).where(live).order_by(model_version.c.version)
     return [_as_version(found, model) for found in connection.execute(query)]
 
 
@@ -100,9 +110,12 @@ def set_alias(
     chosen = (model_alias.c.model_id == row.id) & (model_alias.c.alias == alias)
     connection.execute(model_alias.delete().where(chosen))
     if version is not None:
-        exists = (model_version.c.model_id == row.id) & (model_version.c.version == version)
-        if connection.execute(sa.select(model_version.c.version).where(exists)).one_or_none() is None:
-            raise _no_version(connection, row, version)
+        if version_row(connection, row, version).status != "READY":
+            raise BadRequest(
+                f"version {version} of model {model!r} is still being uploaded; an alias names only a READY version",
+                param="version",
+                code="failed_precondition",
+            )
         connection.execute(model_alias.insert().values(model_id=row.id, alias=alias, version=version))
     happened: Mapping[str, Any] = {"alias": alias, "version": version, "principal": principal, "at": now}
     connection.execute(model_alias_event.insert().values(model_id=row.id, **happened))
@@ -145,9 +158,8 @@ def _aliases(connection: sa.Connection, model_id: str) -> dict[str, int]:
 
 
 def _no_version(connection: sa.Connection, row: Row, version: int | None) -> NotFound:
-    query = (
-        sa.select(model_version.c.version).where(model_version.c.model_id == row.id).order_by(model_version.c.version)
-    )
+    live = (model_version.c.model_id == row.id) & model_version.c.deleted_at.is_(None)
+    query = sa.select(model_version.c.version).where(live).order_by(model_version.c.version)
     numbers = list(connection.execute(query).scalars())
     there = f"there are {numbers[:20]}" + (f" and {len(numbers) - 20} more" if len(numbers) > 20 else "")
     return NotFound(
@@ -168,5 +180,10 @@ def _as_version(found: Row, model: str) -> ModelVersion:
         run_id=found.run_id,
         spec=found.spec,
         checksums=found.checksums,
+        status=found.status,
+        comment=found.comment,
         created_at=found.created_at,
+        created_by=found.created_by,
+        updated_at=found.updated_at or found.created_at,
+        updated_by=found.updated_by,
     )

@@ -26,6 +26,11 @@ class ModelReference(NamedTuple):
     alias: str | None
 
 
+def parse_catalog(text: str) -> str:
+    """`Main` -> `main`; raises BadRequest."""
+    return _parse(text, 1, "catalog", "catalog")
+
+
 def parse_schema(text: str) -> str:
     """`Main.Docs` -> `main.docs`; raises BadRequest."""
     return _parse(text, 2, "schema", "catalog.schema")

@@ -7,6 +7,21 @@ from typing import Any, Literal
 from mosaic.protocol import Wire
 
 RunStatus = Literal["running", "finished", "failed", "cancelled"]
+ModelVersionStatus = Literal["PENDING_REGISTRATION", "READY"]
+
+
+class CatalogEntry(Wire):
+    """A catalog: the first of the three levels of names."""
+
+    id: str
+    name: str
+    owner: str
+    comment: str
+    properties: dict[str, str]
+    created_at: datetime
+    created_by: str
+    updated_at: datetime
+    updated_by: str | None
 
 
 class Schema(Wire):
@@ -14,7 +29,12 @@ class Schema(Wire):
     name: str
     """`catalog.schema`."""
     owner: str
+    comment: str
+    properties: dict[str, str]
     created_at: datetime
+    created_by: str
+    updated_at: datetime
+    updated_by: str | None
 
 
 class Table(Wire):
@@ -32,7 +52,10 @@ class Table(Wire):
     config_version: int
     """Grows with every change of this record, not of the rows."""
     created_at: datetime
+    created_by: str
     updated_at: datetime
+    updated_by: str | None
+    """None if nobody changed it, or the change came from within the platform."""
 
 
 class Model(Wire):
@@ -46,11 +69,13 @@ class Model(Wire):
     """Oldest first."""
     aliases: dict[str, int]
     created_at: datetime
+    created_by: str
     updated_at: datetime
+    updated_by: str | None
 
 
 class ModelVersion(Wire):
-    """One immutable version of a model."""
+    """One version of a model; immutable from READY on, but for its comment."""
 
     model: str
     version: int
@@ -65,7 +90,13 @@ class ModelVersion(Wire):
     spec: dict[str, Any]
     checksums: dict[str, str]
     """SHA-256 in hexadecimal by relative path in the folder."""
+    status: ModelVersionStatus
+    """PENDING_REGISTRATION while its files are being uploaded."""
+    comment: str
     created_at: datetime
+    created_by: str | None
+    updated_at: datetime
+    updated_by: str | None
 
 
 class AliasEvent(Wire):

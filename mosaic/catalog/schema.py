@@ -49,6 +49,7 @@ securable = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("created_by", sa.String(255), nullable=False),
     sa.Column("updated_at", UtcTime, nullable=False),
+    sa.Column("updated_by", sa.String(255)),  # none: nobody has changed it, or not through a surface that knows who
     sa.Column("deleted_at", UtcTime),
     # A name may be taken again after its bearer was deleted; ids are never reused.
     sa.Index("uq_securable_live_name", "kind", "full_name", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
@@ -65,7 +66,13 @@ model_version = sa.Table(
     sa.Column("run_id", sa.String(64), index=True),
     sa.Column("spec", sa.JSON, nullable=False),
     sa.Column("checksums", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(32), nullable=False, server_default="READY"),  # or PENDING_REGISTRATION
+    sa.Column("comment", sa.Text, nullable=False, server_default=""),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("created_by", sa.String(255)),
+    sa.Column("updated_at", UtcTime),
+    sa.Column("updated_by", sa.String(255)),
+    sa.Column("deleted_at", UtcTime),  # the number is not given again, and lineage still leads to it
 )
 
 model_alias = sa.Table(

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER
 from mosaic.catalog.records import Schema
 from mosaic.catalog.schema import securable
-from mosaic.errors import AlreadyExists, PermissionDenied, not_found
+from mosaic.errors import AlreadyExists, NotFound, PermissionDenied, not_found
 from mosaic.ids import new_id
 
 Row = sa.Row[*tuple[Any, ...]]
@@ -24,13 +24,25 @@ def find(connection: sa.Connection, kind: str, full_name: str) -> Row | None:
     return connection.execute(sa.select(securable).where(chosen)).one_or_none()
 
 
-def get(connection: sa.Connection, kind: str, full_name: str, *, lock: bool = False) -> Row:
-    """As `find`, but raises NotFound with what exists; `lock` holds the row until the transaction ends."""
+def get(connection: sa.Connection, kind: str, full_name: str, *, lock: bool = False, share: bool = False) -> Row:
+    """As `find`, but raises NotFound with what exists; `lock` holds the row until the transaction ends.
+
+    `share` holds it too, but only against who locks it: it cannot be deleted while something is put into it.
+    """
     chosen = (securable.c.kind == kind) & (securable.c.full_name == full_name) & securable.c.deleted_at.is_(None)
     query = sa.select(securable).where(chosen)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    row = connection.execute(query.with_for_update(read=share) if lock or share else query).one_or_none()
     if row is None:
         raise not_found(kind, full_name, _names_near(connection, kind, full_name), param="name")
+    return row
+
+
+def get_by_id(connection: sa.Connection, kind: str, securable_id: str) -> Row:
+    """The live row with that id; raises NotFound, without naming others: an id is no name to choose from."""
+    chosen = (securable.c.id == securable_id) & (securable.c.kind == kind) & securable.c.deleted_at.is_(None)
+    row = connection.execute(sa.select(securable).where(chosen)).one_or_none()
+    if row is None:
+        raise NotFound(f"no {kind} has the id {securable_id!r}", param=f"{kind}_id", code=f"{kind}_not_found")
     return row
 
 
@@ -57,7 +69,7 @@ def insert(
     values: dict[str, Any] = {
         "id": new_id("sec"),
         "kind": kind,
-        "parent_id": get(connection, parent_kind, parent).id if parent else None,
+        "parent_id": get(connection, parent_kind, parent, share=True).id if parent else None,
         "name": name,
         "full_name": full_name,
         "owner": owner,
@@ -74,11 +86,11 @@ def insert(
     return values
 
 
-def update(connection: sa.Connection, row: Row, *, now: datetime, **columns: Any) -> Row:
+def update(connection: sa.Connection, row: Row, *, now: datetime, by: str | None = None, **columns: Any) -> Row:
     """Change columns of a row; its config_version grows. Nothing happens if all are as they were."""
     if all(getattr(row, name) == value for name, value in columns.items()):
         return row
-    changed = {**columns, "config_version": row.config_version + 1, "updated_at": now}
+    changed = {**columns, "config_version": row.config_version + 1, "updated_at": now, "updated_by": by}
     connection.execute(securable.update().where(securable.c.id == row.id).values(changed))
     return connection.execute(sa.select(securable).where(securable.c.id == row.id)).one()
 
@@ -103,7 +115,17 @@ def ensure_schema(connection: sa.Connection, full_name: str, *, owner: str, now:
 
 
 def as_schema(row: Row) -> Schema:
-    return Schema(id=row.id, name=row.full_name, owner=row.owner, created_at=row.created_at)
+    return Schema(
+        id=row.id,
+        name=row.full_name,
+        owner=row.owner,
+        comment=row.comment,
+        properties=row.properties,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        updated_at=row.updated_at,
+        updated_by=row.updated_by,
+    )
 
 
 def check_reserved(full_name: str, owner: str) -> None:

@@ -24,7 +24,9 @@ def as_table(row: Row) -> Table:
         owner=row.owner,
         config_version=row.config_version,
         created_at=row.created_at,
+        created_by=row.created_by,
         updated_at=row.updated_at,
+        updated_by=row.updated_by,
     )
 
 

@@ -1,5 +1,5 @@
-"""Control's HTTP surface: the platform's status, what the catalog names, index queries, and the thread behind an
-answer."""
+"""Control's HTTP surface: the platform's status, what the catalog names, index queries, the thread behind an answer, and
+the catalog in Unity Catalog's protocol."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from mosaic.catalog.unity import unity_routes
 from mosaic.gateway.routes import parse
 from mosaic.monitoring.thread import why
 from mosaic.platform.parts import Parts
@@ -62,6 +63,7 @@ def control_app(parts: Parts) -> ASGIApp:
             Route("/2.0/mosaic/endpoints", listing(catalog.list_endpoints, "endpoints")),
             Route("/2.0/mosaic/requests/{request_id}/why", thread),
             Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
+            *unity_routes(catalog, parts.storage),
         ],
         redirect_slashes=False,
     )

@@ -13,7 +13,7 @@ from pydantic import Field
 from mosaic.catalog import Catalog
 from mosaic.client import Client
 from mosaic.data import Shipper, Tables
-from mosaic.errors import BadRequest
+from mosaic.errors import BadRequest, Conflict
 from mosaic.models import ModelResolver, ModelSource
 from mosaic.monitoring import INFERENCE_TABLE, lost, to_arrow
 from mosaic.runtime import RaySettings
@@ -106,6 +106,8 @@ def build_parts(settings: PlatformSettings) -> Parts:
 
     def source_of(name: str) -> ModelSource:
         version = catalog.get_model_version(name)
+        if version.status != "READY":
+            raise Conflict(f"model version {version.full_name!r} is still being uploaded", param="model")
         return ModelSource(name=version.full_name, address=version.source, checksums=version.checksums)
 
     models = ModelResolver(settings.home_folder / "models", storage, source_of)

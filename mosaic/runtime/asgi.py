@@ -35,8 +35,34 @@ OPENAI_TYPES = {
 }
 
 
+UNITY_PATHS = ("/api/2.1/unity-catalog", "/api/2.0/unity-catalog")
+UNITY_CODES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "INVALID_ARGUMENT",
+    409: "ABORTED",
+    413: "INVALID_ARGUMENT",
+    422: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+}
+UNITY_OWN_CODES = {
+    "CATALOG_NOT_FOUND",
+    "SCHEMA_NOT_FOUND",
+    "TABLE_NOT_FOUND",
+    "ALREADY_EXISTS",
+    "FAILED_PRECONDITION",
+}
+"""Codes of ours that Unity Catalog has too."""
+
+
 def error_body(error: MosaicError, path: str, request_id: str) -> dict[str, Any]:
-    """The error as the client of that path expects it: `/api` Databricks, anything else OpenAI."""
+    """The error as the client of that path expects it: Unity Catalog, other `/api` Databricks, anything else OpenAI."""
+    if path.startswith(UNITY_PATHS):
+        return unity_error_body(error, request_id)
     if path.startswith("/api/"):
         return {"error_code": error.code.upper(), "message": error.message, "request_id": request_id}
     kind = OPENAI_TYPES.get(error.status, "server_error")
@@ -44,6 +70,16 @@ def error_body(error: MosaicError, path: str, request_id: str) -> dict[str, Any]
         "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code},
         "request_id": request_id,
     }
+
+
+def unity_error_body(error: MosaicError, request_id: str) -> dict[str, Any]:
+    """Unity Catalog's error: one of its codes, and in the details ours, which may be finer."""
+    known = error.code.upper()
+    code = known if known in UNITY_OWN_CODES else UNITY_CODES.get(error.status, "INTERNAL")
+    detail: dict[str, Any] = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": known}
+    if error.param is not None:
+        detail["metadata"] = {"field": error.param}
+    return {"error_code": code, "message": error.message, "details": [detail], "request_id": request_id}
 
 
 class RequestId:
@@ -169,7 +205,7 @@ async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
             raise TooLarge(f"the body is over the limit of {limit_bytes} bytes", code="request_too_large")
     try:
         return json.loads(bytes(body))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second for brackets thousands deep
         raise BadRequest(f"the body is not JSON: {error}") from None
 
 

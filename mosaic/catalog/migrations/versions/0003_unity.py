@@ -1,0 +1,21 @@
+"""Model versions that are being uploaded, described and deleted; who changed a securable last."""
+
+import sqlalchemy as sa
+from alembic import op
+
+AFTER = "0001"  # TODO: "0002" as soon as that step stands here
+
+revision = "0003"
+down_revision = AFTER
+
+
+def upgrade() -> None:
+    time = sa.DateTime(timezone=True)
+    op.add_column("securable", sa.Column("updated_by", sa.String(255)))
+    # What is there already was registered whole.
+    op.add_column("model_version", sa.Column("status", sa.String(32), nullable=False, server_default="READY"))
+    op.add_column("model_version", sa.Column("comment", sa.Text, nullable=False, server_default=""))
+    op.add_column("model_version", sa.Column("created_by", sa.String(255)))
+    op.add_column("model_version", sa.Column("updated_at", time))
+    op.add_column("model_version", sa.Column("updated_by", sa.String(255)))
+    op.add_column("model_version", sa.Column("deleted_at", time))

@@ -1,0 +1,137 @@
+"""One call of the protocol: who asks, for what; how its body is read, its answer written, its list cut into pages."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mosaic.errors import BadRequest, UnsupportedField
+from mosaic.protocol import Principal, Wire
+from mosaic.runtime.asgi import read_json
+from mosaic.settings import explain
+
+MOST_ROWS = 10_000
+"""A list is never longer, asked or not; what is beyond comes with the next page's token."""
+_NOT_KEPT = re.compile("[\0\ud800-\udfff]")
+_MAX_BODY_BYTES = 4 * 1024 * 1024
+
+Shape = TypeVar("Shape", bound=BaseModel)
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request, read; handlers are plain functions of it and run in a thread, since the catalog is a database."""
+
+    principal: Principal
+    path: dict[str, str]
+    query: QueryParams
+    body: Any
+
+    def parse(self, shape: type[Shape], **in_path: str) -> Shape:
+        """The body as a shape; what the path says too may be repeated in it, but not otherwise."""
+        if not isinstance(self.body, dict):
+            raise BadRequest(f"the body must be a JSON object, not {type(self.body).__name__}")
+        body = dict(self.body)
+        for field, value in in_path.items():
+            repeated = body.pop(field, None)
+            if repeated is not None and str(repeated).lower() != value.lower():
+                raise BadRequest(f"field {field!r} = {repeated!r}, but the path says {value!r}", param=field)
+        _check_texts(body)
+        try:
+            return shape.model_validate(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            param = ".".join(str(part) for part in first["loc"]) or None
+            kind = UnsupportedField if first["type"] == "extra_forbidden" else BadRequest
+            raise kind(explain(error, shape), param=param) from None
+
+    def over(self, defaults: dict[str, str]) -> "Call":
+        """The same call, its body on top of `defaults`."""
+        return replace(self, body={**defaults, **self.body}) if isinstance(self.body, dict) else self
+
+    def asked(self, parameter: str) -> str:
+        """A query parameter that must be there."""
+        value = self.query.get(parameter)
+        if not value:
+            raise BadRequest(f"query parameter {parameter!r} is required", param=parameter)
+        return value
+
+    def flag(self, parameter: str) -> bool:
+        """A query parameter that is true or false; false if it is not there."""
+        value = self.query.get(parameter, "false").lower()
+        if value not in ("true", "false"):
+            raise BadRequest(f"query parameter {parameter!r} = {value!r}: it must be true or false", param=parameter)
+        return value == "true"
+
+    def page(self, query: str, rows: Sequence[Row], key: Callable[[Row], str]) -> tuple[list[Row], str | None]:
+        """The page of `rows` (sorted by `key`, which is unique) that is asked for, and the next one's token.
+
+        `query` says what is listed: a token of another list is refused. Without max_results (or with 0, as
+        databricks-sdk says it) everything is one page, since there are clients that ask for no second one.
+        """
+        digest = hashlib.sha256(query.encode()).hexdigest()[:16]
+        after = _after(self.query.get("page_token") or None, digest)
+        rest = [row for row in rows if after is None or key(row) > after]
+        page = rest[: self._most_rows()]
+        if len(page) == len(rest):
+            return page, None
+        return page, base64.urlsafe_b64encode(json.dumps([digest, key(page[-1])]).encode()).decode()
+
+    def _most_rows(self) -> int:
+        text = self.query.get("max_results") or "0"
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise BadRequest(f"max_results = {text!r} must be a whole number from 0", param="max_results")
+        return min(int(text), MOST_ROWS) or MOST_ROWS
+
+
+def route(method: str, path: str, handler: Callable[[Call], Wire]) -> Route:
+    """A route whose handler is a plain function; a body is read only where the method has a use for one."""
+
+    async def endpoint(http: Request) -> Response:
+        reads = method in ("POST", "PUT", "PATCH") and _has_body(http)
+        body = await read_json(http.scope, http.receive, _MAX_BODY_BYTES) if reads else {}
+        call = Call(http.state.principal, http.path_params, http.query_params, body)
+        answer = await asyncio.to_thread(handler, call)
+        return JSONResponse(answer.model_dump(mode="json"))
+
+    return Route(path, endpoint, methods=[method])
+
+
+def _has_body(http: Request) -> bool:
+    return http.headers.get("content-length", "0") != "0" or "transfer-encoding" in http.headers
+
+
+def _after(token: str | None, digest: str) -> str | None:
+    if token is None:
+        return None
+    try:
+        of, after = json.loads(base64.urlsafe_b64decode(token.encode("ascii")))
+    except (ValueError, TypeError, RecursionError):
+        raise BadRequest(f"page_token {token[:80]!r} is not one that this list gave", param="page_token") from None
+    if of != digest or not isinstance(after, str):
+        raise BadRequest(f"page_token {token[:80]!r} belongs to another list; ask that one", param="page_token")
+    return after
+
+
+def _check_texts(body: object) -> None:
+    """No database keeps a NUL or half a surrogate pair in text."""
+    left = [body]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and _NOT_KEPT.search(value):
+            raise BadRequest(f"text {value[:80]!r} has a NUL or a lone surrogate, which cannot be kept")

@@ -1,0 +1,200 @@
+"""Registered models of the protocol, their versions and aliases: what MLflow's `uc:` and `databricks-uc` clients call.
+
+A client creates a version, uploads its files to the storage_location that it was given, and finalizes it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from starlette.routing import Route
+
+from mosaic.catalog import Model, ModelVersion, names
+from mosaic.catalog.unity import shapes
+from mosaic.catalog.unity.call import Call, route
+from mosaic.catalog.unity.places import is_local, to_uri
+from mosaic.catalog.unity.surface import Surface, described, milliseconds, split
+from mosaic.errors import BadRequest
+from mosaic.ids import new_id
+
+_SAID_BY_CLIENT = ("source", "run_id", "model_id", "run_tracking_server_id", "feature_deps")
+"""What a client says about a version's origin; kept in its spec."""
+
+
+class ModelRoutes:
+    def __init__(self, surface: Surface) -> None:
+        self._catalog, self._storage, self._authorize = surface.catalog, surface.storage, surface.authorize
+
+    def routes(self, base: str) -> list[Route]:
+        model, version = f"{base}/models/{{full_name}}", f"{base}/models/{{full_name}}/versions/{{version}}"
+        return [
+            route("POST", f"{base}/models", self.create),
+            route("GET", f"{base}/models", self.list),
+            route("POST", f"{base}/models/versions", self.create_version),
+            route("GET", model, self.get),
+            route("PATCH", model, self.update),
+            route("DELETE", model, self.delete),
+            route("GET", f"{model}/versions", self.list_versions),
+            route("GET", version, self.get_version),
+            route("PATCH", version, self.update_version),
+            route("DELETE", version, self.delete_version),
+            route("PATCH", f"{version}/finalize", self.finalize_version),
+            route("GET", f"{model}/aliases/{{alias}}", self.get_alias),
+            route("PUT", f"{model}/aliases/{{alias}}", self.set_alias),
+            route("DELETE", f"{model}/aliases/{{alias}}", self.delete_alias),
+        ]
+
+    def create(self, call: Call) -> shapes.RegisteredModelInfo:
+        asked = call.parse(shapes.CreateModel)
+        name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.name}", "model")
+        self._authorize(call.principal, "CREATE_MODEL", "schema", name.rpartition(".")[0])
+        return self._shown(self._catalog.create_model(name, owner=call.principal.name, comment=asked.comment or ""))
+
+    def list(self, call: Call) -> shapes.RegisteredModels:
+        """Of a schema, or of all: MLflow asks without naming one."""
+        schema = None
+        if call.query.get("catalog_name") or call.query.get("schema_name"):
+            schema = names.parse_schema(f"{call.asked('catalog_name')}.{call.asked('schema_name')}")
+        kind, of = ("metastore", "") if schema is None else ("schema", schema)
+        self._authorize(call.principal, "BROWSE", kind, of)
+        page, token = call.page(f"models of {of}", self._catalog.list_models(schema), lambda model: model.name)
+        return shapes.RegisteredModels(registered_models=[self._shown(model) for model in page], next_page_token=token)
+
+    def get(self, call: Call) -> shapes.RegisteredModelInfo:
+        return self._shown(self._catalog.get_model(self._model(call, "BROWSE")))
+
+    def update(self, call: Call) -> shapes.RegisteredModelInfo:
+        name = self._model(call, "MANAGE")
+        asked = call.parse(shapes.UpdateModel, full_name=name)
+        return self._shown(self._catalog.registry.update_model(name, by=call.principal.name, **asked.given()))
+
+    def delete(self, call: Call) -> shapes.Nothing:
+        """Also with versions, when `force` says so; the protocol refuses a model that still has some."""
+        name = self._model(call, "MANAGE")
+        self._catalog.registry.delete_model(name, force=call.flag("force"))
+        return shapes.Nothing()
+
+    def create_version(self, call: Call) -> shapes.ModelVersionInfo:
+        asked = call.parse(shapes.CreateModelVersion)
+        name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.model_name}", "model")
+        self._authorize(call.principal, "CREATE_MODEL_VERSION", "model", name)
+        version = self._catalog.registry.open_version(
+            name,
+            folder=self._storage.address("models", *name.split("."), new_id("upload")),
+            by=call.principal.name,
+            comment=asked.comment or "",
+            spec={field: getattr(asked, field) for field in _SAID_BY_CLIENT},
+        )
+        return _version(version, {})
+
+    def list_versions(self, call: Call) -> shapes.ModelVersions:
+        name = self._model(call, "BROWSE")
+        aliases = self._catalog.get_model(name).aliases
+        versions = self._catalog.list_model_versions(name)
+        page, token = call.page(f"versions of {name}", versions, lambda version: f"{version.version:010}")
+        return shapes.ModelVersions(
+            model_versions=[_version(version, aliases) for version in page], next_page_token=token
+        )
+
+    def get_version(self, call: Call) -> shapes.ModelVersionInfo:
+        name = self._model(call, "BROWSE")
+        version = self._catalog.get_model_version(f"{name}/{_number(call, name)}")
+        return _version(version, self._catalog.get_model(name).aliases)
+
+    def update_version(self, call: Call) -> shapes.ModelVersionInfo:
+        name = self._model(call, "MANAGE")
+        number = _number(call, name)
+        asked = call.parse(shapes.UpdateModelVersion, full_name=name, version=str(number))
+        registry, by = self._catalog.registry, call.principal.name
+        if asked.comment is not None:
+            registry.update_version(name, number, by=by, comment=asked.comment)
+        return self.get_version(call)
+
+    def delete_version(self, call: Call) -> shapes.Nothing:
+        name = self._model(call, "MANAGE")
+        self._catalog.registry.delete_version(name, _number(call, name), by=call.principal.name)
+        return shapes.Nothing()
+
+    def finalize_version(self, call: Call) -> shapes.ModelVersionInfo:
+        """READY, with the checksums of its files where they are on this machine's disk."""
+        name = self._model(call, "CREATE_MODEL_VERSION")
+        number = _number(call, name)
+        call.parse(shapes.Finalize, full_name=name, version=str(number))
+        version = self._catalog.get_model_version(f"{name}/{number}")
+        if version.status != "READY":
+            # Objects in a store are not read back here: that could take longer than the client waits.
+            here = _checksums(Path(version.source)) if is_local(version.source) else {}
+            version = self._catalog.registry.finalize_version(name, number, by=call.principal.name, checksums=here)
+        return _version(version, self._catalog.get_model(name).aliases)
+
+    def get_alias(self, call: Call) -> shapes.ModelVersionInfo:
+        name, alias = self._model(call, "BROWSE"), names.parse_alias(call.path["alias"])
+        version = self._catalog.get_model_version(f"{name}@{alias}")
+        return _version(version, self._catalog.get_model(name).aliases)
+
+    def set_alias(self, call: Call) -> shapes.Alias:
+        name, alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
+        asked = call.parse(shapes.SetAlias, full_name=name, alias=alias)
+        self._catalog.set_alias(name, alias, asked.version_num, principal=call.principal.name)
+        return shapes.Alias(alias_name=alias, version_num=asked.version_num)
+
+    def delete_alias(self, call: Call) -> shapes.Nothing:
+        name, alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
+        self._catalog.delete_alias(name, alias, principal=call.principal.name)
+        return shapes.Nothing()
+
+    def _model(self, call: Call, privilege: str) -> str:
+        """The path's model, once the caller may do this with it."""
+        name = names.parse_object(call.path["full_name"], "model")
+        self._authorize(call.principal, privilege, "model", name)
+        return name
+
+    def _shown(self, model: Model) -> shapes.RegisteredModelInfo:
+        return shapes.RegisteredModelInfo(
+            **split(model.name),
+            id=model.id,
+            storage_location=to_uri(self._storage.address("models", *model.name.split("."))),
+            aliases=_aliases(model.aliases),
+            **described(model),
+        )
+
+
+def _version(version: ModelVersion, aliases: Mapping[str, int]) -> shapes.ModelVersionInfo:
+    catalog, schema, model = version.model.split(".")
+    said = {field: version.spec.get(field) if version.kind == "mlflow" else None for field in _SAID_BY_CLIENT}
+    return shapes.ModelVersionInfo(
+        model_name=model,
+        catalog_name=catalog,
+        schema_name=schema,
+        version=version.version,
+        id=f"{version.model}/{version.version}",
+        status=version.status,
+        storage_location=to_uri(version.source),
+        comment=version.comment or None,
+        created_at=milliseconds(version.created_at),
+        created_by=version.created_by,
+        updated_at=milliseconds(version.updated_at),
+        updated_by=version.updated_by,
+        aliases=_aliases({alias: number for alias, number in aliases.items() if number == version.version}),
+        # A version that the platform made is where it came from.
+        **{**said, "source": said["source"] or to_uri(version.source), "run_id": said["run_id"] or version.run_id},
+    )
+
+
+def _aliases(aliases: Mapping[str, int]) -> list[shapes.Alias]:
+    return [shapes.Alias(alias_name=alias, version_num=version) for alias, version in sorted(aliases.items())]
+
+
+def _number(call: Call, model: str) -> int:
+    return names.parse_number(call.path["version"], f"{model}/{call.path['version']}")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 by relative path of the files in a folder; raises BadRequest if nothing was uploaded."""
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
+        with file.open("rb") as stream:
+            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found:
+        raise BadRequest(f"nothing was uploaded to {to_uri(str(folder))!r} yet", code="failed_precondition")
+    return found

@@ -1,0 +1,315 @@
+"""The protocol's wire shapes: what may be asked, and what is answered, every field always there.
+
+Fields of the protocol that this version cannot honour are not in the shapes of what is asked, so that they are a 400
+that names them; in what is answered they are null.
+"""
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from mosaic.protocol import Wire
+
+# What is asked
+
+
+class Asked(Wire):
+    """A field that is null counts as one that is not there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were there and not null."""
+        return {name: getattr(self, name) for name in self.model_fields_set if getattr(self, name) is not None}
+
+
+class CreateCatalog(Asked):
+    name: str
+    comment: str | None = None
+    properties: dict[str, str] | None = None
+
+
+class CreateSchema(Asked):
+    name: str
+    catalog_name: str
+    comment: str | None = None
+    properties: dict[str, str] | None = None
+
+
+class UpdateNamespace(Asked):
+    """Of a catalog or a schema; a name cannot be changed, since lineage and grants hold on to it."""
+
+    owner: str | None = None
+    comment: str | None = None
+    properties: dict[str, str] | None = None
+
+
+class AskedColumn(Asked):
+    name: str = Field(min_length=1, max_length=255)
+    type_text: str | None = None
+    type_json: str | None = None
+    type_name: str | None = None
+    type_precision: int | None = None
+    type_scale: int | None = None
+    type_interval_type: str | None = None
+    position: int | None = None
+    comment: str | None = None
+    nullable: bool | None = None
+    partition_index: int | None = Field(default=None, ge=0)
+
+
+class CreateTable(Asked):
+    name: str
+    catalog_name: str
+    schema_name: str
+    table_type: Literal["MANAGED", "EXTERNAL"]
+    data_source_format: Literal["DELTA"] = "DELTA"
+    columns: list[AskedColumn] = Field(default_factory=list, max_length=10_000)
+    storage_location: str | None = None
+    comment: str | None = None
+    properties: dict[str, str] | None = None
+
+
+class CreateModel(Asked):
+    name: str
+    catalog_name: str
+    schema_name: str
+    comment: str | None = None
+
+
+class UpdateModel(Asked):
+    owner: str | None = None
+    comment: str | None = None
+
+
+class CreateModelVersion(Asked):
+    model_name: str
+    catalog_name: str
+    schema_name: str
+    source: str = Field(min_length=1)
+    run_id: str | None = None
+    """MLflow's; kept as it is, not followed."""
+    comment: str | None = None
+    model_id: str | None = None
+    run_tracking_server_id: str | None = None
+    feature_deps: str | None = None
+
+
+class UpdateModelVersion(Asked):
+    comment: str | None = None
+
+
+class Finalize(Asked):
+    """Nothing beyond the path."""
+
+
+class SetAlias(Asked):
+    version_num: int = Field(ge=1, le=2**31 - 1)
+
+
+class TableCredentials(Asked):
+    table_id: str
+    operation: Literal["READ", "READ_WRITE"]
+
+
+class ModelVersionCredentials(Asked):
+    catalog_name: str
+    schema_name: str
+    model_name: str
+    version: int = Field(ge=1, le=2**31 - 1)
+    operation: Literal["READ_MODEL_VERSION", "READ_WRITE_MODEL_VERSION"]
+
+
+# What is answered; times are milliseconds since 1970
+
+
+class Answer(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Nothing(Answer):
+    """What a deletion answers."""
+
+
+class CatalogInfo(Answer):
+    name: str
+    full_name: str
+    comment: str | None
+    properties: dict[str, str]
+    owner: str
+    created_at: int
+    created_by: str
+    updated_at: int
+    updated_by: str | None
+    id: str
+    storage_root: None = None
+    storage_location: None = None
+
+
+class Catalogs(Answer):
+    catalogs: list[CatalogInfo]
+    next_page_token: str | None
+
+
+class SchemaInfo(Answer):
+    name: str
+    catalog_name: str
+    full_name: str
+    comment: str | None
+    properties: dict[str, str]
+    owner: str
+    created_at: int
+    created_by: str
+    updated_at: int
+    updated_by: str | None
+    schema_id: str
+    storage_root: None = None
+    storage_location: None = None
+
+
+class Schemas(Answer):
+    schemas: list[SchemaInfo]
+    next_page_token: str | None
+
+
+class ColumnInfo(Answer):
+    name: str
+    type_text: str
+    type_json: str
+    type_name: str
+    type_precision: int
+    type_scale: int
+    type_interval_type: None = None
+    position: int
+    comment: str | None
+    nullable: bool
+    partition_index: int | None
+
+
+class TableInfo(Answer):
+    name: str
+    catalog_name: str
+    schema_name: str
+    full_name: str
+    table_type: Literal["MANAGED", "EXTERNAL"]
+    data_source_format: Literal["DELTA"] = "DELTA"
+    columns: list[ColumnInfo]
+    storage_location: str
+    comment: str | None
+    properties: dict[str, str]
+    owner: str
+    created_at: int
+    created_by: str
+    updated_at: int
+    updated_by: str | None
+    table_id: str
+    view_definition: None = None
+    view_dependencies: None = None
+
+
+class Tables(Answer):
+    tables: list[TableInfo]
+    next_page_token: str | None
+
+
+class TableExists(Answer):
+    table_exists: bool
+
+
+class Alias(Answer):
+    alias_name: str
+    version_num: int
+
+
+class RegisteredModelInfo(Answer):
+    name: str
+    catalog_name: str
+    schema_name: str
+    full_name: str
+    storage_location: str
+    comment: str | None
+    owner: str
+    created_at: int
+    created_by: str
+    updated_at: int
+    updated_by: str | None
+    id: str
+    aliases: list[Alias]
+
+
+class RegisteredModels(Answer):
+    registered_models: list[RegisteredModelInfo]
+    next_page_token: str | None
+
+
+class ModelVersionInfo(Answer):
+    model_name: str
+    catalog_name: str
+    schema_name: str
+    version: int
+    source: str
+    run_id: str | None
+    status: Literal["PENDING_REGISTRATION", "READY"]
+    storage_location: str
+    comment: str | None
+    created_at: int
+    created_by: str | None
+    updated_at: int
+    updated_by: str | None
+    id: str
+    aliases: list[Alias]
+    model_id: str | None
+    run_tracking_server_id: str | None
+    feature_deps: str | None
+
+
+class ModelVersions(Answer):
+    model_versions: list[ModelVersionInfo]
+    next_page_token: str | None
+
+
+class AwsCredentials(Answer):
+    access_key_id: str
+    secret_access_key: str
+    session_token: str
+
+
+class AzureSas(Answer):
+    sas_token: str
+
+
+class GcpToken(Answer):
+    oauth_token: str
+
+
+class TemporaryCredentials(Answer):
+    aws_temp_credentials: AwsCredentials | None
+    azure_user_delegation_sas: AzureSas | None
+    gcp_oauth_token: GcpToken | None
+    r2_temp_credentials: None = None
+    expiration_time: int
+    url: str
+    endpoint_url: str | None
+    """The object store's own address, where it is not the cloud's (MinIO, R2); not in the protocol, wanted by many."""
+
+
+class MetastoreSummary(Answer):
+    metastore_id: str
+    global_metastore_id: str
+    name: str
+    cloud: None = None
+    region: None = None
+    owner: str
+    privilege_model_version: str = "1.0"
+    storage_root: str
+    storage_root_credential_id: None = None
+    storage_root_credential_name: None = None
+    default_data_access_config_id: None = None
+    delta_sharing_scope: str = "INTERNAL"
+    delta_sharing_recipient_token_lifetime_in_seconds: None = None
+    delta_sharing_organization_name: None = None
+    external_access_enabled: bool = True
+    created_at: None = None
+    created_by: None = None
+    updated_at: None = None
+    updated_by: None = None

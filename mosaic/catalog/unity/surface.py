@@ -1,0 +1,43 @@
+"""What all of the protocol's routes have in hand, and how the catalog's values are said in its shapes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from mosaic.catalog.catalog import Catalog
+from mosaic.catalog.unity.authorize import Authorize
+from mosaic.storage import Storage
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The collaborators of the routes."""
+
+    catalog: Catalog
+    storage: Storage
+    """Where managed tables and models live."""
+    authorize: Authorize
+
+
+def milliseconds(moment: datetime) -> int:
+    """Since 1970, as the protocol says times."""
+    return int(moment.timestamp() * 1000)
+
+
+def described(record: Any) -> dict[str, Any]:
+    """The fields that every securable has."""
+    return {
+        "comment": record.comment or None,
+        "owner": record.owner,
+        "created_at": milliseconds(record.created_at),
+        "created_by": record.created_by,
+        "updated_at": milliseconds(record.updated_at),
+        "updated_by": record.updated_by,
+    }
+
+
+def split(full_name: str) -> Mapping[str, str]:
+    """The parts of a name of three levels, as every shape has them."""
+    catalog, schema, name = full_name.split(".")
+    return {"catalog_name": catalog, "schema_name": schema, "name": name, "full_name": full_name}
