@@ -1,5 +1,5 @@
-"""Control's HTTP surface: the platform's status, what the catalog names, index queries, the thread behind an answer, and
-the catalog in Unity Catalog's protocol."""
+"""Control's HTTP surface: the platform's status, what the catalog names, index queries, the thread behind an answer,
+and the catalog in Unity Catalog's protocol."""
 
 import asyncio
 from collections.abc import Callable

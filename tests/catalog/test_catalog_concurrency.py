@@ -114,7 +114,8 @@ def test_kill_9_during_writes_leaves_every_answered_write_and_no_half(tmp_path: 
         assert process.stdout is not None
         answered = [int(process.stdout.readline()) for _ in range(5)]
         process.send_signal(signal.SIGKILL)
-        answered += map(int, process.communicate()[0].split())
+        answered += map(int, process.stdout.read().split())  # communicate() would pass over what readline has buffered
+        process.wait()
         again = Catalog.open(url)
         versions = again.list_model_versions("main.ml.bot")
         assert [version.version for version in versions] == list(range(1, len(versions) + 1))
