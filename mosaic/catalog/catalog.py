@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from mosaic.catalog import lineage, models, names, securables, tables, tokens, values
+from mosaic.catalog import lineage, models, names, principals, securables, tables, tokens, values
+from mosaic.catalog.audit import Audit
+from mosaic.catalog.grants import Grants
+from mosaic.catalog.principals import Principals
 from mosaic.catalog.records import (
     AliasEvent,
     Endpoint,
@@ -27,7 +30,8 @@ class Catalog:
     """What exists, whose it is, and where it came from.
 
     Safe for threads; several processes may open the same database. Pickles as its URL. Writes are durable when a method
-    returns. All names are without regard to case.
+    returns. All names are without regard to case. Who may do what is in `principals` and `grants`, what was changed and
+    what was refused in `audit`.
     """
 
     def __init__(
@@ -37,6 +41,9 @@ class Catalog:
         self.serving_schema = names.parse_schema(serving_schema)
         self._store = store
         self._now = now or _utc_now
+        self.audit = Audit(store)
+        self.principals = Principals(store, self._now)
+        self.grants = Grants(store, self._now, serving_schema=self.serving_schema)
 
     @classmethod
     def open(
@@ -320,7 +327,7 @@ class Catalog:
         comment: str = "",
         expires_at: datetime | None = None,
     ) -> tuple[Token, str]:
-        """A token and its secret `mosaic_...`, which is shown only here."""
+        """A token and its secret `mosaic_...`, which is shown only here; a new name becomes a principal."""
         names.check_principal(principal, "principal")
         now = self._now()
         if kind not in ("user", "service"):
@@ -331,6 +338,7 @@ class Catalog:
             raise BadRequest(f"expires_at = {expires_at.isoformat()} is not in the future", param="expires_at")
         columns = {"principal": principal, "kind": kind, "is_admin": is_admin, "comment": comment}
         with self._store.write() as connection:
+            principals.ensure(connection, principal, kind=kind, now=now)
             return tokens.create(connection, now=now, expires_at=expires_at, **columns)
 
     def check_token(self, secret: str) -> Principal:

@@ -253,5 +253,7 @@ def test_a_database_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> N
     with sqlite3.connect(tmp_path / "c.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
-    with pytest.raises(Conflict, match=r"at revision '9999', which this version does not know \(it knows \['0001'\]\)"):
+    with pytest.raises(
+        Conflict, match=r"at revision '9999', which this version does not know \(it knows \['0001', '0002'\]\)"
+    ):
         Catalog.open(f"sqlite:///{tmp_path}/c.db")
