@@ -18,7 +18,7 @@ ADMINS = "admins"
 """The group that owns the metastore; its members are above all."""
 
 _LEVELS = (METASTORE, "catalog", "schema")
-_OWNER = "OWNER"
+_ONE, _ZERO = sa.literal_column("1", sa.Integer), sa.literal_column("0", sa.Integer)
 
 
 def ask(connection: sa.Connection, who: str, privilege: str, kind: str, full_name: str) -> Row:
@@ -27,69 +27,44 @@ def ask(connection: sa.Connection, who: str, privilege: str, kind: str, full_nam
 
 
 @cache
-def _question(privilege: str, kind: str) -> sa.Select[bool, bool, bool]:
+def _question(privilege: str, kind: str) -> sa.Select[Any]:
     """Cached, since there are few and SQLAlchemy then finds their compiled form at once."""
-    wanted = needs(privilege, kind)
     chain, who = _chain(kind), _who()
-    covers = sorted({name for need in wanted for name in covering(need)})
-    # For each level and each group one look into the primary key, however many grants a securable has.
-    held = (
-        sa.select(chain.c.kind.label("kind"), privilege_grant.c.privilege.label("privilege"))
-        .select_from(chain)
-        .join(who, sa.true())
-        .join(
-            privilege_grant,
-            (privilege_grant.c.securable_id == chain.c.id) & (privilege_grant.c.principal == who.c.name),
-        )
-        .where(_one_of(privilege_grant.c.privilege, covers))
-    )
-    owned = sa.select(chain.c.kind, sa.literal_column(f"'{_OWNER}'")).join(who, who.c.name == chain.c.owner)
-    facts = sa.union_all(held, owned).subquery("facts")
-    met = [sa.func.max(sa.case((_meets(facts, need), 1), else_=0)) == 1 for need in wanted]
+    # An outer join keeps SQLite from reading all grants of a securable first: it looks up each level and group.
+    here = (privilege_grant.c.securable_id == chain.c.id) & (privilege_grant.c.principal == who.c.name)
+    held = sa.join(sa.join(chain, who, sa.true()), privilege_grant, here, isouter=True)
+    met = []
+    for need in needs(privilege, kind):
+        holds = (chain.c.owner == who.c.name) | _one_of(privilege_grant.c.privilege, covering(need))
+        if level(need.kind) < len(_LEVELS):
+            holds &= _one_of(chain.c.kind, _LEVELS[: level(need.kind) + 1])
+        met.append(sa.func.max(sa.case((holds, _ONE), else_=_ZERO)) == _ONE)
     return sa.select(
         sa.and_(*met).label("allowed"),
         sa.exists(sa.select(chain.c.id)).label("known_object"),
         sa.exists(sa.select(who.c.name)).label("known_principal"),
-    ).select_from(facts)
-
-
-def _meets(facts: sa.Subquery, need: Need) -> sa.ColumnElement[bool]:
-    covered = _one_of(facts.c.privilege, (*covering(need), _OWNER))
-    if level(need.kind) == len(_LEVELS):
-        return covered
-    return covered & _one_of(facts.c.kind, _LEVELS[: level(need.kind) + 1])
+    ).select_from(held)
 
 
 def chain_rows(connection: sa.Connection, kind: str, full_name: str) -> list[Row]:
     """The securable and all above it, the metastore first; empty if it is not there."""
-    rows = connection.execute(sa.select(_chain(kind)), {"full_name": full_name}).all()
+    rows = connection.execute(_above(kind), {"full_name": full_name})
     return sorted(rows, key=lambda row: level(row.kind))
 
 
 def memberships(connection: sa.Connection, who: str) -> list[Row]:
     """All edges (member, group_name) from an active principal upward, without those into `users`."""
-    groups = _who()
-    query = sa.select(group_member.c.member, group_member.c.group_name).join(
-        groups, groups.c.name == group_member.c.member
-    )
-    return list(connection.execute(query.order_by(group_member.c.member, group_member.c.group_name), {"who": who}))
+    return list(connection.execute(_edges(), {"who": who}))
 
 
-def grants_to(connection: sa.Connection, who: str, securable_ids: Iterable[str]) -> list[Row]:
-    """The grants on some securables to a principal or to a group that it is in."""
-    groups = _who()
-    query = (
-        sa.select(privilege_grant)
-        .join(groups, groups.c.name == privilege_grant.c.principal)
-        .where(privilege_grant.c.securable_id.in_(list(securable_ids)))
-        .order_by(privilege_grant.c.principal, privilege_grant.c.privilege)
-    )
-    return list(connection.execute(query, {"who": who}))
+def grants_to(connection: sa.Connection, who: str, kind: str, full_name: str) -> list[Row]:
+    """The grants on a securable, and on all above it, to a principal or to a group that it is in."""
+    return list(connection.execute(_granted(kind), {"who": who, "full_name": full_name}))
 
 
 def groups_above(connection: sa.Connection, who: str) -> set[str]:
     """An active principal and every group that it is in; empty for one that is not active or not known."""
-    return set(connection.execute(sa.select(_who().c.name), {"who": who}).scalars())
+    return set(connection.execute(_groups(), {"who": who}).scalars())
 
 
 def is_administrator(connection: sa.Connection, caller: Principal) -> bool:
@@ -101,6 +76,37 @@ def is_administrator(connection: sa.Connection, caller: Principal) -> bool:
 
 def visible(connection: sa.Connection, caller: Principal, kind: str, parent_kind: str, parent: str) -> list[str]:
     """The names of a kind directly under a parent that may be browsed, by name; none if the parent is not there."""
+    query = _seen(kind, parent_kind, caller.is_admin)
+    return list(connection.execute(query, {"who": caller.name, "full_name": parent}).scalars())
+
+
+@cache
+def _above(kind: str) -> sa.Select[Any]:
+    return sa.select(_chain(kind))
+
+
+@cache
+def _groups() -> sa.Select[Any]:
+    return sa.select(_who().c.name)
+
+
+@cache
+def _edges() -> sa.Select[Any]:
+    who = _who()
+    edges = sa.select(group_member.c.member, group_member.c.group_name).join(who, who.c.name == group_member.c.member)
+    return edges.order_by(group_member.c.member, group_member.c.group_name)
+
+
+@cache
+def _granted(kind: str) -> sa.Select[Any]:
+    chain, who = _chain(kind), _who()
+    grants = sa.select(privilege_grant).join(chain, chain.c.id == privilege_grant.c.securable_id)
+    named = grants.join(who, who.c.name == privilege_grant.c.principal)
+    return named.order_by(privilege_grant.c.principal, privilege_grant.c.privilege)
+
+
+@cache
+def _seen(kind: str, parent_kind: str, is_admin: bool) -> sa.Select[Any]:
     chain, who = _chain(parent_kind), _who()
     fitting = covering(Need(BROWSE, kind))
     privilege = _one_of(privilege_grant.c.privilege, fitting)
@@ -117,20 +123,19 @@ def visible(connection: sa.Connection, caller: Principal, kind: str, parent_kind
         .correlate(securable)
     )
     known = sa.exists(sa.select(who.c.name))
-    query = (
+    return (
         sa.select(securable.c.full_name)
         .where(securable.c.parent_id.in_(sa.select(chain.c.id).where(chain.c.kind == parent_kind)))
-        .where(securable.c.kind == kind, securable.c.deleted_at.is_(None), known if caller.is_admin else above | itself)
+        .where(securable.c.kind == kind, securable.c.deleted_at.is_(None), known if is_admin else above | itself)
+        .order_by(securable.c.full_name)
     )
-    bound = {"who": caller.name, "full_name": parent}
-    return list(connection.execute(query.order_by(securable.c.full_name), bound).scalars())
 
 
 def _chain(kind: str) -> sa.CTE:
     """The live securable with its kind and the bound `full_name`, and everything above it."""
     columns = (securable.c.id, securable.c.parent_id, securable.c.kind, securable.c.full_name, securable.c.owner)
     live = securable.c.deleted_at.is_(None)
-    named = (securable.c.kind == kind) & (securable.c.full_name == sa.bindparam("full_name")) & live
+    named = (securable.c.kind == _word(kind)) & (securable.c.full_name == sa.bindparam("full_name")) & live
     chain = sa.select(*columns).where(named).cte("chain", recursive=True)
     above = securable.alias("above")
     return chain.union_all(
@@ -144,13 +149,17 @@ def _who() -> sa.CTE:
     who = (
         sa.select(itself.c.name)
         .select_from(asking)
-        .join(itself, itself.c.name.in_([asking.c.name, sa.literal_column(f"'{USERS}'")]))
+        .join(itself, itself.c.name.in_([asking.c.name, _word(USERS)]))
         .where(asking.c.name == sa.bindparam("who"), asking.c.active)
         .cte("who", recursive=True)
     )
     return who.union(sa.select(group_member.c.group_name).where(group_member.c.member == who.c.name))
 
 
-def _one_of(column: sa.ColumnElement[Any], names: Iterable[str]) -> sa.ColumnElement[bool]:
-    """As `in_`, whose list SQLAlchemy would write into the statement anew at every execution."""
-    return sa.or_(*(column == name for name in names))
+def _one_of(column: sa.ColumnElement[Any], words: Iterable[str]) -> sa.ColumnElement[bool]:
+    """Words of ours, never a caller's, written into the statement: bound, each would cost at every execution."""
+    return column.in_([_word(word) for word in words])
+
+
+def _word(word: str) -> sa.ColumnClause[str]:
+    return sa.literal_column(f"'{word}'", sa.String)

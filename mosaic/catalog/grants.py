@@ -168,7 +168,7 @@ class Grants:
         return Access(
             caller.name,
             chain,
-            access.grants_to(connection, caller.name, [row.id for row in chain]),
+            access.grants_to(connection, caller.name, kind, name),
             access.memberships(connection, caller.name),
             problem=problem,
             is_admin=caller.is_admin,

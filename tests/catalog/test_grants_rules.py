@@ -1,8 +1,9 @@
-"""The one query, and the reasons, against the rules written as plain recursion, on random hierarchies with nested groups."""
+"""The one query, and the reasons, against the rules as plain recursion, on random hierarchies with nested groups."""
 
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,7 +134,8 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def build(world: World, empty: Path) -> Iterator[Catalog]:
+@contextmanager
+def built(world: World, empty: Path) -> Iterator[Catalog]:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(empty, folder)
         catalog = Catalog.open(f"sqlite:///{folder}/catalog.db")
@@ -156,7 +158,7 @@ def build(world: World, empty: Path) -> Iterator[Catalog]:
 @settings(max_examples=25, deadline=None)
 @given(world=worlds())
 def test_every_way_of_asking_agrees_with_the_rules(world: World, empty: Path) -> None:
-    for catalog in build(world, empty):
+    with built(world, empty) as catalog:
         grants = catalog.grants
         for who in (*PEOPLE, "g1"):
             for kind, name in OBJECTS:

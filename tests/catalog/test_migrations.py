@@ -73,8 +73,13 @@ def test_a_database_of_revision_1_comes_under_the_metastore(tmp_path: Path) -> N
 
     catalog = Catalog.open(f"sqlite:///{tmp_path}/catalog.db")
     assert {one.name: one.kind for one in catalog.principals.list()} == {
-        **{"admin": "user", "ann": "user", "bob": "user", "job": "service", "system": "service"},
-        **{"admins": "group", "users": "group"},
+        "admin": "user",
+        "admins": "group",
+        "ann": "user",
+        "bob": "user",
+        "job": "service",
+        "system": "service",
+        "users": "group",
     }
     assert catalog.principals.members("admins") == ["admin"]
     assert catalog.get_table("main.docs.entries").owner == "bob"
