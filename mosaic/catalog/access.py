@@ -27,7 +27,7 @@ def ask(connection: sa.Connection, who: str, privilege: str, kind: str, full_nam
 
 
 @cache
-def _question(privilege: str, kind: str) -> sa.Select[Any]:
+def _question(privilege: str, kind: str) -> sa.Select[*tuple[Any, ...]]:
     """Cached, since there are few and SQLAlchemy then finds their compiled form at once."""
     chain, who = _chain(kind), _who()
     # An outer join keeps SQLite from reading all grants of a securable first: it looks up each level and group.
@@ -81,24 +81,24 @@ def visible(connection: sa.Connection, caller: Principal, kind: str, parent_kind
 
 
 @cache
-def _above(kind: str) -> sa.Select[Any]:
+def _above(kind: str) -> sa.Select[*tuple[Any, ...]]:
     return sa.select(_chain(kind))
 
 
 @cache
-def _groups() -> sa.Select[Any]:
+def _groups() -> sa.Select[*tuple[Any, ...]]:
     return sa.select(_who().c.name)
 
 
 @cache
-def _edges() -> sa.Select[Any]:
+def _edges() -> sa.Select[*tuple[Any, ...]]:
     who = _who()
     edges = sa.select(group_member.c.member, group_member.c.group_name).join(who, who.c.name == group_member.c.member)
     return edges.order_by(group_member.c.member, group_member.c.group_name)
 
 
 @cache
-def _granted(kind: str) -> sa.Select[Any]:
+def _granted(kind: str) -> sa.Select[*tuple[Any, ...]]:
     chain, who = _chain(kind), _who()
     grants = sa.select(privilege_grant).join(chain, chain.c.id == privilege_grant.c.securable_id)
     named = grants.join(who, who.c.name == privilege_grant.c.principal)
@@ -106,7 +106,7 @@ def _granted(kind: str) -> sa.Select[Any]:
 
 
 @cache
-def _seen(kind: str, parent_kind: str, is_admin: bool) -> sa.Select[Any]:
+def _seen(kind: str, parent_kind: str, is_admin: bool) -> sa.Select[*tuple[Any, ...]]:
     chain, who = _chain(parent_kind), _who()
     fitting = covering(Need(BROWSE, kind))
     privilege = _one_of(privilege_grant.c.privilege, fitting)

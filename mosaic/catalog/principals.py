@@ -17,7 +17,7 @@ from mosaic.errors import AlreadyExists, BadRequest, Conflict, PermissionDenied,
 from mosaic.protocol import Principal
 
 Caller = Principal | str
-"""Who asks: as the gateway knows it, or a name alone, which carries no administrator's token."""
+"""Who asks: as the gateway knows it, or a name alone, without an administrator's token. Never what a client sent."""
 
 _KINDS = ("user", "service", "group")
 
