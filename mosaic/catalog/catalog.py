@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from mosaic.catalog import lineage, models, names, securables, tables, tokens, values
+from mosaic.catalog import lineage, models, names, principals, securables, tables, tokens, values
+from mosaic.catalog.audit import Audit
+from mosaic.catalog.grants import Grants
 from mosaic.catalog.namespaces import Catalogs, Schemas
+from mosaic.catalog.principals import Principals
 from mosaic.catalog.records import (
     AliasEvent,
     Endpoint,
@@ -29,7 +32,8 @@ class Catalog:
     """What exists, whose it is, and where it came from.
 
     Safe for threads; several processes may open the same database. Pickles as its URL. Writes are durable when a method
-    returns. All names are without regard to case.
+    returns. All names are without regard to case. Who may do what is in `principals` and `grants`, what was changed and
+    what was refused in `audit`.
     """
 
     def __init__(
@@ -41,6 +45,9 @@ class Catalog:
         self._now = now or _utc_now
         self.catalogs, self.schemas = Catalogs(store, self._now), Schemas(store, self._now)
         self.registry = Registry(store, self._now)
+        self.audit = Audit(store)
+        self.principals = Principals(store, self._now)
+        self.grants = Grants(store, self._now, serving_schema=self.serving_schema)
 
     @classmethod
     def open(
@@ -329,7 +336,7 @@ class Catalog:
         comment: str = "",
         expires_at: datetime | None = None,
     ) -> tuple[Token, str]:
-        """A token and its secret `mosaic_...`, which is shown only here."""
+        """A token and its secret `mosaic_...`, which is shown only here; a new name becomes a principal."""
         names.check_principal(principal, "principal")
         now = self._now()
         if kind not in ("user", "service"):
@@ -340,6 +347,7 @@ class Catalog:
             raise BadRequest(f"expires_at = {expires_at.isoformat()} is not in the future", param="expires_at")
         columns = {"principal": principal, "kind": kind, "is_admin": is_admin, "comment": comment}
         with self._store.write() as connection:
+            principals.ensure(connection, principal, kind=kind, now=now)
             return tokens.create(connection, now=now, expires_at=expires_at, **columns)
 
     def check_token(self, secret: str) -> Principal:

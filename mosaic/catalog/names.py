@@ -12,6 +12,9 @@ RESERVED_CATALOG = "system"
 """The platform's own catalog; only the owner `system` makes things in it."""
 SYSTEM_OWNER = "system"
 
+METASTORE = "metastore"
+"""Kind and name of the one root above the catalogs."""
+
 _PART = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _EDGE_KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _PRINCIPAL = re.compile(r"[!-~]{1,255}")
@@ -39,6 +42,17 @@ def parse_schema(text: str) -> str:
 def parse_object(text: str, kind: str) -> str:
     """`Main.Docs.Entries` -> `main.docs.entries`; `kind` is for the message of the BadRequest."""
     return _parse(text, 3, kind, "catalog.schema.name")
+
+
+def parse_securable(kind: str, text: str) -> str:
+    """The name of a thing of any kind, with as many parts as the kind has; raises BadRequest."""
+    if kind == METASTORE:
+        if text.lower() != METASTORE:
+            raise BadRequest(f"there is one metastore, and its name is {METASTORE!r}, not {text!r}", param="name")
+        return METASTORE
+    if kind == "catalog":
+        return _parse(text, 1, "catalog", "catalog")
+    return parse_schema(text) if kind == "schema" else parse_object(text, kind)
 
 
 def parse_model_version(text: str) -> ModelReference:

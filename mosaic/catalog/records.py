@@ -1,7 +1,7 @@
 """What the catalog answers with: frozen values, times in UTC."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal
 
 from mosaic.protocol import Wire
@@ -152,6 +152,65 @@ class Token(Wire):
     revoked_at: datetime | None
     last_used_at: datetime | None
     """To the minute."""
+
+
+class KnownPrincipal(Wire):
+    """Whom the catalog knows: a user, a service, or a group of them."""
+
+    name: str
+    kind: Literal["user", "service", "group"]
+    active: bool
+    """Whether tokens and grants of it have effect."""
+    created_at: datetime
+    created_by: str
+
+
+class Grant(Wire):
+    """One privilege granted on one securable to one principal."""
+
+    kind: str
+    """Of the securable."""
+    name: str
+    principal: str
+    privilege: str
+    granted_by: str
+    granted_at: datetime
+
+
+class GrantChange(Wire):
+    """What to add to and remove from a principal's grants on one securable."""
+
+    principal: str
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+class UserIdentity(Wire):
+    email: str
+    """The principal's name, in the column where Databricks has it."""
+
+
+class AuditResponse(Wire):
+    status_code: int
+    error_message: str | None
+
+
+class AuditEvent(Wire):
+    """One change, or one denial, with the fields of Databricks' system.access.audit."""
+
+    sequence: int
+    """Grows from event to event, in the order in which they became visible."""
+    event_id: str
+    event_time: datetime
+    event_date: date
+    service_name: str
+    action_name: str
+    user_identity: UserIdentity
+    token_id: str | None
+    """The token that the principal came with; None in process."""
+    request_id: str | None
+    request_params: dict[str, str]
+    response: AuditResponse
 
 
 class RunEdge(Wire):

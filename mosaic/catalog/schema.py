@@ -37,7 +37,7 @@ securable = sa.Table(
     "securable",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("kind", sa.String(32), nullable=False),  # catalog, schema, table, model, index, endpoint
+    sa.Column("kind", sa.String(32), nullable=False),  # metastore (the root), catalog, schema, table, ...
     sa.Column("parent_id", sa.String(64), sa.ForeignKey("securable.id"), index=True),
     sa.Column("name", sa.String(255), nullable=False),
     sa.Column("full_name", sa.String(800), nullable=False),
@@ -109,6 +109,54 @@ token = sa.Table(
     sa.Column("expires_at", UtcTime),
     sa.Column("revoked_at", UtcTime),
     sa.Column("last_used_at", UtcTime),
+)
+
+principal = sa.Table(
+    "principal",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),  # user, service, group
+    sa.Column("active", sa.Boolean, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("created_by", sa.String(255), nullable=False),
+)
+
+group_member = sa.Table(
+    "group_member",
+    metadata,
+    # In this order, since a check goes from the member up to its groups.
+    sa.Column("member", sa.String(255), sa.ForeignKey("principal.name"), primary_key=True),
+    sa.Column("group_name", sa.String(255), sa.ForeignKey("principal.name"), primary_key=True, index=True),
+    sa.Column("added_by", sa.String(255), nullable=False),
+    sa.Column("added_at", UtcTime, nullable=False),
+)
+
+privilege_grant = sa.Table(
+    "privilege_grant",
+    metadata,
+    sa.Column("securable_id", sa.String(64), sa.ForeignKey("securable.id"), primary_key=True),
+    sa.Column("principal", sa.String(255), sa.ForeignKey("principal.name"), primary_key=True, index=True),
+    sa.Column("privilege", sa.String(64), primary_key=True),
+    sa.Column("granted_by", sa.String(255), nullable=False),
+    sa.Column("granted_at", UtcTime, nullable=False),
+)
+
+# The columns of Databricks' system.access.audit; its structs are flat here.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("event_id", sa.String(64), nullable=False, unique=True),
+    sa.Column("event_time", UtcTime, nullable=False),
+    sa.Column("event_date", sa.Date, nullable=False),
+    sa.Column("service_name", sa.String(64), nullable=False),
+    sa.Column("action_name", sa.String(64), nullable=False),
+    sa.Column("user_identity_email", sa.String(255), nullable=False),
+    sa.Column("token_id", sa.String(64)),
+    sa.Column("request_id", sa.String(64)),
+    sa.Column("request_params", sa.JSON, nullable=False),
+    sa.Column("response_status_code", sa.Integer, nullable=False),
+    sa.Column("response_error_message", sa.Text),
 )
 
 run = sa.Table(

@@ -1,7 +1,7 @@
 """Everything that has a name, an owner and a place in the hierarchy: one table, one set of functions.
 
-They run inside the caller's transaction. A row stands under its schema, which stands under its catalog, so that grants
-can be followed upward by one recursive query.
+They run inside the caller's transaction. A row stands under its schema, which stands under its catalog, which stands
+under the one metastore, so that grants can be followed upward by one recursive query.
 """
 
 from datetime import datetime
@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER
+from mosaic.catalog.names import METASTORE, RESERVED_CATALOG, SYSTEM_OWNER
 from mosaic.catalog.records import Schema
 from mosaic.catalog.schema import securable
 from mosaic.errors import AlreadyExists, NotFound, PermissionDenied, not_found
@@ -65,11 +65,11 @@ def insert(
     if find(connection, kind, full_name) is not None:
         raise AlreadyExists(f"{kind} {full_name!r} already exists", param="name")
     parent, _, name = full_name.rpartition(".")
-    parent_kind = "schema" if "." in parent else "catalog"
+    parent_kind = ("schema" if "." in parent else "catalog") if parent else METASTORE
     values: dict[str, Any] = {
         "id": new_id("sec"),
         "kind": kind,
-        "parent_id": get(connection, parent_kind, parent, share=True).id if parent else None,
+        "parent_id": get(connection, parent_kind, parent or METASTORE, share=True).id,
         "name": name,
         "full_name": full_name,
         "owner": owner,

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mosaic.catalog.records import Token
-from mosaic.catalog.schema import token
+from mosaic.catalog.schema import principal, token
 from mosaic.catalog.securables import Row
 from mosaic.errors import Unauthenticated, not_found
 from mosaic.ids import new_id
@@ -29,7 +29,7 @@ def create(connection: sa.Connection, *, now: datetime, **columns: Any) -> tuple
 
 
 def check(connection: sa.Connection, secret: str, *, now: datetime) -> Row:
-    """The row of a secret's token; raises Unauthenticated if it is unknown, expired or revoked."""
+    """The row of a secret's token; raises Unauthenticated if it or its principal may not be used (any more)."""
     # Looking up the hash leaks nothing by its timing: a guesser does not choose the hash's digits.
     row = connection.execute(_LOOKUP, {"digest": _digest(secret)}).one_or_none()
     if row is None:
@@ -40,6 +40,9 @@ def check(connection: sa.Connection, secret: str, *, now: datetime) -> Row:
         raise Unauthenticated(f"token {row.id} was revoked at {row.revoked_at.isoformat()}", code="token_revoked")
     if row.expires_at is not None and row.expires_at <= now:
         raise Unauthenticated(f"token {row.id} expired at {row.expires_at.isoformat()}", code="token_expired")
+    if row.principal_kind == "group" or not row.principal_active:
+        why = "a group" if row.principal_kind == "group" else "deactivated"
+        raise Unauthenticated(f"principal {row.principal!r} of token {row.id} is {why}", code="principal_inactive")
     return row
 
 
@@ -71,4 +74,8 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-_LOOKUP = sa.select(token).where(token.c.secret_sha256 == sa.bindparam("digest"))
+_LOOKUP = (
+    sa.select(token, principal.c.kind.label("principal_kind"), principal.c.active.label("principal_active"))
+    .join(principal, principal.c.name == token.c.principal)
+    .where(token.c.secret_sha256 == sa.bindparam("digest"))
+)

@@ -3,10 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-AFTER = "0001"  # TODO: "0002" as soon as that step stands here
-
 revision = "0003"
-down_revision = AFTER
+down_revision = "0002"
 
 
 def upgrade() -> None:

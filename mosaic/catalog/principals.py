@@ -1,0 +1,238 @@
+"""Users, services, and groups of them, which may be in groups themselves; only administrators change them."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Literal
+
+import sqlalchemy as sa
+
+from mosaic.catalog import names
+from mosaic.catalog.access import ADMINS, USERS, groups_above, is_administrator
+from mosaic.catalog.audit import ACCOUNTS_SERVICE, Action, append, changing, new_action
+from mosaic.catalog.explain import shortest_paths
+from mosaic.catalog.records import KnownPrincipal
+from mosaic.catalog.schema import group_member, principal, privilege_grant, securable
+from mosaic.catalog.store import Store
+from mosaic.errors import AlreadyExists, BadRequest, Conflict, PermissionDenied, not_found
+from mosaic.protocol import Principal
+
+Caller = Principal | str
+"""Who asks: as the gateway knows it, or a name alone, without an administrator's token. Never what a client sent."""
+
+_KINDS = ("user", "service", "group")
+
+
+class Principals:
+    """`catalog.principals`. Every change is checked, and is one audit row; what is so already changes nothing."""
+
+    def __init__(self, store: Store, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._now = now
+
+    def create(
+        self, name: str, *, by: Caller, kind: Literal["user", "service"] = "user", request_id: str | None = None
+    ) -> KnownPrincipal:
+        """A user or service that may be granted to before it has a token. Raises AlreadyExists, PermissionDenied."""
+        if kind not in ("user", "service"):
+            raise BadRequest(f"kind {kind!r} of a principal must be 'user' or 'service'", param="kind")
+        return self._create(name, kind, "add", by=by, request_id=request_id)
+
+    def create_group(self, name: str, *, by: Caller, request_id: str | None = None) -> KnownPrincipal:
+        """An empty group; no user or service has its name. Raises AlreadyExists, PermissionDenied."""
+        return self._create(name, "group", "createGroup", by=by, request_id=request_id)
+
+    def delete_group(self, name: str, *, by: Caller, request_id: str | None = None) -> None:
+        """Take a group away with its grants and memberships; raises Conflict while it owns something."""
+        names.check_principal(name, "group")
+        if name in (ADMINS, USERS):
+            raise BadRequest(f"group {name!r} is the platform's own and cannot be deleted", param="group")
+        caller = as_principal(by)
+        act = _action("removeGroup", request_id, group=name)
+        with changing(self._store, act, by=caller, now=self._now) as connection:
+            _check_administrator(connection, caller, f"delete group {name!r}")
+            _get_group(connection, name)
+            _check_owns_nothing(connection, name)
+            connection.execute(privilege_grant.delete().where(privilege_grant.c.principal == name))
+            edges = (group_member.c.group_name == name) | (group_member.c.member == name)
+            connection.execute(group_member.delete().where(edges))
+            connection.execute(principal.delete().where(principal.c.name == name))
+            append(connection, act, by=caller, now=self._now())
+
+    def add_member(self, group: str, member: str, *, by: Caller, request_id: str | None = None) -> None:
+        """Put a principal into a group; raises NotFound, and Conflict if a group would come to be in itself."""
+        _check_membership(group, member)
+        caller, now = as_principal(by), self._now()
+        act = _action("addPrincipalToGroup", request_id, group=group, member=member)
+        with changing(self._store, act, by=caller, now=self._now) as connection:
+            _check_administrator(connection, caller, f"add {member!r} to group {group!r}")
+            _get_group(connection, group)
+            get(connection, member)
+            _check_no_cycle(connection, group, member)
+            if not _is_member(connection, group, member):
+                edge = {"group_name": group, "member": member, "added_by": caller.name, "added_at": now}
+                connection.execute(group_member.insert().values(edge))
+                append(connection, act, by=caller, now=now)
+
+    def remove_member(self, group: str, member: str, *, by: Caller, request_id: str | None = None) -> None:
+        """Take a principal out of a group; raises NotFound if it is not directly in it."""
+        _check_membership(group, member)
+        caller = as_principal(by)
+        act = _action("removePrincipalFromGroup", request_id, group=group, member=member)
+        with changing(self._store, act, by=caller, now=self._now) as connection:
+            _check_administrator(connection, caller, f"remove {member!r} from group {group!r}")
+            _get_group(connection, group)
+            if not _is_member(connection, group, member):
+                raise not_found(f"member of group {group!r}", member, _members(connection, group), param="member")
+            edge = (group_member.c.group_name == group) & (group_member.c.member == member)
+            connection.execute(group_member.delete().where(edge))
+            append(connection, act, by=caller, now=self._now())
+
+    def set_active(self, name: str, active: bool, *, by: Caller, request_id: str | None = None) -> KnownPrincipal:
+        """Whether a user's or service's tokens and grants have effect; what it owns and was granted stays."""
+        names.check_principal(name, "principal")
+        caller = as_principal(by)
+        act = _action("activateUser" if active else "deactivateUser", request_id, principal=name)
+        with changing(self._store, act, by=caller, now=self._now) as connection:
+            _check_administrator(connection, caller, f"{'activate' if active else 'deactivate'} {name!r}")
+            found = get(connection, name)
+            if found.kind == "group" or name == names.SYSTEM_OWNER:
+                what = "a group" if found.kind == "group" else "the platform itself"
+                raise BadRequest(f"principal {name!r} is {what}; only users and services are deactivated", param="name")
+            if found.active != active:
+                connection.execute(principal.update().where(principal.c.name == name).values(active=active))
+                append(connection, act, by=caller, now=self._now())
+            return get(connection, name)
+
+    def get(self, name: str) -> KnownPrincipal:
+        """Raises NotFound."""
+        names.check_principal(name, "principal")
+        with self._store.read() as connection:
+            return get(connection, name)
+
+    def list(self, kind: Literal["user", "service", "group"] | None = None) -> Sequence[KnownPrincipal]:
+        """By name."""
+        if kind is not None and kind not in _KINDS:
+            raise BadRequest(f"kind {kind!r} of a principal must be one of {_KINDS}", param="kind")
+        query = sa.select(principal).order_by(principal.c.name)
+        with self._store.read() as connection:
+            found = connection.execute(query if kind is None else query.where(principal.c.kind == kind))
+            return [KnownPrincipal(**row._mapping) for row in found]
+
+    def members(self, group: str) -> Sequence[str]:
+        """Who is directly in a group, by name; nobody is in `users`, which everybody is in. Raises NotFound."""
+        names.check_principal(group, "group")
+        with self._store.read() as connection:
+            _get_group(connection, group)
+            return _members(connection, group)
+
+    def groups_of(self, name: str) -> Sequence[str]:
+        """Every group that a principal is in, directly or through groups, by name; none if it is not active."""
+        names.check_principal(name, "principal")
+        with self._store.read() as connection:
+            get(connection, name)
+            return sorted(groups_above(connection, name) - {name})
+
+    def _create(self, name: str, kind: str, action_name: str, *, by: Caller, request_id: str | None) -> KnownPrincipal:
+        names.check_principal(name, "name")
+        caller, now = as_principal(by), self._now()
+        act = _action(action_name, request_id, name=name, kind=kind)
+        with changing(self._store, act, by=caller, now=self._now) as connection:
+            _check_administrator(connection, caller, f"create {kind} {name!r}")
+            there = find(connection, name)
+            if there is not None:
+                raise AlreadyExists(f"the name {name!r} is taken by a {there.kind}", param="name")
+            _insert(connection, name, kind, by=caller.name, now=now)
+            append(connection, act, by=caller, now=now)
+            return get(connection, name)
+
+
+def as_principal(caller: Caller) -> Principal:
+    return caller if isinstance(caller, Principal) else Principal(name=caller)
+
+
+def find(connection: sa.Connection, name: str) -> KnownPrincipal | None:
+    """None if nobody has that name."""
+    row = connection.execute(sa.select(principal).where(principal.c.name == name)).one_or_none()
+    return None if row is None else KnownPrincipal(**row._mapping)
+
+
+def get(connection: sa.Connection, name: str) -> KnownPrincipal:
+    """Raises NotFound with the names that there are."""
+    found = find(connection, name)
+    if found is None:
+        raise not_found("principal", name, connection.execute(sa.select(principal.c.name)).scalars(), param="principal")
+    return found
+
+
+def ensure(connection: sa.Connection, name: str, *, kind: str, now: datetime) -> None:
+    """A principal of that name, made if nobody has it; raises BadRequest if a group has it."""
+    found = find(connection, name)
+    if found is not None and found.kind == "group":
+        raise BadRequest(f"principal {name!r} is a group, and a group has no tokens", param="principal")
+    if found is None:
+        _insert(connection, name, kind, by=names.SYSTEM_OWNER, now=now)
+
+
+def _insert(connection: sa.Connection, name: str, kind: str, *, by: str, now: datetime) -> None:
+    row = {"name": name, "kind": kind, "active": True, "created_at": now, "created_by": by}
+    connection.execute(principal.insert().values(row))
+
+
+def _action(action_name: str, request_id: str | None, **params: str) -> Action:
+    return new_action(ACCOUNTS_SERVICE, action_name, params, request_id)
+
+
+def _check_administrator(connection: sa.Connection, caller: Principal, what: str) -> None:
+    if not is_administrator(connection, caller):
+        raise PermissionDenied(
+            f"{caller.name!r} may not {what}: only administrators may, who are the members of group {ADMINS!r}"
+        )
+
+
+def _check_membership(group: str, member: str) -> None:
+    names.check_principal(group, "group")
+    names.check_principal(member, "member")
+    if group == USERS:
+        raise BadRequest(f"every active principal is in group {USERS!r}; it has no members of its own", param="group")
+    if member == USERS:
+        raise BadRequest(f"everybody is in group {USERS!r}, so it is in no other; grant to it instead", param="member")
+
+
+def _check_no_cycle(connection: sa.Connection, group: str, member: str) -> None:
+    above = shortest_paths(group, connection.execute(_GROUPS_IN_GROUPS))
+    if member in above:
+        circle = " in ".join((member, *above[member]))
+        raise Conflict(f"{member!r} cannot be put into group {group!r}: {circle} would be a cycle", param="member")
+
+
+def _check_owns_nothing(connection: sa.Connection, name: str) -> None:
+    live = (securable.c.owner == name) & securable.c.deleted_at.is_(None)
+    query = sa.select(securable.c.kind, securable.c.full_name).where(live).order_by(securable.c.full_name).limit(20)
+    owned = [f"{row.kind} {row.full_name}" for row in connection.execute(query)]
+    if owned:
+        raise Conflict(f"group {name!r} owns {owned}; give them another owner first", param="group")
+
+
+def _get_group(connection: sa.Connection, name: str) -> None:
+    found = find(connection, name)
+    if found is None or found.kind != "group":
+        groups = connection.execute(sa.select(principal.c.name).where(principal.c.kind == "group")).scalars()
+        raise not_found("group", name, groups, param="group")
+
+
+def _is_member(connection: sa.Connection, group: str, member: str) -> bool:
+    edge = (group_member.c.group_name == group) & (group_member.c.member == member)
+    return connection.execute(sa.select(group_member.c.member).where(edge)).one_or_none() is not None
+
+
+def _members(connection: sa.Connection, group: str) -> list[str]:
+    query = sa.select(group_member.c.member).where(group_member.c.group_name == group)
+    return list(connection.execute(query.order_by(group_member.c.member)).scalars())
+
+
+_GROUPS_IN_GROUPS = (
+    sa.select(group_member.c.member, group_member.c.group_name)
+    .join(principal, principal.c.name == group_member.c.member)
+    .where(principal.c.kind == "group")
+    .order_by(group_member.c.member, group_member.c.group_name)
+)
