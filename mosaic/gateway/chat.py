@@ -1,9 +1,9 @@
 """One chat request, in order. Start reading here: the order of steps lives in this file and nowhere else.
 
-    authenticated (runtime/asgi.py) -> resolve the endpoint -> look up -> choose who answers -> ask its engine
-        -> stream -> the row is on disk -> the last byte
+    authenticated (runtime/asgi.py) -> resolve the endpoint -> check the grant -> look up -> choose who answers
+        -> ask its engine -> stream -> the row is on disk -> the last byte
 
-What is not here yet has its place between these lines: grant and quota after the resolve, guards around the engine.
+What is not here yet has its place between these lines: quota after the grant, guards around the engine.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class Chat:
                 exchange.close_now(status)
 
     async def _answer(self, request: ChatRequest, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
-        endpoint = await self._endpoints.get(request.model)
+        endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "chat":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for chat", param="model")

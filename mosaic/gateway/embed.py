@@ -1,4 +1,4 @@
-"""One embeddings request, in order: resolve the endpoint, choose who answers, ask its engine, shape the answer."""
+"""One embeddings request, in order: resolve the endpoint, check the grant, choose who answers, ask, shape."""
 
 from base64 import b64encode
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Embeddings:
 
     async def answer(self, request: EmbeddingRequest, exchange: Exchange) -> dict[str, Any]:
         """The response body of /v1/embeddings."""
-        endpoint = await self._endpoints.get(request.model)
+        endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "embed":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for embeddings", param="model")

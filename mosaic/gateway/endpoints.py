@@ -1,17 +1,21 @@
 """From an endpoint's name to who answers for it: the catalog's record, its model versions pinned, its shares drawn."""
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
 from mosaic.errors import NotFound
-from mosaic.protocol import Adapter
+from mosaic.protocol import Adapter, Principal
 from mosaic.serving import engine_app_name
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering
+
+EXECUTE = "EXECUTE"
+"""The privilege on an endpoint with which it may be asked."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,16 @@ class Endpoints:
     that."""
 
     def __init__(
-        self, catalog: Catalog, *, fresh_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic
+        self,
+        catalog: Catalog,
+        *,
+        trusted: frozenset[str] = frozenset(),
+        fresh_seconds: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._catalog, self._fresh_seconds, self._clock = catalog, fresh_seconds, clock
+        """`trusted` principals may use every endpoint: the platform's own calls."""
+        self._catalog, self._trusted = catalog, trusted
+        self._fresh_seconds, self._clock = fresh_seconds, clock
         self._kept: dict[str, tuple[float, Endpoint]] = {}
 
     async def get(self, name: str) -> Endpoint:
@@ -79,10 +90,24 @@ class Endpoints:
         self._kept[name] = (now, endpoint)
         return endpoint
 
-    async def list(self) -> list[Endpoint]:
-        """Every endpoint, by name."""
-        records = await asyncio.to_thread(self._catalog.list_endpoints)
-        return [await self.get(record.name) for record in records]
+    async def use(self, name: str, principal: Principal, request_id: str) -> Endpoint:
+        """The endpoint for a request of that principal; raises as `get`, and PermissionDenied without EXECUTE on it."""
+        endpoint = await self.get(name)
+        if principal.name not in self._trusted:
+            check = functools.partial(self._catalog.grants.check, action="queryEndpoint", request_id=request_id)
+            await asyncio.to_thread(check, principal, EXECUTE, "endpoint", endpoint.name)
+        return endpoint
+
+    async def list(self, principal: Principal) -> Sequence[Endpoint]:
+        """The endpoints that the principal may use, by name."""
+        names = await asyncio.to_thread(self._usable, principal)
+        return [await self.get(name) for name in names]
+
+    def _usable(self, principal: Principal) -> Sequence[str]:
+        names = [record.name for record in self._catalog.list_endpoints()]
+        if principal.name in self._trusted:
+            return names
+        return [name for name in names if self._catalog.grants.is_allowed(principal, EXECUTE, "endpoint", name)]
 
     def _read(self, name: str) -> Endpoint:
         record = self._catalog.get_endpoint(name)

@@ -57,10 +57,13 @@ class GatewayRoutes:
         return JSONResponse(await self._embeddings.answer(request, exchange))
 
     async def list_models(self, http: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(endpoint) for endpoint in await self._endpoints.list()]})
+        usable = await self._endpoints.list(http.state.principal)
+        return JSONResponse({"object": "list", "data": [_model(endpoint) for endpoint in usable]})
 
     async def get_model(self, http: Request) -> Response:
-        return JSONResponse(_model(await self._endpoints.get(http.path_params["name"])))
+        exchange: Exchange = http.state.exchange
+        endpoint = await self._endpoints.use(http.path_params["name"], http.state.principal, exchange.request_id)
+        return JSONResponse(_model(endpoint))
 
     async def _accept(self, http: Request, shape: type[Parsed]) -> tuple[Exchange, Parsed]:
         exchange: Exchange = http.state.exchange

@@ -17,6 +17,7 @@ class Exchange:
     def __init__(self, entry: Any, row: dict[str, Any]) -> None:
         self._entry = entry
         self._row = row
+        self._principal: Principal | None = None
         self._started = time.perf_counter()
         self.closed = False
 
@@ -28,7 +29,14 @@ class Exchange:
         """Add columns of the row (see `mosaic.monitoring.record.SCHEMA`)."""
         self._row.update(fields)
 
+    @property
+    def principal(self) -> Principal:
+        """Who asks; known once the request is authenticated."""
+        assert self._principal is not None, "nothing is asked of an endpoint before who asks is known"
+        return self._principal
+
     def note_principal(self, principal: Principal) -> None:
+        self._principal = principal
         self.note(principal=principal.name, token_id=principal.token_id)
 
     def note_retrieved(self, retrieved: Retrieved) -> None:

@@ -30,6 +30,7 @@ class IndexQuery(Wire):
 
 def control_app(parts: Parts) -> ASGIApp:
     """Control as one ASGI application, for the route prefix /api."""
+    catalog = parts.catalog
 
     async def status(http: Request) -> Response:
         return JSONResponse([part.model_dump() for part in await asyncio.to_thread(platform_status, parts)])
@@ -43,7 +44,9 @@ def control_app(parts: Parts) -> ASGIApp:
 
     async def query_index(http: Request) -> Response:
         asked = parse(IndexQuery, await read_json(http.scope, http.receive, 1024 * 1024))
-        found = await parts.indexes.query_async(http.path_params["name"], asked.query_text, asked.num_results)
+        name = http.path_params["name"]
+        await asyncio.to_thread(catalog.grants.check, http.state.principal, "SELECT", "index", name)
+        found = await parts.indexes.query_async(name, asked.query_text, asked.num_results)
         return JSONResponse(found.model_dump(mode="json"))
 
     async def thread(http: Request) -> Response:
@@ -53,7 +56,6 @@ def control_app(parts: Parts) -> ASGIApp:
             )
         )
 
-    catalog = parts.catalog
     router = Router(
         routes=[
             Route("/2.0/mosaic/status", status),

@@ -21,6 +21,8 @@ from mosaic.protocol import Retrieved
 from mosaic.serving import ServeEngine
 from mosaic.training.tracking import MlflowServer
 
+INTERNAL = "mosaic-internal"
+"""The principal of the platform's own calls."""
 NAMESPACE = "mosaic"
 PLATFORM_ACTOR = "platform"
 
@@ -35,7 +37,7 @@ class Gateway:
         replica = f"{role}-{new_id('gw')[-8:]}"
         self._ledger = Ledger(Log(spool(settings), owner=replica), replica)
         self._shipper = ensure_shipper(functools.partial(build_shipper, settings))
-        endpoints = Endpoints(parts.catalog)
+        endpoints = Endpoints(parts.catalog, trusted=frozenset({INTERNAL}))
         engines: dict[str, ServeEngine] = {}
 
         def engine(app_name: str) -> ServeEngine:

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 CPUS = {"platform": 0.05, "control": 0.1, "gateway-internal": 0.1, "gateway replica": 0.1, "shipper": 0.05}
 """Logical CPUs that the platform's own actors reserve; engines and indexes say theirs."""
 CPUS_PER_EMBEDDER, CPUS_PER_INDEX, CPUS_FOR_DATA = 0.2, 0.1, 0.5
-INTERNAL = Principal(name="mosaic-internal", kind="service")
 
 
 class Platform:
@@ -194,6 +193,7 @@ def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callabl
     parts.catalog.ensure_schema("system.serving", owner="system")
     parts.catalog.ensure_schema("main.default")
     parts.catalog.ensure_schema("main.serving")
+    _open_to_users(parts)
     parts.tables.create(
         INFERENCE_TABLE,
         SCHEMA,
@@ -406,12 +406,22 @@ def _first_token(parts: Parts) -> str | None:
     return parts.catalog.create_token("admin", kind="user", is_admin=True, comment="made by the first `mosaic up`")[1]
 
 
+def _open_to_users(parts: Parts) -> None:
+    """At the first start every user may ask what is served in main; from then on it is the administrators' to say."""
+    grants = parts.catalog.grants
+    if parts.catalog.audit.list(limit=1):
+        return
+    platform = Principal(name="admin", is_admin=True)
+    grants.grant("catalog", "main", "users", ["USE CATALOG"], by=platform)
+    grants.grant("schema", "main.serving", "users", ["USE SCHEMA", "EXECUTE"], by=platform)
+
+
 def _renew_internal_token(parts: Parts) -> None:
     for token in parts.catalog.list_tokens():
-        if token.principal == INTERNAL.name and token.revoked_at is None:
+        if token.principal == deployments.INTERNAL and token.revoked_at is None:
             parts.catalog.revoke_token(token.id)
     _, secret = parts.catalog.create_token(
-        INTERNAL.name, kind="service", is_admin=False, comment="the platform's own calls"
+        deployments.INTERNAL, kind="service", is_admin=False, comment="the platform's own calls"
     )
     file = parts.settings.home_folder / "internal.token"
     file.touch(mode=0o600)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.doubles import FixedClock
-from mosaic.catalog.unity import Authorize, Vend, authorize, unity_routes
+from mosaic.catalog.unity import Authorize, Vend, unity_routes
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.storage import Storage
 
@@ -41,16 +41,18 @@ def under_api(app: ASGIApp) -> ASGIApp:
 
 
 class Unity:
-    """The protocol's application in this process, asked as a client does: an administrator by default."""
+    """The protocol's application in this process, asked as an administrator by default; users may read catalog main."""
 
     def __init__(
-        self, catalog: Catalog, storage: Storage, authorize: Authorize = authorize, vend: Vend | None = None
+        self, catalog: Catalog, storage: Storage, authorize: Authorize | None = None, vend: Vend | None = None
     ) -> None:
         self.catalog, self.storage = catalog, storage
         router = Router(routes=unity_routes(catalog, storage, authorize=authorize, vend=vend), redirect_slashes=False)
         self.app = under_api(ShapeErrors(Authenticate(router, catalog.check_token)))
         self.admin = catalog.create_token("ann", is_admin=True)[1]
         self.reader = catalog.create_token("bob")[1]
+        reading = ["USE CATALOG", "USE SCHEMA", "SELECT", "EXECUTE"]
+        catalog.grants.grant("catalog", "main", "users", reading, by=catalog.check_token(self.admin))
 
     def __call__(self, method: str, path: str, *, token: str | None = None, **other: Any) -> httpx.Response:
         """`path` below /api/2.1/unity-catalog, or whole."""

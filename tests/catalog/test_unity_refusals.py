@@ -95,6 +95,7 @@ def test_wrong_bodies(unity: Unity) -> None:
     assert "but the path says 'main.ml'" in told('{"full_name": "main.docs"}', "/schemas/main.ml", "PATCH")
     too_large = unity("POST", "/catalogs", content="x" * (5 * 1024 * 1024))
     assert too_large.status_code == 413
+    unity.make("/models", name="bot", catalog_name="main", schema_name="ml")
     for number in ("0", "-1", "x", "1.0", "99999999999"):
         refused = unity("GET", f"/models/main.ml.bot/versions/{number}")
         assert refused.status_code == 400 and number in refused.json()["message"]
@@ -144,10 +145,14 @@ def test_every_route_asks_before_it_does_anything(unity: Unity, catalog: Catalog
     }
     for route in routes(unity):
         asked: list[tuple[str, str, str]] = []
-        path = "/api" + route.path.format(name="main", full_name="main.ml.bot", version=1, alias="champion")
+        path = "/api" + route.path.format(
+            name="main", full_name="main.ml.bot", version=1, alias="champion", securable_type="registered_model"
+        )
         path = path.replace("/schemas/main.ml.bot", "/schemas/main.ml")
         for method in (route.methods or set()) - {"HEAD"}:
             given_body = bodies.get(route.path.partition("unity-catalog")[2], {}) if method == "POST" else {}
+            if "/permissions/" in path and method == "PATCH":
+                given_body = {"changes": [{"principal": "bob", "add": ["EXECUTE"]}]}
             answer = closed(method, path, params={"catalog_name": "main", "schema_name": "docs"}, json=given_body)
             assert answer.status_code == 403 and len(asked) == 1, (method, path, answer.text)
 
@@ -182,6 +187,7 @@ def test_nothing_hostile_is_a_500(
             for name, part in zip(("name", "full_name", "alias"), parts, strict=True)
         },
         version=quote(parts[2].encode("utf-8", "surrogatepass"), safe=""),
+        securable_type=quote(parts[0].encode("utf-8", "surrogatepass"), safe="") if number % 2 else "schema",
     )
     if route.path.endswith("/tables") and method == "POST":
         # Good but for what is hostile, so that the columns are reached.

@@ -244,3 +244,25 @@ def test_shares_hold_over_many_ids(weights: list[int]) -> None:
     for n, share in enumerate(shares):
         expected = 2000 * share / 100
         assert abs(drawn.count(n) - expected) <= 6 * (expected * (1 - share / 100)) ** 0.5 + 1
+
+
+def test_who_may_not_execute_an_endpoint_is_told_what_is_missing(platform: Platform, token: str) -> None:
+    """Granted to all users at the first start; taken back and given again, it holds for the next request."""
+    grants, admin = platform.catalog.grants, platform.principal
+    outsider = OpenAI(
+        base_url=f"{platform.base_url}/v1", max_retries=0, api_key=platform.catalog.create_token("mallory")[1]
+    )
+    assert "echo" in [model.id for model in outsider.models.list()]
+    grants.revoke("schema", "main.serving", "users", ["EXECUTE"], by=admin)
+    try:
+        with pytest.raises(openai.PermissionDeniedError) as refused:
+            outsider.chat.completions.create(model="echo", messages=[{"role": "user", "content": "hi"}])
+        assert "'mallory' may not EXECUTE on endpoint 'main.serving.echo'" in refused.value.message
+        request_id = refused.value.response.headers["x-request-id"]
+        assert row(platform, request_id)["status_code"] == 403
+        assert [event.request_id for event in platform.catalog.audit.list(limit=10_000)].count(request_id) == 1
+        assert list(outsider.models.list()) == []
+        grants.grant("endpoint", "echo", "mallory", ["EXECUTE"], by=admin)
+        assert outsider.chat.completions.create(model="echo", messages=[{"role": "user", "content": "hi"}]).choices
+    finally:
+        grants.grant("schema", "main.serving", "users", ["EXECUTE"], by=admin)

@@ -39,4 +39,4 @@ def test_who_may_not_is_told_in_the_protocols_shape(platform: Platform, token: s
     stranger, user = create(), create(Authorization=f"Bearer {token}")
     assert (stranger.status_code, stranger.json()["error_code"]) == (401, "UNAUTHENTICATED")
     assert (user.status_code, user.json()["error_code"]) == (403, "PERMISSION_DENIED")
-    assert "'alice' has no CREATE_CATALOG" in user.json()["message"]
+    assert "'alice' may not CREATE CATALOG" in user.json()["message"]

@@ -2,12 +2,16 @@
 
 from typing import Protocol
 
-from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER
-from mosaic.errors import PermissionDenied
+from mosaic.catalog.catalog import Catalog
+from mosaic.catalog.names import METASTORE
+from mosaic.catalog.privileges import BROWSE, MANAGE
+from mosaic.catalog.securables import check_reserved
 from mosaic.protocol import Principal
 
-READING = frozenset({"BROWSE", "USE_CATALOG", "USE_SCHEMA", "SELECT", "EXECUTE"})
+READING = frozenset({BROWSE, "USE_CATALOG", "USE_SCHEMA", "SELECT", "EXECUTE"})
 """Privileges that change nothing."""
+_HELD_BY = {"CREATE_MODEL_VERSION": MANAGE}
+"""What the protocol asks about and Unity Catalog's grants have no word for."""
 
 
 class Authorize(Protocol):
@@ -20,17 +24,15 @@ class Authorize(Protocol):
     def __call__(self, principal: Principal, privilege: str, securable_kind: str, full_name: str) -> None: ...
 
 
-def authorize(principal: Principal, privilege: str, securable_kind: str, full_name: str) -> None:
-    """Anyone signed in may read, administrators may change, and nobody else changes the platform's own catalog."""
-    if privilege in READING:
-        return
-    if full_name.partition(".")[0] == RESERVED_CATALOG and principal.name != SYSTEM_OWNER:
-        raise PermissionDenied(
-            f"catalog {RESERVED_CATALOG!r} is the platform's own; {principal.name!r} cannot change anything in it"
-        )
-    if not principal.is_admin:
-        raise PermissionDenied(
-            f"{principal.name!r} has no {privilege} on {securable_kind} {full_name!r}; only administrators have"
-            if full_name
-            else f"{principal.name!r} has no {privilege} on the {securable_kind}; only administrators have"
-        )
+def by_grants(catalog: Catalog) -> Authorize:
+    """The rule of the catalog's grants; a denial is a row of the audit. Raises NotFound for what is not there."""
+
+    def authorize(principal: Principal, privilege: str, securable_kind: str, full_name: str) -> None:
+        if securable_kind == METASTORE and privilege == BROWSE:
+            return  # anyone signed in may ask what there is; the answer has what they may know of
+        if privilege not in READING:
+            check_reserved(full_name, principal.name)
+        wanted = _HELD_BY.get(privilege, privilege)
+        catalog.grants.check(principal, wanted, securable_kind, full_name or METASTORE)
+
+    return authorize

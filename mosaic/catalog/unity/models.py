@@ -24,6 +24,7 @@ _SAID_BY_CLIENT = ("source", "run_id", "model_id", "run_tracking_server_id", "fe
 class ModelRoutes:
     def __init__(self, surface: Surface) -> None:
         self._catalog, self._storage, self._authorize = surface.catalog, surface.storage, surface.authorize
+        self._seen = surface.seen
 
     def routes(self, base: str) -> list[Route]:
         model, version = f"{base}/models/{{full_name}}", f"{base}/models/{{full_name}}/versions/{{version}}"
@@ -57,7 +58,8 @@ class ModelRoutes:
             schema = names.parse_schema(f"{call.asked('catalog_name')}.{call.asked('schema_name')}")
         kind, of = ("metastore", "") if schema is None else ("schema", schema)
         self._authorize(call.principal, "BROWSE", kind, of)
-        page, token = call.page(f"models of {of}", self._catalog.list_models(schema), lambda model: model.name)
+        models = self._seen(call.principal, "model", self._catalog.list_models(schema))
+        page, token = call.page(f"models of {of}", models, lambda model: model.name)
         return shapes.RegisteredModels(registered_models=[self._shown(model) for model in page], next_page_token=token)
 
     def get(self, call: Call) -> shapes.RegisteredModelInfo:

@@ -14,6 +14,7 @@ from mosaic.catalog.unity.surface import Surface, described
 class NamespaceRoutes:
     def __init__(self, surface: Surface) -> None:
         self._catalog, self._storage, self._authorize = surface.catalog, surface.storage, surface.authorize
+        self._seen = surface.seen
 
     def routes(self, base: str) -> list[Route]:
         return [
@@ -54,7 +55,8 @@ class NamespaceRoutes:
 
     def list_catalogs(self, call: Call) -> shapes.Catalogs:
         self._authorize(call.principal, "BROWSE", "metastore", "")
-        page, token = call.page("catalogs", self._catalog.catalogs.list(), lambda entry: entry.name)
+        catalogs = self._seen(call.principal, "catalog", self._catalog.catalogs.list())
+        page, token = call.page("catalogs", catalogs, lambda entry: entry.name)
         return shapes.Catalogs(catalogs=[_catalog(entry) for entry in page], next_page_token=token)
 
     def get_catalog(self, call: Call) -> shapes.CatalogInfo:
@@ -87,7 +89,7 @@ class NamespaceRoutes:
     def list_schemas(self, call: Call) -> shapes.Schemas:
         catalog = names.parse_catalog(call.asked("catalog_name"))
         self._authorize(call.principal, "USE_CATALOG", "catalog", catalog)
-        schemas = self._catalog.schemas.list(catalog)
+        schemas = self._seen(call.principal, "schema", self._catalog.schemas.list(catalog))
         page, token = call.page(f"schemas of {catalog}", schemas, lambda schema: schema.name)
         return shapes.Schemas(schemas=[_schema(schema) for schema in page], next_page_token=token)
 

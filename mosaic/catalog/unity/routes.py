@@ -9,11 +9,12 @@ fine, unknown fields of a body are a 400 that names them. Errors get their shape
 from starlette.routing import Route
 
 from mosaic.catalog.catalog import Catalog
-from mosaic.catalog.unity.authorize import Authorize, authorize
+from mosaic.catalog.unity.authorize import Authorize, by_grants
 from mosaic.catalog.unity.call import Call, route
 from mosaic.catalog.unity.credentials import CredentialRoutes, Vend
 from mosaic.catalog.unity.models import ModelRoutes
 from mosaic.catalog.unity.namespaces import NamespaceRoutes
+from mosaic.catalog.unity.permissions import PermissionRoutes
 from mosaic.catalog.unity.shapes import Nothing
 from mosaic.catalog.unity.surface import Surface
 from mosaic.catalog.unity.tables import TableRoutes
@@ -24,8 +25,6 @@ BASE = "/2.1/unity-catalog"
 BASE_20 = "/2.0/unity-catalog"
 
 NOT_SPOKEN = (
-    "permissions",
-    "effective-permissions",
     "volumes",
     "functions",
     "staging-tables",
@@ -42,17 +41,19 @@ NOT_SPOKEN = (
 
 
 def unity_routes(
-    catalog: Catalog, storage: Storage, *, authorize: Authorize = authorize, vend: Vend | None = None
+    catalog: Catalog, storage: Storage, *, authorize: Authorize | None = None, vend: Vend | None = None
 ) -> list[Route]:
     """The routes, for an application with the prefix /api that has put a Principal into `request.state.principal`.
 
-    `storage` is where managed tables and models live; `vend` makes temporary credentials for object stores.
+    `storage` is where managed tables and models live; `vend` makes temporary credentials for object stores; `authorize`
+    is the rule of the catalog's grants, unless another one is given.
     """
-    surface = Surface(catalog, storage, authorize)
+    surface = Surface(catalog, storage, authorize or by_grants(catalog))
     return [
         *NamespaceRoutes(surface).routes(BASE),
         *TableRoutes(surface).routes(BASE),
         *ModelRoutes(surface).routes(BASE),
+        *PermissionRoutes(surface).routes(BASE),
         *CredentialRoutes(surface, vend).routes(BASE, BASE_20),
         *(one for noun in NOT_SPOKEN for one in _not_spoken(noun)),
     ]

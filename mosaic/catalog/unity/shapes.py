@@ -44,6 +44,16 @@ class UpdateNamespace(Asked):
     properties: dict[str, str] | None = None
 
 
+class PermissionsChange(Asked):
+    principal: str
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+class UpdatePermissions(Asked):
+    changes: tuple[PermissionsChange, ...] = Field(min_length=1)
+
+
 class AskedColumn(Asked):
     name: str = Field(min_length=1, max_length=255)
     type_text: str | None = None
@@ -129,6 +139,15 @@ class Answer(Wire):
 
 class Nothing(Answer):
     """What a deletion answers."""
+
+
+class PrivilegeAssignment(Answer):
+    principal: str
+    privileges: list[str]
+
+
+class Permissions(Answer):
+    privilege_assignments: list[PrivilegeAssignment]
 
 
 class CatalogInfo(Answer):

@@ -1,13 +1,18 @@
 """What all of the protocol's routes have in hand, and how the catalog's values are said in its shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from mosaic.catalog.catalog import Catalog
+from mosaic.catalog.names import METASTORE
+from mosaic.catalog.records import CatalogEntry, Model, Schema, Table
 from mosaic.catalog.unity.authorize import Authorize
+from mosaic.protocol import Principal
 from mosaic.storage import Storage
+
+Named = TypeVar("Named", CatalogEntry, Schema, Table, Model)
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,12 @@ class Surface:
     storage: Storage
     """Where managed tables and models live."""
     authorize: Authorize
+
+    def seen(self, principal: Principal, kind: str, records: Sequence[Named]) -> list[Named]:
+        """Those of the records that the principal may know of."""
+        parents = {record.name.rpartition(".")[0] or METASTORE for record in records}
+        names = {name for parent in parents for name in self.catalog.grants.visible(principal, kind, parent)}
+        return [record for record in records if record.name in names]
 
 
 def milliseconds(moment: datetime) -> int:

@@ -12,7 +12,7 @@ from mosaic.catalog.unity.call import Call, route
 from mosaic.catalog.unity.places import contains, to_address, to_uri
 from mosaic.catalog.unity.spark import SparkType, parse_json, parse_type
 from mosaic.catalog.unity.surface import Surface, described, split
-from mosaic.errors import BadRequest
+from mosaic.errors import BadRequest, NotFound
 from mosaic.ids import new_id
 
 
@@ -21,6 +21,7 @@ class TableRoutes:
 
     def __init__(self, surface: Surface) -> None:
         self._catalog, self._storage, self._authorize = surface.catalog, surface.storage, surface.authorize
+        self._seen = surface.seen
 
     def routes(self, base: str) -> list[Route]:
         return [
@@ -49,7 +50,7 @@ class TableRoutes:
     def list(self, call: Call) -> shapes.Tables:
         schema = names.parse_schema(f"{call.asked('catalog_name')}.{call.asked('schema_name')}")
         self._authorize(call.principal, "USE_SCHEMA", "schema", schema)
-        tables = self._catalog.list_tables(schema)
+        tables = self._seen(call.principal, "table", self._catalog.list_tables(schema))
         page, token = call.page(f"tables of {schema}", tables, lambda table: table.name)
         return shapes.Tables(tables=[self._shown(table) for table in page], next_page_token=token)
 
@@ -60,7 +61,10 @@ class TableRoutes:
 
     def exists(self, call: Call) -> shapes.TableExists:
         name = names.parse_object(call.path["full_name"], "table")
-        self._authorize(call.principal, "BROWSE", "table", name)
+        try:
+            self._authorize(call.principal, "BROWSE", "table", name)
+        except NotFound:
+            return shapes.TableExists(table_exists=False)
         return shapes.TableExists(table_exists=self._catalog.find_table(name) is not None)
 
     def delete(self, call: Call) -> shapes.Nothing:
