@@ -8,6 +8,7 @@ import pytest
 import ray
 from openai import OpenAI
 
+from mosaic.models.doubles import tiny_llama
 from mosaic.platform import Platform, load_settings
 from mosaic.platform.lifecycle import join
 from mosaic.runtime.cluster import marked_processes
@@ -24,7 +25,13 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def platform(settings_file: Path) -> Iterator[Platform]:
+def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama, which the endpoint `tiny-base` serves."""
+    return tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def platform(settings_file: Path, request: pytest.FixtureRequest) -> Iterator[Platform]:
     """Started once by `mosaic up`, with the endpoint `echo` ready; ended by `mosaic down`, which leaves no process."""
     settings = load_settings(settings_file)
     started = mosaic("up", "-f", str(settings_file))
@@ -37,6 +44,10 @@ def platform(settings_file: Path) -> Iterator[Platform]:
         running.create_endpoint(
             EndpointSettings(name="echo", served_entities=[ServedEntity(name="echo", model="echo")])
         )
+        if any("tuned" in getattr(item, "fixturenames", ()) for item in request.session.items):
+            # The vLLM engine comes up while other tests run.
+            base = ServedEntity(name="base", model=str(request.getfixturevalue("tiny_chat")))
+            running.create_endpoint(EndpointSettings(name="tiny-base", served_entities=[base]))
         running.wait_until_ready("echo")
         yield running
     finally:

@@ -155,7 +155,7 @@ def built(world: World, empty: Path) -> Iterator[Catalog]:
         catalog.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(world=worlds())
 def test_every_way_of_asking_agrees_with_the_rules(world: World, empty: Path) -> None:
     with built(world, empty) as catalog:

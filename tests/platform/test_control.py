@@ -17,10 +17,9 @@ def admin(platform: Platform) -> httpx.Client:
 
 def test_what_the_platform_writes_is_in_the_protocol(platform: Platform, admin: httpx.Client) -> None:
     found = admin.get(f"{UNITY}/tables/system.serving.inference").json()
-    assert (found["full_name"] if "full_name" in found else found["name"]).endswith("inference")
-    assert (
-        found["storage_location"] == f"file://{platform.tables.delta('system.serving.inference').table_uri.rstrip('/')}"
-    )
+    assert found["full_name"] == "system.serving.inference" and found["table_type"] == "MANAGED"
+    written_to = platform.tables.delta("system.serving.inference").table_uri
+    assert found["storage_location"].rstrip("/") == written_to.rstrip("/")
     assert {"request_id", "status_code", "served_entity"} <= {column["name"] for column in found["columns"]}
 
 

@@ -12,7 +12,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from mosaic.errors import BadRequest, NotFound
-from mosaic.models.doubles import tiny_llama
 from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
 
@@ -21,9 +20,9 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
-def tuned(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Platform:
-    """A tiny random Llama, an adapter with random weights as a registered version, and an endpoint with both arms."""
-    base = tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+def tuned(platform: Platform, tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """Two adapters with random weights for the tiny Llama of `tiny-base`, registered, and an endpoint for each."""
+    base = tiny_chat
     torch.manual_seed(1)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
@@ -40,7 +39,6 @@ def tuned(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Platf
         platform.catalog.create_model_version(MODEL, source=str(folder), kind="adapter", base_model=str(base))
     platform.catalog.set_alias(MODEL, "champion", 1)
     for name, entities in {
-        "tiny-base": [ServedEntity(name="base", model=str(base))],
         "tiny-tuned": [ServedEntity(name="tuned", model=f"{MODEL}@champion")],
         "tiny-second": [ServedEntity(name="second", model=f"{MODEL}/2")],
     }.items():

@@ -15,6 +15,7 @@ from mosaic.errors import BadRequest
 from mosaic.training import TrainSettings, train_plan
 from mosaic.training.job import Job
 from mosaic.training.loop import SupervisedModel, build_model, learning_rate
+from tests.local import free_ports
 
 SCRIPT = Path(__file__).parent / "torchrun_loop.py"
 
@@ -34,9 +35,13 @@ VALUES = {
 def start(tiny_model: Path, output: Path, **changes: Any) -> "subprocess.Popen[str]":
     values = VALUES | changes
     output.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = ["env", "DS_ACCELERATOR=cpu", *command, f"--nproc-per-node={values['num_workers']}"]
-    command += [str(SCRIPT), str(tiny_model), str(output), json.dumps(values)]
+    environment = ["env", "DS_ACCELERATOR=cpu"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={values['num_workers']}"]
+    if values["num_workers"] == 1:  # what torchrun would say, without its own seconds
+        (port,) = free_ports(1)
+        environment += ["RANK=0", "LOCAL_RANK=0", "WORLD_SIZE=1", "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={port}"]
+        launcher = []
+    command = [*environment, sys.executable, *launcher, str(SCRIPT), str(tiny_model), str(output), json.dumps(values)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
