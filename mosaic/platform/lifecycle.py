@@ -162,6 +162,7 @@ def up(settings: PlatformSettings, on_progress: Callable[[str], None] = lambda l
         on_progress("root and catalog")
         parts = build_parts(settings)
         check_format(parts.storage, mosaic.__version__)
+        require_free_ports(_ports(settings))
         environment = serve_environment(
             home,
             _run_folder(platform_id),
@@ -169,7 +170,6 @@ def up(settings: PlatformSettings, on_progress: Callable[[str], None] = lambda l
             stats_port=settings.haproxy_stats_port,
             fallback_port=settings.serve_fallback_port,
         )
-        require_free_ports(_ports(settings))
         on_progress("ray")
         cluster = _cluster(settings, home, platform_id, {**environment, **_sockets(platform_id)})
         try:
