@@ -1,6 +1,7 @@
 """`mosaic grants`: who may do what, and why."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -16,6 +17,16 @@ ADMIN = Principal(name="admin", is_admin=True)
 """Whoever reaches the catalog's database from a terminal is its administrator."""
 
 
+def of_a_principal(command: Any) -> Any:
+    """PRINCIPAL PRIVILEGE"""
+    return click.argument("principal")(click.argument("privilege")(command))
+
+
+def on_a_securable(command: Any) -> Any:
+    """KIND NAME"""
+    return click.argument("kind", type=click.Choice(list(PRIVILEGES)))(click.argument("name")(command))
+
+
 @click.group()
 def grants() -> None:
     """Who may do what, and why."""
@@ -23,10 +34,8 @@ def grants() -> None:
 
 @grants.command()
 @with_settings
-@click.argument("principal")
-@click.argument("privilege")
-@click.argument("kind", type=click.Choice(list(PRIVILEGES)))
-@click.argument("name")
+@of_a_principal
+@on_a_securable
 def add(
     file: Path | None, storage: str | None, home: str | None, principal: str, privilege: str, kind: str, name: str
 ) -> None:
@@ -37,10 +46,8 @@ def add(
 
 @grants.command()
 @with_settings
-@click.argument("principal")
-@click.argument("privilege")
-@click.argument("kind", type=click.Choice(list(PRIVILEGES)))
-@click.argument("name")
+@of_a_principal
+@on_a_securable
 def remove(
     file: Path | None, storage: str | None, home: str | None, principal: str, privilege: str, kind: str, name: str
 ) -> None:
@@ -51,8 +58,7 @@ def remove(
 
 @grants.command("list")
 @with_settings
-@click.argument("kind", type=click.Choice(list(PRIVILEGES)))
-@click.argument("name")
+@on_a_securable
 def list_grants(file: Path | None, storage: str | None, home: str | None, kind: str, name: str) -> None:
     """Show what is granted on the KIND called NAME itself."""
     table = Table("principal", "privilege", "granted by", "at", box=None)
@@ -63,10 +69,8 @@ def list_grants(file: Path | None, storage: str | None, home: str | None, kind: 
 
 @grants.command()
 @with_settings
-@click.argument("principal")
-@click.argument("privilege")
-@click.argument("kind", type=click.Choice(list(PRIVILEGES)))
-@click.argument("name")
+@of_a_principal
+@on_a_securable
 def explain(
     file: Path | None, storage: str | None, home: str | None, principal: str, privilege: str, kind: str, name: str
 ) -> None:
