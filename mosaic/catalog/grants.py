@@ -78,7 +78,11 @@ class Grants:
             securables.check_reserved(name, owner)
             if row.owner != owner:
                 # Not the config_version: nothing that is deployed follows from the owner.
-                changed = securable.update().where(securable.c.id == row.id).values(owner=owner, updated_at=now)
+                changed = (
+                    securable.update()
+                    .where(securable.c.id == row.id)
+                    .values(owner=owner, updated_at=now, updated_by=caller.name)
+                )
                 connection.execute(changed)
                 append(connection, act, by=caller, now=now)
 

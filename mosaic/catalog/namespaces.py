@@ -44,11 +44,15 @@ class Catalogs:
         with self._store.read() as connection:
             return [as_catalog(row) for row in securables.list_rows(connection, "catalog")]
 
-    def update(self, name: str, *, by: str, **changes: Any) -> CatalogEntry:
-        """Change what is given of `owner`, `comment` and `properties` (as a whole). Raises NotFound."""
+    def update(
+        self, name: str, *, by: str, comment: str | None = None, properties: Mapping[str, str] | None = None
+    ) -> CatalogEntry:
+        """Change what is given, `properties` as a whole (the owner: `catalog.grants.set_owner`). Raises NotFound."""
         with self._store.write() as connection:
             name = names.parse_catalog(name)
-            return as_catalog(_update(connection, "catalog", name, by=by, now=self._now(), changes=changes))
+            return as_catalog(
+                _update(connection, "catalog", name, by=by, now=self._now(), comment=comment, properties=properties)
+            )
 
     def delete(self, name: str, *, force: bool = False) -> None:
         """Take the name away; with `force` also the names of all schemas, tables and models in it."""
@@ -86,11 +90,15 @@ class Schemas:
             query = sa.select(securable).where(chosen, securable.c.deleted_at.is_(None))
             return [securables.as_schema(row) for row in connection.execute(query.order_by(securable.c.full_name))]
 
-    def update(self, name: str, *, by: str, **changes: Any) -> Schema:
-        """Change what is given of `owner`, `comment` and `properties` (as a whole). Raises NotFound."""
+    def update(
+        self, name: str, *, by: str, comment: str | None = None, properties: Mapping[str, str] | None = None
+    ) -> Schema:
+        """Change what is given, `properties` as a whole (the owner: `catalog.grants.set_owner`). Raises NotFound."""
         with self._store.write() as connection:
             name = names.parse_schema(name)
-            return securables.as_schema(_update(connection, "schema", name, by=by, now=self._now(), changes=changes))
+            return securables.as_schema(
+                _update(connection, "schema", name, by=by, now=self._now(), comment=comment, properties=properties)
+            )
 
     def delete(self, name: str, *, force: bool = False) -> None:
         """Take the name away; with `force` also the names of all tables and models in it."""
@@ -119,13 +127,12 @@ def _update(
     *,
     by: str,
     now: datetime,
-    changes: Mapping[str, Any],
+    comment: str | None,
+    properties: Mapping[str, str] | None,
 ) -> Row:
-    changed = dict(changes)
-    if "owner" in changed:
-        names.check_principal(changed["owner"])
-    if "properties" in changed:
-        changed["properties"] = values.texts(changed["properties"], "properties")
+    changed: dict[str, Any] = {} if comment is None else {"comment": comment}
+    if properties is not None:
+        changed["properties"] = values.texts(properties, "properties")
     row = securables.get(connection, kind, name, lock=True)
     return securables.update(connection, row, now=now, by=by, **changed)
 

@@ -25,11 +25,10 @@ class Registry:
     def __init__(self, store: Store, now: Callable[[], datetime]) -> None:
         self._store, self._now = store, now
 
-    def update_model(self, name: str, *, by: str, **changes: Any) -> Model:
-        """Change what is given of `owner` and `comment`. Raises NotFound."""
+    def update_model(self, name: str, *, by: str, comment: str | None = None) -> Model:
+        """Change what is given (the owner: `catalog.grants.set_owner`). Raises NotFound."""
         name = names.parse_object(name, "model")
-        if "owner" in changes:
-            names.check_principal(changes["owner"])
+        changes = {} if comment is None else {"comment": comment}
         with self._store.write() as connection:
             row = securables.get(connection, "model", name, lock=True)
             return models.as_models(

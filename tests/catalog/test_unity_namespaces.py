@@ -9,7 +9,7 @@ from tests.catalog.conftest import Unity
 NOW = 1_793_527_200_000  # the fixed clock's moment
 
 
-def test_catalogs(unity: Unity, clock: FixedClock) -> None:
+def test_catalogs(unity: Unity, catalog: Catalog, clock: FixedClock) -> None:
     made = unity.make("/catalogs", name="Lake", comment="raw", properties={"team": "a"})
     assert made == {
         "name": "lake",
@@ -31,8 +31,13 @@ def test_catalogs(unity: Unity, clock: FixedClock) -> None:
     seen = unity("GET", "/catalogs", token=unity.reader).json()
     assert [one["name"] for one in seen["catalogs"]] == ["main"]  # a reader is told what there is to read
     clock.now += timedelta(seconds=1.5)
+    unknown = unity("PATCH", "/catalogs/lake", json={"comment": "lost", "owner": "eve"})
+    assert unknown.status_code == 404 and "no principal 'eve'" in unknown.json()["message"]
+    catalog.create_token("eve")
     changed = unity("PATCH", "/catalogs/lake", json={"comment": "cooked", "owner": "eve", "properties": None}).json()
     assert changed == made | {"comment": "cooked", "owner": "eve", "updated_at": NOW + 1500, "updated_by": "ann"}
+    given = [event for event in catalog.audit.list() if event.action_name == "updateCatalog"]
+    assert [(event.user_identity.email, event.request_params["owner"]) for event in given] == [("ann", "eve")]
     assert unity("DELETE", "/catalogs/lake", json={"name": "lake"}).json() == {}
     gone = unity("GET", "/catalogs/lake")
     assert (gone.status_code, gone.json()["error_code"]) == (404, "CATALOG_NOT_FOUND")

@@ -24,7 +24,7 @@ _SAID_BY_CLIENT = ("source", "run_id", "model_id", "run_tracking_server_id", "fe
 class ModelRoutes:
     def __init__(self, surface: Surface) -> None:
         self._catalog, self._storage, self._authorize = surface.catalog, surface.storage, surface.authorize
-        self._seen = surface.seen
+        self._seen, self._given = surface.seen, surface.given
 
     def routes(self, base: str) -> list[Route]:
         model, version = f"{base}/models/{{full_name}}", f"{base}/models/{{full_name}}/versions/{{version}}"
@@ -68,7 +68,8 @@ class ModelRoutes:
     def update(self, call: Call) -> shapes.RegisteredModelInfo:
         name = self._model(call, "MANAGE")
         asked = call.parse(shapes.UpdateModel, full_name=name)
-        return self._shown(self._catalog.registry.update_model(name, by=call.principal.name, **asked.given()))
+        given = self._given(call.principal, "model", name, asked)
+        return self._shown(self._catalog.registry.update_model(name, by=call.principal.name, **given))
 
     def delete(self, call: Call) -> shapes.Nothing:
         """Also with versions, when `force` says so; the protocol refuses a model that still has some."""

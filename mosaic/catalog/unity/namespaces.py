@@ -14,7 +14,7 @@ from mosaic.catalog.unity.surface import Surface, described
 class NamespaceRoutes:
     def __init__(self, surface: Surface) -> None:
         self._catalog, self._storage, self._authorize = surface.catalog, surface.storage, surface.authorize
-        self._seen = surface.seen
+        self._seen, self._given = surface.seen, surface.given
 
     def routes(self, base: str) -> list[Route]:
         return [
@@ -68,7 +68,8 @@ class NamespaceRoutes:
         name = names.parse_catalog(call.path["name"])
         asked = call.parse(shapes.UpdateNamespace, name=name)
         self._authorize(call.principal, "MANAGE", "catalog", name)
-        return _catalog(self._catalog.catalogs.update(name, by=call.principal.name, **asked.given()))
+        given = self._given(call.principal, "catalog", name, asked)
+        return _catalog(self._catalog.catalogs.update(name, by=call.principal.name, **given))
 
     def delete_catalog(self, call: Call) -> shapes.Nothing:
         name = names.parse_catalog(call.path["name"])
@@ -102,7 +103,8 @@ class NamespaceRoutes:
         name = names.parse_schema(call.path["full_name"])
         asked = call.parse(shapes.UpdateNamespace, full_name=name)
         self._authorize(call.principal, "MANAGE", "schema", name)
-        return _schema(self._catalog.schemas.update(name, by=call.principal.name, **asked.given()))
+        given = self._given(call.principal, "schema", name, asked)
+        return _schema(self._catalog.schemas.update(name, by=call.principal.name, **given))
 
     def delete_schema(self, call: Call) -> shapes.Nothing:
         name = names.parse_schema(call.path["full_name"])

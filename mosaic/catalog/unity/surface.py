@@ -9,9 +9,11 @@ from mosaic.catalog.catalog import Catalog
 from mosaic.catalog.names import METASTORE
 from mosaic.catalog.records import CatalogEntry, Model, Schema, Table
 from mosaic.catalog.unity.authorize import Authorize
+from mosaic.catalog.unity.shapes import UpdateModel, UpdateNamespace
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
+Owned = UpdateNamespace | UpdateModel
 Named = TypeVar("Named", CatalogEntry, Schema, Table, Model)
 
 
@@ -23,6 +25,14 @@ class Surface:
     storage: Storage
     """Where managed tables and models live."""
     authorize: Authorize
+
+    def given(self, by: Principal, kind: str, name: str, asked: Owned) -> dict[str, Any]:
+        """What of a securable is to be changed; its owner, if there is to be another, is changed here and audited."""
+        given = asked.given()
+        owner = given.pop("owner", None)
+        if owner is not None:
+            self.catalog.grants.set_owner(kind, name, owner, by=by)
+        return given
 
     def seen(self, principal: Principal, kind: str, records: Sequence[Named]) -> list[Named]:
         """Those of the records that the principal may know of."""
