@@ -107,17 +107,7 @@ class Schemas:
 
 
 def as_catalog(row: Row) -> CatalogEntry:
-    return CatalogEntry(
-        id=row.id,
-        name=row.full_name,
-        owner=row.owner,
-        comment=row.comment,
-        properties=row.properties,
-        created_at=row.created_at,
-        created_by=row.created_by,
-        updated_at=row.updated_at,
-        updated_by=row.updated_by,
-    )
+    return CatalogEntry(**securables.described(row))
 
 
 def _update(

@@ -115,17 +115,22 @@ def ensure_schema(connection: sa.Connection, full_name: str, *, owner: str, now:
 
 
 def as_schema(row: Row) -> Schema:
-    return Schema(
-        id=row.id,
-        name=row.full_name,
-        owner=row.owner,
-        comment=row.comment,
-        properties=row.properties,
-        created_at=row.created_at,
-        created_by=row.created_by,
-        updated_at=row.updated_at,
-        updated_by=row.updated_by,
-    )
+    return Schema(**described(row))
+
+
+def described(row: Row) -> dict[str, Any]:
+    """The fields that the records of all kinds have in common."""
+    return {
+        "id": row.id,
+        "name": row.full_name,
+        "owner": row.owner,
+        "comment": row.comment,
+        "properties": row.properties,
+        "created_at": row.created_at,
+        "created_by": row.created_by,
+        "updated_at": row.updated_at,
+        "updated_by": row.updated_by,
+    }
 
 
 def check_reserved(full_name: str, owner: str) -> None:

@@ -14,19 +14,11 @@ from mosaic.errors import Conflict
 
 def as_table(row: Row) -> Table:
     return Table(
-        id=row.id,
-        name=row.full_name,
+        **securables.described(row),
         location=row.spec["location"],
         columns=row.spec["columns"],
         primary_key=row.spec["primary_key"],
-        comment=row.comment,
-        properties=row.properties,
-        owner=row.owner,
         config_version=row.config_version,
-        created_at=row.created_at,
-        created_by=row.created_by,
-        updated_at=row.updated_at,
-        updated_by=row.updated_by,
     )
 
 
