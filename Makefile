@@ -7,7 +7,7 @@ BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 # No model or data set is fetched from a hub unless a user asks for it.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-faults lint bench clean
+.PHONY: help setup clients demo test test-faults lint bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -15,10 +15,13 @@ help: ## show this list
 setup: ## install the locked packages and mosaic into .venv (PYTHON=... names a Python 3.11)
 	@scripts/setup.sh
 
+clients: setup ## install what tests/clients runs into .venv-clients: foreign clients, at versions of their own
+	@scripts/setup.sh --venv .venv-clients --lock requirements-clients.lock --packages-only --minimum-free-gb 2
+
 demo: setup ## run the main job from start to end (KEEP=1 leaves the platform up)
 	@$(BIN)/python -m mosaic.cli demo $(if $(KEEP),--keep)
 
-test: lint ## lint, then all tests but the slow fault tests
+test: lint clients ## lint, then all tests but the slow fault tests
 	@$(BIN)/python -m pytest -q -m "not faults"
 
 test-faults: setup ## the slow tests that kill processes
@@ -35,6 +38,6 @@ bench: setup ## run every benchmark, one after another
 	@echo "benchmarks: $(if $(BENCHMARKS),$(BENCHMARKS),none)"
 	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
 
-clean: ## delete .venv and what tools leave in the tree; data under ~/.mosaic stays
-	@rm -rf .venv build mosaic.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## delete .venv, .venv-clients and what tools leave in the tree; data under ~/.mosaic stays
+	@rm -rf .venv .venv-clients build mosaic.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
