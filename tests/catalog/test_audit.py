@@ -2,13 +2,13 @@
 
 import json
 import signal
-import sqlite3
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from mosaic.catalog import Catalog, GrantChange
 from mosaic.catalog.doubles import FixedClock
@@ -120,15 +120,16 @@ def test_pages(catalog: Catalog) -> None:
             catalog.audit.list(limit=limit)
 
 
-def test_no_secret_is_in_it(catalog: Catalog, tmp_path: Path) -> None:
+def test_no_secret_is_in_it(catalog: Catalog) -> None:
     _, secret = catalog.create_token("eve")
     caller = catalog.check_token(secret)
     with pytest.raises(PermissionDenied):
         catalog.grants.check(caller, "USE SCHEMA", *SCHEMA)
-    connection = sqlite3.connect(tmp_path / "catalog.db")
-    told = str(connection.execute("SELECT * FROM audit").fetchall())
-    hashes = [row[0] for row in connection.execute("SELECT secret_sha256 FROM token")]
-    connection.close()
+    engine = sa.create_engine(catalog.url)
+    with engine.connect() as connection:
+        told = str(connection.execute(sa.text("SELECT * FROM audit")).fetchall())
+        hashes = connection.execute(sa.text("SELECT secret_sha256 FROM token")).scalars().all()
+    engine.dispose()
     assert "eve" in told and secret not in told and not any(one in told for one in hashes)
 
 

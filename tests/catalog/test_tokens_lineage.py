@@ -1,12 +1,12 @@
 """Tokens, and lineage: who is calling, and what was made from what."""
 
 import hashlib
-import sqlite3
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.doubles import FixedClock
@@ -194,10 +194,10 @@ def test_a_very_long_path_is_cut_off_and_says_so(catalog: Catalog) -> None:
         catalog.trace("table", "main.ml.t", 5, max_depth=101)
 
 
-def test_secrets_are_not_in_the_database_but_their_hash_is(catalog: Catalog, tmp_path: Path) -> None:
+def test_secrets_are_not_in_the_database_but_their_hash_is(catalog: Catalog) -> None:
     _, secret = catalog.create_token("ann")
-    connection = sqlite3.connect(tmp_path / "catalog.db")
-    assert connection.execute("SELECT secret_sha256 FROM token").fetchall() == [
-        (hashlib.sha256(secret.encode()).hexdigest(),)
-    ]
-    connection.close()
+    engine = sa.create_engine(catalog.url)
+    with engine.connect() as connection:
+        hashes = connection.execute(sa.text("SELECT secret_sha256 FROM token")).scalars().all()
+    engine.dispose()
+    assert hashes == [hashlib.sha256(secret.encode()).hexdigest()]
