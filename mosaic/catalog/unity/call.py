@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
@@ -30,6 +30,24 @@ Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
+class Query:
+    """A query parameter that a route honours, as the OpenAPI document says it."""
+
+    name: str
+    about: str
+    type: Literal["string", "boolean", "integer"] = "string"
+    required: bool = False
+
+
+PAGE = (
+    Query("max_results", f"rows of a page; without it, or with 0, all, up to {MOST_ROWS}", "integer"),
+    Query("page_token", "the next_page_token of the page before"),
+)
+FORCE = Query("force", "whether to delete it with all that it holds", "boolean")
+PRINCIPAL = Query("principal", "whose privileges")
+
+
+@dataclass(frozen=True)
 class Call:
     """A request, read; handlers are plain functions of it and run in a thread, since the catalog is a database."""
 
@@ -37,9 +55,11 @@ class Call:
     path: dict[str, str]
     query: QueryParams
     body: Any
+    operation: "Operation"
 
     def parse(self, shape: type[Shape], **in_path: str) -> Shape:
         """The body as a shape; what the path says too may be repeated in it, but not otherwise."""
+        assert shape is self.operation.asked, f"{self.operation.path} parses a shape that it does not state"
         if not isinstance(self.body, dict):
             raise BadRequest(f"the body must be a JSON object, not {type(self.body).__name__}")
         body = dict(self.body)
@@ -60,16 +80,22 @@ class Call:
         """The same call, its body on top of `defaults`."""
         return replace(self, body={**defaults, **self.body}) if isinstance(self.body, dict) else self
 
+    def find(self, parameter: str) -> str | None:
+        """A query parameter; None if it is not there or empty."""
+        stated = {one.name for one in self.operation.query}
+        assert parameter in stated, f"{self.operation.path} reads {parameter!r}, which it does not state"
+        return self.query.get(parameter) or None
+
     def asked(self, parameter: str) -> str:
         """A query parameter that must be there."""
-        value = self.query.get(parameter)
+        value = self.find(parameter)
         if not value:
             raise BadRequest(f"query parameter {parameter!r} is required", param=parameter)
         return value
 
     def flag(self, parameter: str) -> bool:
         """A query parameter that is true or false; false if it is not there."""
-        value = self.query.get(parameter, "false").lower()
+        value = (self.find(parameter) or "false").lower()
         if value not in ("true", "false"):
             raise BadRequest(f"query parameter {parameter!r} = {value!r}: it must be true or false", param=parameter)
         return value == "true"
@@ -81,7 +107,7 @@ class Call:
         databricks-sdk says it) everything is one page, since there are clients that ask for no second one.
         """
         digest = hashlib.sha256(query.encode()).hexdigest()[:16]
-        after = _after(self.query.get("page_token") or None, digest)
+        after = _after(self.find("page_token"), digest)
         rest = [row for row in rows if after is None or key(row) > after]
         page = rest[: self._most_rows()]
         if len(page) == len(rest):
@@ -89,23 +115,44 @@ class Call:
         return page, base64.urlsafe_b64encode(json.dumps([digest, key(page[-1])]).encode()).decode()
 
     def _most_rows(self) -> int:
-        text = self.query.get("max_results") or "0"
+        text = self.find("max_results") or "0"
         if not re.fullmatch(r"[0-9]{1,18}", text):
             raise BadRequest(f"max_results = {text!r} must be a whole number from 0", param="max_results")
         return min(int(text), MOST_ROWS) or MOST_ROWS
 
 
-def route(method: str, path: str, handler: Callable[[Call], Wire]) -> Route:
-    """A route whose handler is a plain function; a body is read only where the method has a use for one."""
+@dataclass(frozen=True)
+class Operation:
+    """A route's handler, and what of a request it honours: its body's shape and its query parameters.
 
-    async def endpoint(http: Request) -> Response:
-        reads = method in ("POST", "PUT", "PATCH") and _has_body(http)
+    A handler that reads what its operation does not state fails: the OpenAPI document is made of this.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Call], Wire]
+    asked: type[BaseModel] | None
+    query: tuple[Query, ...]
+
+    async def answer(self, http: Request) -> Response:
+        """A body is read only where the method has a use for one."""
+        reads = self.method in ("POST", "PUT", "PATCH") and _has_body(http)
         body = await read_json(http.scope, http.receive, _MAX_BODY_BYTES) if reads else {}
-        call = Call(http.state.principal, http.path_params, http.query_params, body)
-        answer = await asyncio.to_thread(handler, call)
+        call = Call(http.state.principal, http.path_params, http.query_params, body, self)
+        answer = await asyncio.to_thread(self.handler, call)
         return JSONResponse(answer.model_dump(mode="json"))
 
-    return Route(path, endpoint, methods=[method])
+
+def route(
+    method: str,
+    path: str,
+    handler: Callable[[Call], Wire],
+    *,
+    asked: type[BaseModel] | None = None,
+    query: tuple[Query, ...] = (),
+) -> Route:
+    """A route whose handler is a plain function; it answers the shape that the handler's annotation names."""
+    return Route(path, Operation(method, path, handler, asked, query).answer, methods=[method])
 
 
 def _has_body(http: Request) -> bool:

@@ -12,13 +12,15 @@ from starlette.routing import Route
 
 from mosaic.catalog import names
 from mosaic.catalog.unity import shapes
-from mosaic.catalog.unity.call import Call, route
+from mosaic.catalog.unity.call import Call, Query, route
 from mosaic.catalog.unity.places import is_local, to_uri
 from mosaic.catalog.unity.surface import Surface, milliseconds
 from mosaic.errors import BadRequest, Unimplemented
 from mosaic.protocol import Wire
 
 _LOCAL_LIFE = timedelta(hours=1)
+# Old polars sends a query and no body.
+_OLD_WAY = (Query("table_id", "as in the body"), Query("operation", "as in the body"))
 
 
 class Credentials(Wire):
@@ -41,16 +43,18 @@ class CredentialRoutes:
         self._catalog, self._authorize, self._vend = surface.catalog, surface.authorize, vend
 
     def routes(self, base: str, base_20: str) -> list[Route]:
+        of_table, of_version = shapes.TableCredentials, shapes.ModelVersionCredentials
+        path = "temporary-table-credentials"
         return [
-            route("POST", f"{base}/temporary-table-credentials", self.of_table),
-            route("POST", f"{base_20}/temporary-table-credentials", self.of_table),  # where databricks-sdk asks
-            route("POST", f"{base}/temporary-model-version-credentials", self.of_model_version),
+            route("POST", f"{base}/{path}", self.of_table, asked=of_table, query=_OLD_WAY),
+            # where databricks-sdk asks
+            route("POST", f"{base_20}/{path}", self.of_table, asked=of_table, query=_OLD_WAY),
+            route("POST", f"{base}/temporary-model-version-credentials", self.of_model_version, asked=of_version),
         ]
 
     def of_table(self, call: Call) -> shapes.TemporaryCredentials:
-        # Old polars sends a query and no body.
-        said = {field: call.query[field] for field in ("table_id", "operation") if field in call.query}
-        asked = call.over(said).parse(shapes.TableCredentials)
+        said = {one.name: call.find(one.name) for one in _OLD_WAY}
+        asked = call.over({field: value for field, value in said.items() if value}).parse(shapes.TableCredentials)
         # An id has to be looked up before anything can be asked about its table. Ids cannot be guessed.
         table = self._catalog.get_table_by_id(asked.table_id)
         self._authorize(call.principal, "SELECT" if asked.operation == "READ" else "MODIFY", "table", table.name)

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from mosaic.catalog import Model, ModelVersion, names
 from mosaic.catalog.unity import shapes
-from mosaic.catalog.unity.call import Call, route
+from mosaic.catalog.unity.call import FORCE, PAGE, Call, Query, route
 from mosaic.catalog.unity.places import is_local, to_uri
 from mosaic.catalog.unity.surface import Surface, described, milliseconds, split
 from mosaic.errors import BadRequest
@@ -19,6 +19,11 @@ from mosaic.ids import new_id
 
 _SAID_BY_CLIENT = ("source", "run_id", "model_id", "run_tracking_server_id", "feature_deps")
 """What a client says about a version's origin; kept in its spec."""
+
+_SCHEMA = (
+    Query("catalog_name", "the catalog of the schema"),
+    Query("schema_name", "whose models; without both, all that the caller may know of"),
+)
 
 
 class ModelRoutes:
@@ -29,19 +34,19 @@ class ModelRoutes:
     def routes(self, base: str) -> list[Route]:
         model, version = f"{base}/models/{{full_name}}", f"{base}/models/{{full_name}}/versions/{{version}}"
         return [
-            route("POST", f"{base}/models", self.create),
-            route("GET", f"{base}/models", self.list),
-            route("POST", f"{base}/models/versions", self.create_version),
+            route("POST", f"{base}/models", self.create, asked=shapes.CreateModel),
+            route("GET", f"{base}/models", self.list, query=(*_SCHEMA, *PAGE)),
+            route("POST", f"{base}/models/versions", self.create_version, asked=shapes.CreateModelVersion),
             route("GET", model, self.get),
-            route("PATCH", model, self.update),
-            route("DELETE", model, self.delete),
-            route("GET", f"{model}/versions", self.list_versions),
+            route("PATCH", model, self.update, asked=shapes.UpdateModel),
+            route("DELETE", model, self.delete, query=(FORCE,)),
+            route("GET", f"{model}/versions", self.list_versions, query=PAGE),
             route("GET", version, self.get_version),
-            route("PATCH", version, self.update_version),
+            route("PATCH", version, self.update_version, asked=shapes.UpdateModelVersion),
             route("DELETE", version, self.delete_version),
-            route("PATCH", f"{version}/finalize", self.finalize_version),
+            route("PATCH", f"{version}/finalize", self.finalize_version, asked=shapes.Finalize),
             route("GET", f"{model}/aliases/{{alias}}", self.get_alias),
-            route("PUT", f"{model}/aliases/{{alias}}", self.set_alias),
+            route("PUT", f"{model}/aliases/{{alias}}", self.set_alias, asked=shapes.SetAlias),
             route("DELETE", f"{model}/aliases/{{alias}}", self.delete_alias),
         ]
 
@@ -54,7 +59,7 @@ class ModelRoutes:
     def list(self, call: Call) -> shapes.RegisteredModels:
         """Of a schema, or of all: MLflow asks without naming one."""
         schema = None
-        if call.query.get("catalog_name") or call.query.get("schema_name"):
+        if call.find("catalog_name") or call.find("schema_name"):
             schema = names.parse_schema(f"{call.asked('catalog_name')}.{call.asked('schema_name')}")
         kind, of = ("metastore", "") if schema is None else ("schema", schema)
         self._authorize(call.principal, "BROWSE", kind, of)

@@ -6,9 +6,11 @@ from starlette.routing import Route
 
 from mosaic.catalog import CatalogEntry, Schema, names
 from mosaic.catalog.unity import shapes
-from mosaic.catalog.unity.call import Call, route
+from mosaic.catalog.unity.call import FORCE, PAGE, Call, Query, route
 from mosaic.catalog.unity.places import to_uri
 from mosaic.catalog.unity.surface import Surface, described
+
+_CATALOG = Query("catalog_name", "whose schemas", required=True)
 
 
 class NamespaceRoutes:
@@ -19,16 +21,16 @@ class NamespaceRoutes:
     def routes(self, base: str) -> list[Route]:
         return [
             route("GET", f"{base}/metastore_summary", self.metastore_summary),
-            route("POST", f"{base}/catalogs", self.create_catalog),
-            route("GET", f"{base}/catalogs", self.list_catalogs),
+            route("POST", f"{base}/catalogs", self.create_catalog, asked=shapes.CreateCatalog),
+            route("GET", f"{base}/catalogs", self.list_catalogs, query=PAGE),
             route("GET", f"{base}/catalogs/{{name}}", self.get_catalog),
-            route("PATCH", f"{base}/catalogs/{{name}}", self.update_catalog),
-            route("DELETE", f"{base}/catalogs/{{name}}", self.delete_catalog),
-            route("POST", f"{base}/schemas", self.create_schema),
-            route("GET", f"{base}/schemas", self.list_schemas),
+            route("PATCH", f"{base}/catalogs/{{name}}", self.update_catalog, asked=shapes.UpdateNamespace),
+            route("DELETE", f"{base}/catalogs/{{name}}", self.delete_catalog, query=(FORCE,)),
+            route("POST", f"{base}/schemas", self.create_schema, asked=shapes.CreateSchema),
+            route("GET", f"{base}/schemas", self.list_schemas, query=(_CATALOG, *PAGE)),
             route("GET", f"{base}/schemas/{{full_name}}", self.get_schema),
-            route("PATCH", f"{base}/schemas/{{full_name}}", self.update_schema),
-            route("DELETE", f"{base}/schemas/{{full_name}}", self.delete_schema),
+            route("PATCH", f"{base}/schemas/{{full_name}}", self.update_schema, asked=shapes.UpdateNamespace),
+            route("DELETE", f"{base}/schemas/{{full_name}}", self.delete_schema, query=(FORCE,)),
         ]
 
     def metastore_summary(self, call: Call) -> shapes.MetastoreSummary:

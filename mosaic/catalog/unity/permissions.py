@@ -9,7 +9,7 @@ from mosaic.catalog import GrantChange
 from mosaic.catalog.names import METASTORE, parse_securable
 from mosaic.catalog.privileges import check_kind
 from mosaic.catalog.unity import shapes
-from mosaic.catalog.unity.call import Call, route
+from mosaic.catalog.unity.call import PRINCIPAL, Call, route
 from mosaic.catalog.unity.surface import Surface
 
 _KINDS = {"registered_model": "model"}
@@ -23,15 +23,15 @@ class PermissionRoutes:
     def routes(self, base: str) -> list[Route]:
         path = "{securable_type}/{full_name}"
         return [
-            route("GET", f"{base}/permissions/{path}", self.get),
-            route("PATCH", f"{base}/permissions/{path}", self.update),
-            route("GET", f"{base}/effective-permissions/{path}", self.effective),
+            route("GET", f"{base}/permissions/{path}", self.get, query=(PRINCIPAL,)),
+            route("PATCH", f"{base}/permissions/{path}", self.update, asked=shapes.UpdatePermissions),
+            route("GET", f"{base}/effective-permissions/{path}", self.effective, query=(PRINCIPAL,)),
         ]
 
     def get(self, call: Call) -> shapes.Permissions:
         """Whoever manages a securable sees all that is granted on it; others see their own."""
         kind, name = _securable(call)
-        principal = call.query.get("principal") or None
+        principal = call.find("principal")
         self._authorize(call.principal, "BROWSE" if principal == call.principal.name else "MANAGE", kind, _asked(name))
         granted = self._grants.list(kind, name, principal)
         return _assignments((grant.principal, grant.privilege) for grant in granted)
@@ -47,7 +47,7 @@ class PermissionRoutes:
     def effective(self, call: Call) -> shapes.Permissions:
         """What a principal holds, whatever it comes from; without one asked for, the caller."""
         kind, name = _securable(call)
-        principal = call.query.get("principal") or call.principal.name
+        principal = call.find("principal") or call.principal.name
         own = principal == call.principal.name
         self._authorize(call.principal, "BROWSE" if own else "MANAGE", kind, _asked(name))
         held = self._grants.effective(call.principal if own else principal, kind, name)

@@ -3,7 +3,8 @@
 A route reads its call (`call.py`), asks `authorize` before everything it does, calls the catalog, and answers in the
 protocol's shapes (`shapes.py`). The rules of the answers, each of which some client needs: every field is always there,
 null where there is nothing; without max_results a list is whole; times are milliseconds; unknown query parameters are
-fine, unknown fields of a body are a 400 that names them. Errors get their shape in `mosaic.runtime.asgi`.
+fine, unknown fields of a body are a 400 that names them. Errors get their shape in `mosaic.runtime.asgi`. Each route
+states what it takes, of which `openapi.py` makes the document at /api/2.1/unity-catalog/openapi.json.
 """
 
 from starlette.routing import Route
@@ -14,6 +15,7 @@ from mosaic.catalog.unity.call import Call, route
 from mosaic.catalog.unity.credentials import CredentialRoutes, Vend
 from mosaic.catalog.unity.models import ModelRoutes
 from mosaic.catalog.unity.namespaces import NamespaceRoutes
+from mosaic.catalog.unity.openapi import document_route
 from mosaic.catalog.unity.permissions import PermissionRoutes
 from mosaic.catalog.unity.shapes import Nothing
 from mosaic.catalog.unity.surface import Surface
@@ -49,12 +51,16 @@ def unity_routes(
     is the rule of the catalog's grants, unless another one is given.
     """
     surface = Surface(catalog, storage, authorize or by_grants(catalog))
-    return [
+    spoken = [
         *NamespaceRoutes(surface).routes(BASE),
         *TableRoutes(surface).routes(BASE),
         *ModelRoutes(surface).routes(BASE),
         *PermissionRoutes(surface).routes(BASE),
         *CredentialRoutes(surface, vend).routes(BASE, BASE_20),
+    ]
+    return [
+        *spoken,
+        document_route(f"{BASE}/openapi.json", spoken, surface.authorize),
         *(one for noun in NOT_SPOKEN for one in _not_spoken(noun)),
     ]
 

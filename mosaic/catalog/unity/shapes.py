@@ -332,3 +332,14 @@ class MetastoreSummary(Answer):
     created_by: None = None
     updated_at: None = None
     updated_by: None = None
+
+
+class OpenApi(Answer):
+    """The OpenAPI document of these routes."""
+
+    openapi: str
+    info: dict[str, Any]
+    servers: list[dict[str, Any]]
+    security: list[dict[str, list[str]]]
+    paths: dict[str, Any]
+    components: dict[str, Any]

@@ -8,12 +8,17 @@ from starlette.routing import Route
 
 from mosaic.catalog import Table, names
 from mosaic.catalog.unity import shapes
-from mosaic.catalog.unity.call import Call, route
+from mosaic.catalog.unity.call import PAGE, Call, Query, route
 from mosaic.catalog.unity.places import contains, to_address, to_uri
 from mosaic.catalog.unity.spark import SparkType, parse_json, parse_type
 from mosaic.catalog.unity.surface import Surface, described, split
 from mosaic.errors import BadRequest, NotFound
 from mosaic.ids import new_id
+
+_SCHEMA = (
+    Query("catalog_name", "the catalog of the schema", required=True),
+    Query("schema_name", "whose tables", required=True),
+)
 
 
 class TableRoutes:
@@ -25,8 +30,8 @@ class TableRoutes:
 
     def routes(self, base: str) -> list[Route]:
         return [
-            route("POST", f"{base}/tables", self.create),
-            route("GET", f"{base}/tables", self.list),
+            route("POST", f"{base}/tables", self.create, asked=shapes.CreateTable),
+            route("GET", f"{base}/tables", self.list, query=(*_SCHEMA, *PAGE)),
             route("GET", f"{base}/tables/{{full_name}}", self.get),
             route("GET", f"{base}/tables/{{full_name}}/exists", self.exists),
             route("DELETE", f"{base}/tables/{{full_name}}", self.delete),
