@@ -1,6 +1,7 @@
 """Delta tables at an address: opening one, its files in a fixed order, and rows in the shape of its schema."""
 
 import itertools
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,10 +11,17 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from mosaic.errors import BadRequest, NotFound, Unavailable
+from mosaic.protocol import Wire
 from mosaic.storage import Storage
 
 RUN_ID = "mosaic.run_id"
 """Key of the run's id in a commit's metadata."""
+
+PRINCIPAL = "mosaic.principal"
+"""Key of the name of whoever made the commit."""
+
+INPUTS = "mosaic.inputs"
+"""Key of what the run had read when it committed: a JSON list such as `["table:main.docs.entries@3"]`."""
 
 WRITE_ID = "mosaic.write_id"
 """Key of a mark that tells one commit from all others."""
@@ -22,6 +30,19 @@ CONFIGURATION = {"delta.enableChangeDataFeed": "true"}
 """How tables are made: with a change feed, for indexes to follow; without column mapping or deletion vectors."""
 
 _UNSUPPORTED = {"columnMapping": "column mapping", "deletionVectors": "deletion vectors"}
+
+
+_MAX_INPUTS_BYTES = 16_384
+
+
+class CommitLineage(Wire):
+    """What one commit of a table says about its origin."""
+
+    version: int
+    run_id: str | None
+    principal: str | None
+    inputs: list[str]
+    """`kind:name@version`, or `kind:name` for what has no versions; the last may say how many were left out."""
 
 
 class TableFiles(NamedTuple):
@@ -122,11 +143,41 @@ def fit(rows: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
 
 
 def commit_properties(
-    run_id: str | None = None, *, transactions: list[Transaction] | None = None, write_id: str | None = None
+    run_id: str | None = None,
+    *,
+    transactions: list[Transaction] | None = None,
+    write_id: str | None = None,
+    principal: str | None = None,
+    inputs: Sequence[str] | None = None,
+    retries: int | None = None,
 ) -> CommitProperties:
-    """A commit's metadata: the run that made it, the positions of logs that it covers, a mark to find it by."""
-    metadata = {key: value for key, value in {RUN_ID: run_id, WRITE_ID: write_id}.items() if value is not None}
-    return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
+    """A commit's metadata: who made it, in which run, from what (see INPUTS); the positions of logs that it covers; a
+    mark to find it by. `retries` is how often deltalake tries again after it lost against another commit."""
+    shown = None if inputs is None else _bounded(inputs)
+    metadata = {RUN_ID: run_id, PRINCIPAL: principal, INPUTS: shown, WRITE_ID: write_id}
+    return CommitProperties(
+        custom_metadata={key: value for key, value in metadata.items() if value is not None},
+        app_transactions=transactions,
+        max_commit_retries=retries,
+    )
+
+
+def commit_lineage(storage: Storage, address: str, version: int) -> CommitLineage:
+    """What the commit of a version says about its origin, by the Delta log alone; raises NotFound.
+
+    Not by deltalake's `history()`, which counts from the handle's version, wrongly once somebody else has committed.
+    """
+    try:
+        lines = storage.read_bytes(f"{address}/_delta_log/{version:020d}.json").splitlines()
+    except NotFound:
+        raise NotFound(
+            f"the Delta log at {address!r} has no commit {version}, or no longer",
+            param="version",
+            code="table_version_not_found",
+        ) from None
+    said = next((json.loads(line)["commitInfo"] for line in lines if b'"commitInfo"' in line), {})
+    inputs = json.loads(said.get(INPUTS, "[]"))
+    return CommitLineage(version=version, run_id=said.get(RUN_ID), principal=said.get(PRINCIPAL), inputs=inputs)
 
 
 def find_commit(storage: Storage, address: str, first: int, write_id: str) -> int:
@@ -139,6 +190,19 @@ def find_commit(storage: Storage, address: str, first: int, write_id: str) -> in
         if write_id.encode() in storage.read_bytes(f"{address}/_delta_log/{version:020d}.json"):
             return version
     raise AssertionError("count() does not end")
+
+
+def _bounded(inputs: Sequence[str]) -> str:
+    """As JSON; those for which a commit has no room are counted in a last entry. The catalog has all."""
+    kept: list[str] = []
+    size = 0
+    for name in inputs:
+        size += len(json.dumps(name)) + 2
+        if size > _MAX_INPUTS_BYTES:
+            kept.append(f"... {len(inputs) - len(kept)} more")
+            break
+        kept.append(name)
+    return json.dumps(kept)
 
 
 def _check_readable(table: DeltaTable, address: str) -> None:

@@ -1,10 +1,11 @@
 """Tables by name: Delta tables under the storage's root, registered in the catalog, written and read with Ray Data.
 
-Start reading here. Every write is one commit; every read is pinned to one version. A run that writes names itself in
-the commit (`mosaic.run_id`), so that the table alone tells who made a version.
+Start reading here. Every write is one commit; every read is pinned to one version. How a name becomes data, who may
+have it and what is written down about it is in `access.py`; what is cleaned up and when, in `vacuum.py` and
+`retention.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,20 +17,26 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from mosaic.catalog import Catalog, Table
 from mosaic.catalog.names import parse_object
+from mosaic.data.access import Access, Opened, Writing
+from mosaic.data.columns import catalog_columns, delta_schema, shape
 from mosaic.data.delta import (
-    CONFIGURATION,
+    CommitLineage,
     arrow_schema,
     check_columns,
-    commit_properties,
+    commit_lineage,
     find_commit,
     fit,
     list_files,
-    open_delta,
     read_arrow,
 )
 from mosaic.data.files import ParquetSink, read_files
-from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound
+from mosaic.errors import AlreadyExists, BadRequest, Conflict, MosaicError, NotFound
+from mosaic.ids import new_id
+from mosaic.protocol import Principal
 from mosaic.storage import Storage
+
+KILL_POINTS = ("after-name",)
+"""What `at` is told while a table is made: its name is taken, its Delta log is not there yet."""
 
 _NUM_CPUS = 0.25  # logical; the platform's own actors leave half a CPU for data on a machine with two
 
@@ -37,11 +44,26 @@ _NUM_CPUS = 0.25  # logical; the platform's own actors leave half a CPU for data
 class Tables:
     """Create, write and read tables by their catalog name (`main.docs.entries`).
 
+    As it is built, it acts for nobody: nothing is checked, which is for the platform's own actors. `acting` gives one
+    that acts for a principal, within its grants. In a run (of `acting`, or the `run_id` of a call) every read is noted
+    as an input and every write as an output, at the exact version; the run must be running. Safe for threads.
+
     The primary key is a promise of the writer, as in Databricks: `merge` keeps it, `append` does not look.
     """
 
-    def __init__(self, storage: Storage, catalog: Catalog) -> None:
-        self._storage, self._catalog = storage, catalog
+    def __init__(self, storage: Storage, catalog: Catalog, *, at: Callable[[str], None] = lambda point: None) -> None:
+        """`at` is told each of KILL_POINTS."""
+        self._storage, self._catalog, self._at = storage, catalog, at
+        self._access = Access(storage, catalog)
+
+    def acting(self, principal: Principal | None, run_id: str | None = None) -> "Tables":
+        """The same tables for a principal, who then needs SELECT to read, MODIFY to write, CREATE TABLE to create.
+
+        With a run, whatever this one reads and writes is in its lineage.
+        """
+        made = Tables(self._storage, self._catalog, at=self._at)
+        made._access = self._access.acting(principal, run_id)
+        return made
 
     def create(
         self,
@@ -58,33 +80,21 @@ class Tables:
         if primary_key is not None:
             check_columns(schema, [primary_key], name)
         wanted = Schema.from_arrow(schema)
-        address = self._storage.address("tables", *name.split("."))
-        existing = self._catalog.find_table(name)
-        if existing is not None:
-            self._check_same(existing, wanted, primary_key)
-            return existing
-        # First the table, then its name: killed between the two, the next call finds the table and only registers it.
-        DeltaTable.create(
-            address,
-            schema=wanted,
-            mode="ignore",
-            name=name,
-            configuration=CONFIGURATION,
-            storage_options=self._storage.delta_options(address) or None,
-        )
-        if open_delta(self._storage, address).schema().to_json() != wanted.to_json():
-            raise Conflict(
-                f"there is already a Delta table with another schema at {address!r}; table {name!r} not made"
+        self._access.check_create(name, owner)
+        record = self._catalog.find_table(name)
+        if record is None:
+            # First the name, with a place that no other table ever had: the files of a dropped one are not found again.
+            # Killed before the log is there, the next call of the same name makes it.
+            record = self._reserve(
+                name,
+                columns=catalog_columns(wanted),
+                primary_key=primary_key,
+                comment=comment,
+                properties=properties or {},
+                owner=owner,
             )
-        return self._catalog.create_table(
-            name,
-            address,
-            columns=[{"name": f.name, "type": str(f.type), "nullable": f.nullable} for f in schema],
-            primary_key=primary_key,
-            comment=comment,
-            properties=properties or {},
-            owner=owner,
-        )
+            self._at("after-name")
+        return self._finish(record, wanted, primary_key)
 
     def append(self, name: str, data: ray.data.Dataset | pa.Table, *, run_id: str | None = None) -> int:
         """Add rows in one commit; returns the version that has them. Raises BadRequest for rows that do not fit."""
@@ -96,23 +106,27 @@ class Tables:
 
     def delete_where(self, name: str, predicate: str, *, run_id: str | None = None) -> int:
         """Delete the rows for which a SQL predicate holds (`"module = 'os'"`); returns the version."""
-        table = self.delta(name)
+        writing = self._access.to_write(name, run_id=run_id)
+        table, before = writing.delta, writing.delta.version()
         if not predicate.strip():
             raise BadRequest("predicate = '': name the rows to delete, or 'true' for all of them", param="predicate")
         try:
-            table.delete(predicate, commit_properties=commit_properties(run_id))
+            told = table.delete(predicate, commit_properties=writing.properties())
         except CommitFailedError as error:
             raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
         except DeltaError as error:
             raise BadRequest(f"predicate {predicate!r} on table {name!r}: {error}", param="predicate") from error
-        return table.version()
+        if table.version() == before:
+            return before
+        return writing.committed(table.version(), "delete", told["num_deleted_rows"])
 
     def merge(self, name: str, data: pa.Table, *, run_id: str | None = None) -> int:
         """Insert rows, or replace those with the same primary key; returns the version.
 
         Raises BadRequest for a table without primary key, or a key that is null or comes twice in `data`.
         """
-        record, table = self._catalog.get_table(name), self.delta(name)
+        writing = self._access.to_write(name, run_id=run_id)
+        record, table = writing.record, writing.delta
         key = record.primary_key
         if key is None:
             raise BadRequest(f"table {record.name!r} has no primary key to merge by; use append or overwrite")
@@ -132,73 +146,129 @@ class Tables:
             predicate=f'target."{key}" = source."{key}"',
             source_alias="source",
             target_alias="target",
-            commit_properties=commit_properties(run_id),
+            commit_properties=writing.properties(),
         )
         try:
             merger.when_matched_update_all().when_not_matched_insert_all().execute()
         except CommitFailedError as error:
             raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
-        return table.version()
+        return writing.committed(table.version(), "merge", rows.num_rows)
 
     def version(self, name: str) -> int:
-        """The newest version."""
-        return self.delta(name).version()
+        """The newest version; needs SELECT, and is no read of a run."""
+        return self._access.peek(name).delta.version()
 
-    def read(self, name: str, version: int | None = None, columns: Sequence[str] | None = None) -> ray.data.Dataset:
+    def read(
+        self,
+        name: str,
+        version: int | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        run_id: str | None = None,
+    ) -> ray.data.Dataset:
         """The rows at a version (None: the newest now), lazily, files in a fixed order.
 
         Ray Data finishes blocks as they come; a consumer that needs the order sets
         `ds.context.execution_options.preserve_order = True` (for training: DataConfig(execution_options=...)).
         """
-        record, table = self._catalog.get_table(name), self.delta(name, version)
+        record, table = self.open(name, version, columns=columns, run_id=run_id)
         files = list_files(self._storage, record.location, table)
-        check_columns(files.schema, columns, record.name)
         chosen = list(columns) if columns is not None else files.schema.names
         if not files.addresses:
             return ray.data.from_blocks([files.schema.empty_table().select(chosen)])
         return read_files(self._storage, files, chosen, num_cpus=_NUM_CPUS)
 
-    def to_arrow(self, name: str, version: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    def to_arrow(
+        self,
+        name: str,
+        version: int | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        run_id: str | None = None,
+    ) -> pa.Table:
         """The rows at a version (None: the newest) in this process, in the order of the files."""
-        record, table = self._catalog.get_table(name), self.delta(name, version)
+        record, table = self.open(name, version, columns=columns, run_id=run_id)
         return read_arrow(self._storage, record.location, table, columns)
 
-    def delta(self, name: str, version: int | None = None) -> DeltaTable:
-        """deltalake's own handle, for what is not offered here; raises NotFound for an unknown table or version."""
-        if version is not None and version < 0:
-            raise NotFound(f"table {name!r} has no version {version}; versions start at 0", param="version")
-        return open_delta(self._storage, self._catalog.get_table(name).location, version)
+    def delta(self, name: str, version: int | None = None, *, run_id: str | None = None) -> DeltaTable:
+        """deltalake's own handle to read by, for what is not offered here; raises NotFound for an unknown table or
+        version, and for a table that has a name but no log yet (`table_not_written`)."""
+        return self.open(name, version, run_id=run_id).delta
 
-    def _check_same(self, existing: Table, wanted: Schema, primary_key: str | None) -> None:
-        schema = open_delta(self._storage, existing.location).schema()
-        if schema.to_json() != wanted.to_json():
-            raise Conflict(f"table {existing.name!r} exists with other columns: {_shown(schema)}, not {_shown(wanted)}")
-        if existing.primary_key != primary_key:
-            raise Conflict(
-                f"table {existing.name!r} exists with primary key {existing.primary_key!r}, not {primary_key!r}"
-            )
+    def open(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        predicate: str | None = None,
+        run_id: str | None = None,
+    ) -> Opened:
+        """The record and the handle of one version, for readers of their own; all reads here go this way.
+
+        `columns` (None: all) and `predicate` (SQL; None: all rows) say what will be read, for the run's lineage.
+        """
+        return self._access.to_read(name, version, columns=columns, predicate=predicate, run_id=run_id)
+
+    def commit_lineage(self, name: str, version: int) -> CommitLineage:
+        """Who made a version, in which run and from what, as the Delta log says it, without the catalog's lineage."""
+        record = self._access.find(name, "SELECT", "readTable")
+        return commit_lineage(self._storage, record.location, version)
+
+    def _reserve(self, name: str, **described: Any) -> Table:
+        place = self._storage.address("managed", new_id("tbl"))
+        try:
+            return self._catalog.create_table(name, place, **described)
+        except AlreadyExists:  # somebody was faster
+            return self._catalog.get_table(name)
+
+    def _finish(self, record: Table, wanted: Schema, primary_key: str | None) -> Table:
+        """The table of this name as it is asked for, its log made if it has none."""
+        if record.primary_key != primary_key:
+            raise Conflict(f"table {record.name!r} exists with primary key {record.primary_key!r}, not {primary_key!r}")
+        try:
+            there = self._access.peek(record.name).delta.schema()
+        except NotFound as error:
+            if error.code != "table_not_written":
+                raise
+            if not record.columns:  # registered by its name alone, through Unity Catalog's protocol
+                record = self._catalog.update_table(record.name, columns=catalog_columns(wanted))
+            _check_same(record, delta_schema(record), wanted)
+            there = self._access.make_log(record, wanted).schema()
+        _check_same(record, there, wanted)
+        return record
 
     def _write(
         self, name: str, data: ray.data.Dataset | pa.Table, mode: Literal["append", "overwrite"], run_id: str | None
     ) -> int:
-        record, table = self._catalog.get_table(name), self.delta(name)
-        properties = commit_properties(run_id)
+        writing = self._access.to_write(name, run_id=run_id)
+        record, table = writing.record, writing.delta
         try:
             if isinstance(data, pa.Table):
                 rows = fit(data, arrow_schema(table), record.name)
                 if rows.num_rows == 0 and mode == "append":
                     return table.version()
-                write_deltalake(table, rows, mode=mode, commit_properties=properties)
-                return table.version()
-            sink = ParquetSink(self._storage, record.location, arrow_schema(table), record.name)
-            _run_write(data, sink)
-            if not sink.files and mode == "append":
-                return table.version()
-            properties = commit_properties(run_id, write_id=sink.write_id)
-            table.create_write_transaction(sink.add_actions(), mode, table.schema(), commit_properties=properties)
-            return find_commit(self._storage, record.location, table.version() + 1, sink.write_id)
+                write_deltalake(table, rows, mode=mode, commit_properties=writing.properties())
+                return writing.committed(table.version(), mode, rows.num_rows)
+            return self._write_dataset(writing, data, mode)
         except CommitFailedError as error:
             raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
+
+    def _write_dataset(self, writing: Writing, data: ray.data.Dataset, mode: Literal["append", "overwrite"]) -> int:
+        record, table = writing.record, writing.delta
+        sink = ParquetSink(self._storage, record.location, arrow_schema(table), record.name)
+        _run_write(data, sink)
+        if not sink.files and mode == "append":
+            return table.version()
+        properties = writing.properties(sink.write_id)
+        table.create_write_transaction(sink.add_actions(), mode, table.schema(), commit_properties=properties)
+        version = find_commit(self._storage, record.location, table.version() + 1, sink.write_id)
+        return writing.committed(version, mode, sum(file.num_rows for file in sink.files))
+
+
+def _check_same(record: Table, there: Schema, wanted: Schema) -> None:
+    if shape(there) != shape(wanted):
+        raise Conflict(f"table {record.name!r} exists with other columns: {_shown(there)}, not {_shown(wanted)}")
 
 
 def _run_write(data: ray.data.Dataset, sink: ParquetSink) -> None:

@@ -11,8 +11,13 @@ from mosaic.storage import Storage
 
 
 @pytest.fixture
-def tables(tmp_path: Path) -> Iterator[Tables]:
-    catalog = Catalog.open(f"sqlite:///{tmp_path / 'catalog.db'}")
-    catalog.ensure_schema("main.test")
-    yield Tables(Storage(str(tmp_path / "root")), catalog)
-    catalog.close()
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    made = Catalog.open(f"sqlite:///{tmp_path / 'catalog.db'}")
+    made.ensure_schema("main.test")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tables(tmp_path: Path, catalog: Catalog) -> Tables:
+    return Tables(Storage(str(tmp_path / "root")), catalog)

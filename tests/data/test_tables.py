@@ -1,5 +1,9 @@
 """Tables: one commit per write, reads pinned to a version, rows that do not fit refused."""
 
+import re
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -7,12 +11,14 @@ import pyarrow as pa
 import pytest
 import ray
 import ray.data
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Schema
 from ray.data.expressions import col
 
+from mosaic.catalog import Catalog
 from mosaic.data import Tables
-from mosaic.data.pydoc import entry_schema
+from mosaic.data.tables import KILL_POINTS
 from mosaic.errors import BadRequest, Conflict, NotFound
+from mosaic.storage import Storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 
@@ -33,7 +39,7 @@ def words(tables: Tables) -> Tables:
 def test_create_registers_and_is_repeatable(tables: Tables) -> None:
     made = tables.create("Main.Test.Words", SCHEMA, primary_key="word", owner="ann", comment="Words.")
     assert (made.name, made.primary_key, made.comment) == (NAME, "word", "Words.")
-    assert made.location.endswith("/tables/main/test/words")
+    assert re.fullmatch(r".*/root/managed/tbl_[0-9a-z]+", made.location)
     assert tables.create(NAME, SCHEMA, primary_key="word", owner="ann") == made
     assert tables.version(NAME) == 0
     assert tables.delta(NAME).metadata().configuration["delta.enableChangeDataFeed"] == "true"
@@ -43,12 +49,119 @@ def test_create_registers_and_is_repeatable(tables: Tables) -> None:
         tables.create(NAME, SCHEMA, primary_key=None, owner="ann")
 
 
-def test_create_survives_a_kill_between_table_and_name(tables: Tables, tmp_path: Path) -> None:
-    DeltaTable.create(str(tmp_path / "root/tables/main/test/words"), schema=SCHEMA)
-    assert tables.create(NAME, SCHEMA, primary_key="word", owner="ann").name == NAME
-    DeltaTable.create(str(tmp_path / "root/tables/main/test/other"), schema=SCHEMA)
-    with pytest.raises(Conflict, match="another schema"):
-        tables.create("main.test.other", entry_schema(), primary_key=None, owner="ann")
+KILLED = """
+import os, signal, sys
+from mosaic.catalog import Catalog
+from mosaic.data import Tables
+from mosaic.storage import Storage
+from tests.data.test_tables import NAME, SCHEMA
+
+def at(point):
+    assert point == {point!r}
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Tables(Storage({root!r}), Catalog.open({url!r}), at=at).create(NAME, SCHEMA, primary_key="word", owner="ann")
+"""
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_create_survives_kill_9_at_every_point(tables: Tables, catalog: Catalog, tmp_path: Path, point: str) -> None:
+    script = KILLED.format(point=point, root=str(tmp_path / "root"), url=catalog.url)
+    killed = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    reserved = catalog.get_table(NAME)
+    for read in (tables.version, tables.to_arrow, tables.read, tables.delta):
+        with pytest.raises(NotFound, match="a place, but no Delta log yet") as raised:
+            read(NAME)
+        assert raised.value.code == "table_not_written"
+    with pytest.raises(Conflict, match="other columns"):
+        tables.create(NAME, SCHEMA.append(pa.field("x", pa.int64())), primary_key="word", owner="ann")
+    assert tables.create(NAME, SCHEMA, primary_key="word", owner="ann") == reserved
+    assert tables.delta(NAME).schema().to_json() == Schema.from_arrow(SCHEMA).to_json()
+    assert tables.version(NAME) == 0
+
+
+def test_a_reserved_name_gets_its_log_by_the_first_write(tables: Tables, catalog: Catalog, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def at(point: str) -> None:
+        raise Killed(point)
+
+    dying = Tables(Storage(str(tmp_path / "root")), catalog, at=at)
+    nested = pa.schema([("id", pa.string()), ("said", pa.list_(pa.struct([("role", pa.string())])))])
+    with pytest.raises(Killed):
+        dying.create("main.test.nested", nested, primary_key="id", owner="ann")
+    row = {"id": "a", "said": [{"role": "user"}]}
+    assert tables.append("main.test.nested", pa.Table.from_pylist([row], schema=nested)) == 1
+    assert tables.delta("main.test.nested").schema().to_json() == Schema.from_arrow(nested).to_json()
+    assert tables.delta("main.test.nested").metadata().configuration["delta.enableChangeDataFeed"] == "true"
+    with pytest.raises(Killed):
+        dying.create(NAME, SCHEMA, primary_key="word", owner="ann")
+    assert tables.merge(NAME, rows("a")) == 1
+
+
+def test_a_table_made_at_the_same_time_is_one_table(tables: Tables) -> None:
+    made: list[str] = []
+
+    def work() -> None:
+        made.append(tables.create(NAME, SCHEMA, primary_key="word", owner="ann").id)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 8 and len(set(made)) == 1
+    assert tables.version(NAME) == 0
+
+
+def test_a_table_made_again_does_not_find_the_old_files(words: Tables, catalog: Catalog) -> None:
+    words.append(NAME, rows("old"))
+    before = catalog.get_table(NAME).location
+    catalog.delete_table(NAME)
+    made = words.create(NAME, SCHEMA, primary_key="word", owner="ann")
+    assert made.location != before
+    assert words.to_arrow(NAME).num_rows == 0
+    assert DeltaTable(before).to_pyarrow_table()["word"].to_pylist() == ["old"]
+
+
+def test_tables_at_their_old_addresses_keep_working(tables: Tables, catalog: Catalog, tmp_path: Path) -> None:
+    address = str(tmp_path / "root/tables/main/test/words")
+    DeltaTable.create(address, schema=SCHEMA)
+    catalog.create_table(NAME, address, columns=[{"name": "word"}], primary_key="word", owner="ann")
+    assert tables.create(NAME, SCHEMA, primary_key="word", owner="ann").location == address
+    assert tables.append(NAME, rows("a")) == 1
+    assert tables.to_arrow(NAME).to_pylist() == rows("a").to_pylist()
+
+
+def test_a_name_from_unity_catalogs_protocol_gets_its_log_by_the_first_write(
+    tables: Tables, catalog: Catalog, tmp_path: Path
+) -> None:
+    def registered(name: str, *columns: dict[str, object]) -> str:
+        catalog.create_table(name, str(tmp_path / "root/managed" / name), columns=columns, primary_key=None, owner="a")
+        return name
+
+    described = {"type": "bigint", "spark": "long", "nullable": False, "comment": "Its number.", "metadata": {}}
+    name = registered("main.test.named", {"name": "id", **described}, {"name": "score", "type": "decimal(10,2)"})
+    assert tables.append(name, pa.table({"id": [1]})) == 1
+    schema = pa.schema(tables.delta(name).schema().to_arrow())
+    assert schema.field("id").equals(pa.field("id", pa.int64(), nullable=False))
+    assert schema.field("id").metadata == {b"comment": b"Its number."}
+    assert schema.field("score").type == pa.decimal128(10, 2)
+    assert tables.create(name, schema, primary_key=None, owner="a").name == name
+    bare = registered("main.test.bare")
+    with pytest.raises(BadRequest, match="registered without columns"):
+        tables.append(bare, rows("a"))
+    assert len(tables.create(bare, SCHEMA, primary_key=None, owner="a").columns) == 2
+    assert tables.append(bare, rows("a")) == 1
+    for column, message in (
+        ({"name": "v", "spark": "variant"}, "'v' .* is variant"),
+        ({"name": "v", "type": "int", "partition_index": 0}, "partitioned by 'v'"),
+        ({"name": "v", "type": "json"}, "none of Delta's"),
+    ):
+        with pytest.raises(BadRequest, match=message):
+            tables.append(registered(f"main.test.bad{message[1:2]}", column), rows("a"))
 
 
 def test_create_wants_the_key_among_the_columns(tables: Tables) -> None:
@@ -56,26 +169,28 @@ def test_create_wants_the_key_among_the_columns(tables: Tables) -> None:
         tables.create(NAME, SCHEMA, primary_key="id", owner="ann")
 
 
-def test_arrow_round_trip_with_versions_and_run(words: Tables) -> None:
-    assert words.append(NAME, rows("a", "bb"), run_id="run_1") == 1
+def test_arrow_round_trip_with_versions_and_run(words: Tables, catalog: Catalog) -> None:
+    first, second = (catalog.start_run("ingest", NAME, principal="ann") for _ in range(2))
+    assert words.append(NAME, rows("a", "bb"), run_id=first) == 1
     assert words.append(NAME, rows("ccc")) == 2
-    assert words.overwrite(NAME, rows("z"), run_id="run_2") == 3
+    assert words.overwrite(NAME, rows("z"), run_id=second) == 3
     assert words.to_arrow(NAME, 1).to_pylist() == rows("a", "bb").to_pylist()
     assert words.to_arrow(NAME, 2, ["word"])["word"].to_pylist() == ["a", "bb", "ccc"]
     assert words.to_arrow(NAME)["word"].to_pylist() == ["z"]
     assert words.to_arrow(NAME, 0).num_rows == 0
     runs = {commit["version"]: commit.get("mosaic.run_id") for commit in words.delta(NAME).history()}
-    assert runs == {0: None, 1: "run_1", 2: None, 3: "run_2"}
+    assert runs == {0: None, 1: first, 2: None, 3: second}
 
 
-def test_merge_and_delete(words: Tables) -> None:
+def test_merge_and_delete(words: Tables, catalog: Catalog) -> None:
+    run_id = catalog.start_run("ingest", NAME, principal="ann")
     words.append(NAME, rows("a", "b"))
     longer = pa.table({"word": ["b", "c"], "length": [20, 30]})
-    assert words.merge(NAME, longer, run_id="run_3") == 2
+    assert words.merge(NAME, longer, run_id=run_id) == 2
     assert sorted(row["length"] for row in words.to_arrow(NAME).to_pylist()) == [1, 20, 30]
     assert words.delete_where(NAME, "length > 15") == 3
     assert words.to_arrow(NAME)["word"].to_pylist() == ["a"]
-    assert words.delta(NAME).history(2)[1]["mosaic.run_id"] == "run_3"
+    assert words.delta(NAME).history(2)[1]["mosaic.run_id"] == run_id
     assert words.merge(NAME, rows()) == 3
 
 
@@ -126,24 +241,29 @@ def test_unknown_names_versions_columns_predicates(words: Tables) -> None:
             words.delete_where(NAME, predicate)
 
 
-def test_unsupported_tables_are_refused(tables: Tables, tmp_path: Path) -> None:
-    address = str(tmp_path / "root/tables/main/test/parted")
+def test_unsupported_tables_are_refused(tables: Tables, catalog: Catalog, tmp_path: Path) -> None:
+    address = str(tmp_path / "elsewhere")
     DeltaTable.create(address, schema=SCHEMA, partition_by=["length"])
+    catalog.create_table("main.test.parted", address, columns=[], primary_key=None, owner="ann")
     with pytest.raises(BadRequest, match="is partitioned, which is not supported"):
         tables.create("main.test.parted", SCHEMA, primary_key=None, owner="ann")
 
 
-def test_datasets_are_written_in_one_commit_and_read_in_order(words: Tables, ray_cluster: None) -> None:
+def test_datasets_are_written_in_one_commit_and_read_in_order(
+    words: Tables, catalog: Catalog, ray_cluster: None
+) -> None:
+    run_id = catalog.start_run("ingest", NAME, principal="ann")
+
     def name_them(batch: pa.Table) -> pa.Table:
         texts = [f"w{number:04d}" for number in batch["id"].to_pylist()]
         return pa.table({"word": texts, "length": [5] * len(texts)})
 
     numbers = ray.data.from_items([{"id": number} for number in range(1000)], override_num_blocks=8)
     data = numbers.map_batches(name_them, batch_format="pyarrow", num_cpus=0.25)
-    assert words.append(NAME, data, run_id="run_9") == 1
+    assert words.append(NAME, data, run_id=run_id) == 1
     words.append(NAME, rows("later"))
     runs = {commit["version"]: commit.get("mosaic.run_id") for commit in words.delta(NAME).history()}
-    assert runs == {0: None, 1: "run_9", 2: None}
+    assert runs == {0: None, 1: run_id, 2: None}
     listed = words.to_arrow(NAME, 1)["word"].to_pylist()
     assert sorted(listed) == [f"w{number:04d}" for number in range(1000)]
     for _ in range(2):
