@@ -61,7 +61,7 @@ class Sql:
         self._tables, self._catalog = tables, catalog
         self.settings = settings or SqlSettings()
         self._engine = Engine(self.settings)
-        self._parser = Parser(self._engine.connect())
+        self._parser = Parser(self._engine.connect)
 
     def query(
         self,

@@ -6,7 +6,7 @@ on the lists below may stand in one: kinds of statements, of parts of queries, a
 
 import json
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -30,11 +30,15 @@ _ORDERS = ("ORDER_DEFAULT", "ASCENDING", "DESCENDING")
 _PARTS = frozenset((*_QUERY_NODES, *_TABLES, *_MODIFIERS, *_ORDERS))
 
 _REFUSED_FUNCTIONS = frozenset(
-    "currval current_catalog current_connection_id current_database current_query current_query_id current_role "
-    "current_schema current_schemas current_setting current_transaction_id col_description get_block_size getenv "
-    "getvariable in_search_path json_deserialize_sql json_execute_serialized_sql json_serialize_plan "
-    "json_serialize_sql nextval obj_description parse_duckdb_log_message query query_table setseed setval "
-    "shobj_description sleep_ms stats txid_current user vector_type version which_secret write_log".split()
+    (
+        *("col_description", "current_catalog", "current_connection_id", "current_database", "current_query"),
+        *("current_query_id", "current_role", "current_schema", "current_schemas", "current_setting"),
+        *("current_transaction_id", "currval", "get_block_size", "getenv", "getvariable", "in_search_path"),
+        *("json_deserialize_sql", "json_execute_serialized_sql", "json_serialize_plan", "json_serialize_sql"),
+        *("nextval", "obj_description", "parse_duckdb_log_message", "query", "query_table", "setseed", "setval"),
+        *("shobj_description", "sleep_ms", "stats", "txid_current", "user", "vector_type", "version"),
+        *("which_secret", "write_log"),
+    )
 )
 _REFUSED_PREFIXES = ("__internal", "duckdb_", "has_", "inet_", "pg_", "pragma_")
 """They tell about the engine and its host, or have effects; reviewed for the locked version of DuckDB."""
@@ -123,7 +127,7 @@ class Reader:
 
     def read(self, text: str) -> Statement:
         """Raises BadRequest for what is no statement, or none that may be run; PermissionDenied for a function."""
-        if "\0" in text or not text.isascii() and any("\ud800" <= one <= "\udfff" for one in text):
+        if any(one == "\0" or "\ud800" <= one <= "\udfff" for one in text):
             raise BadRequest("the statement has a NUL or a lone surrogate", param="statement")
         if len(text.encode()) > MAX_STATEMENT_BYTES:
             raise BadRequest(f"the statement is longer than {MAX_STATEMENT_BYTES:,} bytes", param="statement")
@@ -244,17 +248,16 @@ class Reader:
 
 
 class Parser:
-    """The engine's parser, on a connection that sees nothing; safe for threads."""
+    """The engine's parser, on a connection that sees nothing, made when it is first needed; safe for threads."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
+    def __init__(self, connect: Callable[[], duckdb.DuckDBPyConnection]) -> None:
+        self._connect, self._lock = connect, threading.Lock()
+        self._connection: duckdb.DuckDBPyConnection | None = None
 
     def tree(self, text: str) -> Any:
         """The one SELECT in a text as the parser's tree; raises BadRequest in the engine's words."""
-        with self._lock:
-            ((serialized,),) = self._connection.execute("SELECT json_serialize_sql(?)", [text]).fetchall()
         try:
-            answer = json.loads(serialized)
+            answer = json.loads(self._ask("SELECT json_serialize_sql(?)", text))
         except RecursionError:
             raise BadRequest("the statement is nested too deep", param="statement") from None
         if answer["error"]:
@@ -265,10 +268,14 @@ class Parser:
 
     def text(self, tree: Any) -> str:
         """The SQL of a tree."""
-        serialized = json.dumps({"error": False, "statements": [tree]})
+        return self._ask("SELECT json_deserialize_sql(?)", json.dumps({"error": False, "statements": [tree]}))
+
+    def _ask(self, question: str, value: str) -> str:
         with self._lock:
-            ((text,),) = self._connection.execute("SELECT json_deserialize_sql(?)", [serialized]).fetchall()
-        return str(text)
+            if self._connection is None:
+                self._connection = self._connect()
+            ((answer,),) = self._connection.execute(question, [value]).fetchall()
+        return str(answer)
 
 
 class _Walk:
@@ -381,9 +388,8 @@ def _rewritten(text: str, parameters: Collection[str]) -> str:
                 changes.append((token.start, after[1].end, _versioned(token.text, after[1].text)))
             elif words[:3] == ["VERSION", "AS", "OF"] and len(after) == 4 and after[3].text.isdecimal():
                 changes.append((token.start, after[3].end, _versioned(token.text, after[3].text)))
-        elif token.text == ":" and nested == 0 and after and after[0].start == token.end:
-            if after[0].text in parameters:
-                changes.append((token.start, token.end, "$"))
+        elif token.text == ":" and nested == 0 and _is_parameter(token, after, parameters):
+            changes.append((token.start, token.end, "$"))
     for start, end, new in reversed(changes):
         raw = raw[:start] + new.encode() + raw[end:]
     return raw.decode()
@@ -457,6 +463,10 @@ def _is_name(token: Token) -> bool:
 
 def _is_version(at: Token, number: Token) -> bool:
     return number.text.isdecimal() and number.start == at.end
+
+
+def _is_parameter(colon: Token, after: Sequence[Token], parameters: Collection[str]) -> bool:
+    return bool(after) and after[0].start == colon.end and after[0].text in parameters
 
 
 def _versioned(name: str, number: str) -> str:

@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from mosaic.catalog.unity import unity_routes
+from mosaic.data.routes import sql_routes
 from mosaic.gateway.routes import parse
 from mosaic.monitoring.thread import why
 from mosaic.platform.parts import Parts
@@ -66,6 +67,7 @@ def control_app(parts: Parts) -> ASGIApp:
             Route("/2.0/mosaic/requests/{request_id}/why", thread),
             Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
             *unity_routes(catalog, parts.storage),
+            *sql_routes(parts.sql),
         ],
         redirect_slashes=False,
     )
