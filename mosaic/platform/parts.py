@@ -13,6 +13,7 @@ from pydantic import Field
 from mosaic.catalog import Catalog
 from mosaic.client import Client
 from mosaic.data import Shipper, Tables
+from mosaic.data.sql import Sql
 from mosaic.errors import BadRequest, Conflict
 from mosaic.models import ModelResolver, ModelSource
 from mosaic.monitoring import INFERENCE_TABLE, lost, to_arrow
@@ -96,6 +97,7 @@ class Parts:
     tables: Tables
     models: ModelResolver
     indexes: Indexes
+    sql: Sql
 
 
 def build_parts(settings: PlatformSettings) -> Parts:
@@ -112,7 +114,7 @@ def build_parts(settings: PlatformSettings) -> Parts:
 
     models = ModelResolver(settings.home_folder / "models", storage, source_of)
     indexes = Indexes(storage, tables, catalog, functools.partial(embedder, settings))
-    return Parts(settings, storage, catalog, tables, models, indexes)
+    return Parts(settings, storage, catalog, tables, models, indexes, Sql(tables, catalog))
 
 
 def embedder(settings: PlatformSettings, endpoint: str) -> "GatewayEmbedder":
