@@ -1,4 +1,6 @@
-"""The actor that carries a node's request logs into the inference table; it may die at any moment."""
+"""What carries rows into the lakehouse while the platform runs: an actor for each node's request logs, which may die at
+any moment, and a thread where else there is something to ship (the audit trail: in the platform's actor).
+"""
 
 import logging
 import threading
@@ -6,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from deltalake.exceptions import DeltaError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mosaic.errors import MosaicError
@@ -13,13 +16,13 @@ from mosaic.errors import MosaicError
 logger = logging.getLogger(__name__)
 
 
-class ShippingActor:
-    """Ships every `interval_seconds`, for as long as it lives.
+class Shipping:
+    """Ships every `interval_seconds` in a thread of its own, for as long as the process lives.
 
-    `build` makes the shipper (`mosaic.data.ship`) in the actor's process: anything with `ship_once() -> rows shipped`.
+    `build` makes the shipper (`mosaic.data.ship`) in this process: anything with `ship_once() -> rows shipped`.
     """
 
-    def __init__(self, build: Callable[[], Any], interval_seconds: float) -> None:
+    def __init__(self, build: Callable[[], Any], interval_seconds: float = 1.0) -> None:
         self._shipper = build()
         self._interval_seconds = interval_seconds
         self._lock = threading.Lock()
@@ -43,8 +46,8 @@ class ShippingActor:
             try:
                 self.flush()
                 self._last_error = None
-            except (MosaicError, OSError) as error:
-                # Storage that is away comes back; the log keeps what was not shipped.
+            except (MosaicError, DeltaError, OSError) as error:
+                # Storage that is away comes back; the source keeps what was not shipped.
                 self._last_error = str(error)
                 logger.warning("shipping failed, will try again: %s", error)
             pause.wait(self._interval_seconds)
@@ -57,7 +60,7 @@ def shipper_name(node_id: str) -> str:
 def ensure_shipper(build: Callable[[], Any], *, interval_seconds: float = 1.0) -> Any:
     """The shipper of this node: logs are local files, so each node with a gateway has one."""
     node_id = ray.get_runtime_context().get_node_id()
-    actor = ray.remote(ShippingActor).options(
+    actor = ray.remote(Shipping).options(
         name=shipper_name(node_id),
         namespace="mosaic",
         lifetime="detached",

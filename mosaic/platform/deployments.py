@@ -14,9 +14,9 @@ from mosaic.errors import NotFound, Unavailable
 from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, gateway_app
 from mosaic.ids import new_id
 from mosaic.monitoring import Ledger
-from mosaic.monitoring.shipper import ensure_shipper
+from mosaic.monitoring.shipper import Shipping, ensure_shipper
 from mosaic.platform.control import control_app
-from mosaic.platform.parts import PlatformSettings, build_parts, build_shipper, spool
+from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
 from mosaic.protocol import Retrieved
 from mosaic.serving import ServeEngine
 from mosaic.training.tracking import MlflowServer
@@ -80,17 +80,25 @@ class Control:
 
 
 class PlatformActor:
-    """Knows the settings that the platform was started with, and owns the MLflow server; detached, restarted by Ray."""
+    """Knows the settings that the platform was started with, owns the MLflow server, and carries the audit trail into
+    the lakehouse; detached, restarted by Ray."""
 
     def __init__(self, settings: PlatformSettings) -> None:
         self._settings = settings
         self._mlflow = MlflowServer(settings.home_folder / "mlflow", port=settings.mlflow_port)
+        self._audit = Shipping(functools.partial(build_audit_shipper, settings))
 
     def settings(self) -> PlatformSettings:
         return self._settings
 
     def mlflow_is_healthy(self) -> bool:
         return self._mlflow.is_healthy()
+
+    def flush_audit(self) -> int:
+        return self._audit.flush()
+
+    def audit_status(self) -> dict[str, Any]:
+        return self._audit.status()
 
     def stop(self) -> None:
         self._mlflow.stop()

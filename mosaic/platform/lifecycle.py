@@ -32,6 +32,7 @@ from mosaic.platform.parts import (
     GatewayEmbedder,
     Parts,
     PlatformSettings,
+    build_audit_shipper,
     build_parts,
     build_shipper,
     embedder,
@@ -126,6 +127,12 @@ class Platform:
     def flush_ledger(self) -> int:
         """Ship what the gateways of this cluster have logged so far; returns the rows shipped by this call."""
         return sum(ray.get(actor.flush.remote(), timeout=120) for actor in _shippers())
+
+    def flush_audit(self) -> int:
+        """Bring the table system.access.audit up to this moment; returns the rows shipped by this call."""
+        actor = deployments.find_platform_actor()
+        assert actor is not None, "a Platform is one that runs"
+        return int(ray.get(actor.flush_audit.remote(), timeout=120))
 
     def _engine_settings(self, model: str) -> EngineSettings:
         return self.settings.engines.get(model, EngineSettings())
@@ -296,6 +303,7 @@ def down(home: Path, on_progress: Callable[[str], None] = lambda line: None) -> 
         on_progress("what is left in the logs")
         build_shipper(settings).ship_once()  # after a crash too: no row waits for the next start
         remove_record(home)
+        build_audit_shipper(settings).ship_once()
     return True
 
 

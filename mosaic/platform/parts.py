@@ -13,6 +13,7 @@ from pydantic import Field
 from mosaic.catalog import Catalog
 from mosaic.client import Client
 from mosaic.data import Shipper, Tables
+from mosaic.data.audit_table import AuditShipper
 from mosaic.data.sql import Sql
 from mosaic.errors import BadRequest, Conflict
 from mosaic.models import ModelResolver, ModelSource
@@ -149,6 +150,12 @@ def build_shipper(settings: PlatformSettings) -> Shipper:
     """The shipper of this node's request logs into the inference table."""
     tables = build_parts(settings).tables
     return Shipper(spool(settings), functools.partial(tables.delta, INFERENCE_TABLE), to_arrow=to_arrow, lost=lost)
+
+
+def build_audit_shipper(settings: PlatformSettings) -> AuditShipper:
+    """What carries the catalog's audit trail into the lakehouse."""
+    parts = build_parts(settings)
+    return AuditShipper(parts.tables, parts.catalog)
 
 
 def spool(settings: PlatformSettings) -> Path:

@@ -38,6 +38,7 @@ def platform_status(parts: Parts) -> list[Part]:
         _mlflow(),
         *_applications(),
         *_shippers(),
+        _audit(),
         *_indexes(parts),
         *_endpoints(parts),
     ]
@@ -108,6 +109,21 @@ def _shippers() -> list[Part]:
             )
         )
     return parts
+
+
+def _audit() -> Part:
+    """The audit trail's way into the lakehouse."""
+    try:
+        actor = ray.get_actor("platform", namespace="mosaic")
+        status = ray.get(actor.audit_status.remote(), timeout=10)
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        return Part(part="audit", state="failed", detail=_first_line(error))
+    failed = status["last_error"]
+    return Part(
+        part="audit",
+        state="failed" if failed else "healthy",
+        detail=failed or f"{status['shipped_rows']} rows shipped",
+    )
 
 
 def _indexes(parts: Parts) -> list[Part]:
