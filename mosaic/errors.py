@@ -9,6 +9,7 @@
     |-- MethodNotAllowed       405  the path exists, the method does not
     |-- Conflict               409  somebody else changed or holds it
     |   |-- AlreadyExists      409  the name is taken
+    |   |-- StaleEtag          412  changed since it was read
     |   `-- PlatformLocked     409  another `mosaic up` holds this root
     |-- TooLarge               413  the body is over the limit
     |-- Unprocessable          422  well-formed, but not for this object (a chat asked of an embedder)
@@ -81,6 +82,11 @@ class Conflict(MosaicError):
 
 class AlreadyExists(Conflict):
     code = "already_exists"
+
+
+class StaleEtag(Conflict):
+    status = 412
+    code = "stale_etag"
 
 
 class PlatformLocked(Conflict):

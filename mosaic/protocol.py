@@ -27,6 +27,14 @@ class Principal(Wire):
     """Whether it may change the platform itself."""
     token_id: str | None = None
     """The token it came with; None in process."""
+    scopes: tuple[str, ...] = ("all-apis",)
+    """Which surfaces the token opens; `all-apis` for every one."""
+    request_id: str | None = None
+    """The request that it came with, for the audit; None in process."""
+    source_ip_address: str | None = None
+    """Where that request came from, as far as the connection tells."""
+    user_agent: str | None = None
+    """What the client says it is; a claim, kept for the audit."""
 
 
 class Message(Wire):

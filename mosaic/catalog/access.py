@@ -36,8 +36,8 @@ def _question(privilege: str, kind: str) -> sa.Select[*tuple[Any, ...]]:
     met = []
     for need in needs(privilege, kind):
         holds = (chain.c.owner == who.c.name) | _one_of(privilege_grant.c.privilege, covering(need))
-        if level(need.kind) < len(_LEVELS):
-            holds &= _one_of(chain.c.kind, _LEVELS[: level(need.kind) + 1])
+        if need.kind != kind:  # what is below the need's own kind does not count
+            holds &= _one_of(chain.c.kind, (*_LEVELS[: level(need.kind)], need.kind))
         met.append(sa.func.max(sa.case((holds, _ONE), else_=_ZERO)) == _ONE)
     return sa.select(
         sa.and_(*met).label("allowed"),

@@ -1,10 +1,11 @@
 """The audit trail: every change and every denial is a row, written in the transaction of the change itself.
 
 The columns are those of Databricks' system.access.audit. Parameters are what an action names (securables, principals,
-privileges), never a secret, a comment or a body.
+privileges), never a secret, a comment or a body. Lineage (runs and their edges) is a record of its own and is not
+audited.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -30,22 +31,38 @@ class Action(Wire):
     service_name: str
     action_name: str
     request_params: dict[str, str]
-    request_id: str | None = None
 
 
 class Audit:
-    """`catalog.audit`: reading the trail."""
+    """`catalog.audit`: reading the trail, and writing down what changes nothing but has to be known."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, now: Callable[[], datetime]) -> None:
+        self._store, self._now = store, now
 
-    def list(self, *, after: int = 0, limit: int = 100) -> list[AuditEvent]:
+    def list(self, *, after: int = 0, limit: int = 100) -> Sequence[AuditEvent]:
         """Events, oldest first, with a sequence greater than `after`: the last one's sequence asks for the next."""
         if not 1 <= limit <= _LARGEST_PAGE:
             raise BadRequest(f"limit = {limit} must be from 1 to {_LARGEST_PAGE}", param="limit")
         query = sa.select(audit).where(audit.c.sequence > after).order_by(audit.c.sequence).limit(limit)
         with self._store.read() as connection:
             return [_as_event(row) for row in connection.execute(query)]
+
+    def newest(self, limit: int = 100) -> Sequence[AuditEvent]:
+        """The last events, oldest first."""
+        if not 1 <= limit <= _LARGEST_PAGE:
+            raise BadRequest(f"limit = {limit} must be from 1 to {_LARGEST_PAGE}", param="limit")
+        query = sa.select(audit).order_by(audit.c.sequence.desc()).limit(limit)
+        with self._store.read() as connection:
+            return [_as_event(row) for row in connection.execute(query)][::-1]
+
+    def note(self, action_name: str, params: Mapping[str, str], *, by: Principal) -> None:
+        """Write down that something was given out, such as credentials, before it is."""
+        with self._store.write(counted=False) as connection:
+            append(connection, new_action(CATALOG_SERVICE, action_name, params), by=by, now=self._now())
+
+    def deny(self, action_name: str, params: Mapping[str, str], error: PermissionDenied, *, by: Principal) -> None:
+        """Write down a denial that another room decided."""
+        deny(self._store, new_action(CATALOG_SERVICE, action_name, params), error, by=by, now=self._now())
 
 
 def append(
@@ -67,6 +84,9 @@ def append(
             event_date=now.date(),
             user_identity_email=by.name,
             token_id=by.token_id,
+            request_id=by.request_id,
+            source_ip_address=by.source_ip_address,
+            user_agent=by.user_agent,
             response_status_code=status_code,
             response_error_message=error_message,
             **action.model_dump(),
@@ -74,17 +94,35 @@ def append(
     )
 
 
-@contextmanager
-def changing(store: Store, action: Action, *, by: Principal, now: Callable[[], datetime]) -> Iterator[sa.Connection]:
-    """A transaction that changes things, in which the body appends its row.
+class Change:
+    """A change on its way: its transaction, and what its row will name."""
 
-    A PermissionDenied undoes the change and leaves the denial as a row of its own.
-    """
+    def __init__(self, connection: sa.Connection, params: dict[str, str]) -> None:
+        self.connection, self.params = connection, params
+        self.happened = True
+        """False: all was as asked before, so that there is nothing to write down."""
+
+
+@contextmanager
+def change(
+    store: Store,
+    action_name: str,
+    params: Mapping[str, str],
+    *,
+    by: Principal,
+    now: datetime,
+    service_name: str = CATALOG_SERVICE,
+) -> Iterator[Change]:
+    """A transaction that changes things, and its row. A PermissionDenied undoes the change and leaves the denial."""
+    named = dict(params)
     try:
         with store.write() as connection:
-            yield connection
+            going = Change(connection, named)
+            yield going
+            if going.happened:
+                append(connection, new_action(service_name, action_name, named), by=by, now=now)
     except PermissionDenied as error:
-        deny(store, action, error, by=by, now=now())
+        deny(store, new_action(service_name, action_name, named), error, by=by, now=now)
         raise
 
 
@@ -94,10 +132,13 @@ def deny(store: Store, action: Action, error: PermissionDenied, *, by: Principal
         append(connection, action, by=by, now=now, status_code=error.status, error_message=error.message)
 
 
-def new_action(service_name: str, action_name: str, params: Mapping[str, str], request_id: str | None) -> Action:
-    return Action(
-        service_name=service_name, action_name=action_name, request_params=dict(params), request_id=request_id
-    )
+def new_action(service_name: str, action_name: str, params: Mapping[str, str]) -> Action:
+    return Action(service_name=service_name, action_name=action_name, request_params=dict(params))
+
+
+def of_securable(kind: str, name: str, **more: str) -> dict[str, str]:
+    """The parameters that name a securable."""
+    return {"securable_type": kind, "securable_full_name": name, **more}
 
 
 def _as_event(row: Row) -> AuditEvent:
@@ -110,7 +151,7 @@ def _as_event(row: Row) -> AuditEvent:
 
 _PLAIN = (
     *("sequence", "event_id", "event_time", "event_date", "service_name", "action_name"),
-    *("token_id", "request_id", "request_params"),
+    *("token_id", "request_id", "request_params", "source_ip_address", "user_agent"),
 )
 
 _IN_TURN = sa.select(revision.c.number).with_for_update()

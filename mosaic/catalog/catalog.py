@@ -1,17 +1,25 @@
 """The catalog: start reading here. Every method checks its input, then runs one transaction of small functions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
-from mosaic.catalog import lineage, models, names, principals, securables, tables, tokens, values
-from mosaic.catalog.audit import Audit
+from mosaic.catalog import drops, lineage, models, names, principals, securables, tables, tokens, values
+from mosaic.catalog.audit import ACCOUNTS_SERVICE, Audit, Change, change, of_securable
+from mosaic.catalog.connections import Connections
 from mosaic.catalog.grants import Grants
+from mosaic.catalog.identity import ALL_APIS, check_scopes, identify
 from mosaic.catalog.namespaces import Catalogs, Schemas
-from mosaic.catalog.principals import Principals
+from mosaic.catalog.objects import Securables, function_spec, volume_spec
+from mosaic.catalog.principals import ADMIN, Caller, Principals, as_principal
+from mosaic.catalog.prompts import Prompts
 from mosaic.catalog.records import (
     AliasEvent,
+    Dropped,
     Endpoint,
+    Found,
     Index,
     LineageNode,
     Model,
@@ -23,7 +31,9 @@ from mosaic.catalog.records import (
 )
 from mosaic.catalog.registry import Registry
 from mosaic.catalog.schema import revision
+from mosaic.catalog.search import search
 from mosaic.catalog.store import Store
+from mosaic.catalog.tags import Tags
 from mosaic.errors import BadRequest, not_found
 from mosaic.protocol import Principal
 
@@ -37,32 +47,51 @@ class Catalog:
     """
 
     def __init__(
-        self, store: Store, url: str, *, serving_schema: str = "main.serving", now: Callable[[], datetime] | None = None
+        self,
+        store: Store,
+        url: str,
+        *,
+        serving_schema: str = "main.serving",
+        key_file: Path | None = None,
+        now: Callable[[], datetime] | None = None,
     ) -> None:
         self.url = url
+        self._key_file = key_file
         self.serving_schema = names.parse_schema(serving_schema)
         self._store = store
         self._now = now or _utc_now
         self.catalogs, self.schemas = Catalogs(store, self._now), Schemas(store, self._now)
         self.registry = Registry(store, self._now)
-        self.audit = Audit(store)
+        self.audit = Audit(store, self._now)
         self.principals = Principals(store, self._now)
         self.grants = Grants(store, self._now, serving_schema=self.serving_schema)
+        self.volumes = Securables(store, self._now, "volume", volume_spec)
+        self.functions = Securables(store, self._now, "function", function_spec)
+        self.agents = Securables(store, self._now, "agent", values.json_object)
+        self.connections = Connections(store, self._now, key_file)
+        self.prompts = Prompts(store, self._now)
+        self.tags = Tags(store, self._now)
 
     @classmethod
     def open(
-        cls, url: str, *, serving_schema: str = "main.serving", now: Callable[[], datetime] | None = None
+        cls,
+        url: str,
+        *,
+        serving_schema: str = "main.serving",
+        key_file: Path | None = None,
+        now: Callable[[], datetime] | None = None,
     ) -> "Catalog":
         """Open the database at `url`, made or migrated if needed; `sqlite:////absolute/path.db` or `postgresql+...`.
 
-        `serving_schema` holds the endpoints that are named by one word. Raises BadRequest for a wrong URL, Conflict
-        for a database that a newer version has written, Unavailable if it cannot be reached.
+        `serving_schema` holds the endpoints that are named by one word; the key in `key_file` (made if it is not there)
+        encrypts the secrets of connections. Raises BadRequest for a wrong URL, Conflict for a database that a newer
+        version has written, Unavailable if it cannot be reached.
         """
         names.parse_schema(serving_schema)
-        return cls(Store(url), url, serving_schema=serving_schema, now=now)
+        return cls(Store(url), url, serving_schema=serving_schema, key_file=key_file, now=now)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.url, self.serving_schema))
+        return (_reopen, (self.url, self.serving_schema, self._key_file))
 
     def close(self) -> None:
         """Give the idle connections back."""
@@ -75,16 +104,16 @@ class Catalog:
 
     # Schemas and tables
 
-    def ensure_schema(self, name: str, *, owner: str = "admin") -> Schema:
+    def ensure_schema(self, name: str, *, owner: str = ADMIN, by: Caller | None = None) -> Schema:
         """The schema, made with its catalog if it is not there; catalog `system` only for the owner `system`."""
-        name = names.parse_schema(name)
+        name, caller = names.parse_schema(name), as_principal(by or owner)
         names.check_principal(owner)
         with self._store.read() as connection:
             row = securables.find(connection, "schema", name)
             if row is not None:
                 return securables.as_schema(row)
-        with self._store.write() as connection:
-            return securables.ensure_schema(connection, name, owner=owner, now=self._now())
+        with self._change("createSchema", "schema", name, caller) as going:
+            return securables.ensure_schema(going.connection, name, owner=owner, now=self._now())
 
     def list_schemas(self) -> list[Schema]:
         """Every schema, by name."""
@@ -101,15 +130,19 @@ class Catalog:
         owner: str,
         comment: str = "",
         properties: Mapping[str, str] | None = None,
+        by: Caller | None = None,
     ) -> Table:
         """Register a table whose schema exists; raises AlreadyExists, NotFound."""
         name = names.parse_object(name, "table")
         names.check_principal(owner)
         spec = _table_spec(location, columns, primary_key)
-        described = {"comment": comment, "properties": values.texts(properties or {}, "properties"), "spec": spec}
-        with self._store.write() as connection:
-            securables.insert(connection, "table", name, owner=owner, now=self._now(), **described)
-            return tables.as_table(securables.get(connection, "table", name))
+        described: dict[str, Any] = {"comment": comment, "spec": spec}
+        described["properties"] = values.texts(properties or {}, "properties")
+        caller = as_principal(by or owner)
+        with self._change("createTable", "table", name, caller) as going:
+            stamped: dict[str, Any] = {"owner": owner, "created_by": caller.name, "now": self._now()}
+            securables.insert(going.connection, "table", name, **stamped, **described)
+            return tables.as_table(securables.get(going.connection, "table", name))
 
     def update_table(
         self,
@@ -118,17 +151,22 @@ class Catalog:
         columns: Sequence[Mapping[str, Any]] | None = None,
         comment: str | None = None,
         properties: Mapping[str, str] | None = None,
+        by: Caller = ADMIN,
+        expected_etag: str | None = None,
     ) -> Table:
-        """Change what is given: columns and properties as a whole. Raises NotFound."""
-        name = names.parse_object(name, "table")
+        """Change what is given: columns and properties as a whole. Raises NotFound, StaleEtag."""
+        name, caller = names.parse_object(name, "table"), as_principal(by)
         changed: dict[str, Any] = {} if comment is None else {"comment": comment}
         if properties is not None:
             changed["properties"] = values.texts(properties, "properties")
-        with self._store.write() as connection:
-            row = securables.get(connection, "table", name, lock=True)
+        with self._change("updateTable", "table", name, caller) as going:
+            row = securables.get(going.connection, "table", name, lock=True)
+            securables.check_etag(row, expected_etag)
             if columns is not None:
                 changed["spec"] = _table_spec(row.spec["location"], columns, row.spec["primary_key"])
-            return tables.as_table(securables.update(connection, row, now=self._now(), **changed))
+            after = securables.update(going.connection, row, now=self._now(), by=caller.name, **changed)
+            going.happened = after is not row
+            return tables.as_table(after)
 
     def get_table(self, name: str) -> Table:
         """Raises NotFound."""
@@ -153,22 +191,26 @@ class Catalog:
         with self._store.read() as connection:
             return [tables.as_table(row) for row in securables.list_rows(connection, "table", _schema(schema))]
 
-    def delete_table(self, name: str) -> None:
-        """Take the table's name away; its files stay. Raises NotFound, and Conflict while an index is over it."""
-        name = names.parse_object(name, "table")
-        with self._store.write() as connection:
-            tables.check_unused(connection, name)
-            securables.delete(connection, "table", name, now=self._now())
+    def delete_table(self, name: str, *, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
+        """Take the table's name away; `undrop` brings it back, until `data/retention.py` removes a managed one's files.
+
+        Raises NotFound, StaleEtag, and Conflict while an index is over it.
+        """
+        name, caller = names.parse_object(name, "table"), as_principal(by)
+        with self._change("deleteTable", "table", name, caller) as going:
+            tables.check_unused(going.connection, name)
+            self._delete(going, "table", name, caller, expected_etag)
 
     # Models
 
-    def create_model(self, name: str, *, owner: str, comment: str = "") -> Model:
+    def create_model(self, name: str, *, owner: str, comment: str = "", by: Caller | None = None) -> Model:
         """A name for versions to come; raises AlreadyExists, NotFound for its schema."""
-        name = names.parse_object(name, "model")
+        name, caller = names.parse_object(name, "model"), as_principal(by or owner)
         names.check_principal(owner)
-        with self._store.write() as connection:
-            securables.insert(connection, "model", name, owner=owner, now=self._now(), comment=comment)
-            return models.as_models(connection, [securables.get(connection, "model", name)])[0]
+        with self._change("createRegisteredModel", "model", name, caller) as going:
+            stamped: dict[str, Any] = {"owner": owner, "created_by": caller.name, "now": self._now()}
+            securables.insert(going.connection, "model", name, comment=comment, **stamped)
+            return models.as_models(going.connection, [securables.get(going.connection, "model", name)])[0]
 
     def get_model(self, name: str) -> Model:
         """Raises NotFound."""
@@ -188,10 +230,9 @@ class Catalog:
         with self._store.read() as connection:
             return models.as_models(connection, securables.list_rows(connection, "model", _schema(schema)))
 
-    def delete_model(self, name: str) -> None:
+    def delete_model(self, name: str, *, by: Caller = ADMIN) -> None:
         """Take the model's name away; its versions stay for lineage, its files too. Raises NotFound."""
-        with self._store.write() as connection:
-            securables.delete(connection, "model", names.parse_object(name, "model"), now=self._now())
+        self.registry.delete_model(name, force=True, by=by)
 
     def create_model_version(
         self,
@@ -203,18 +244,21 @@ class Catalog:
         run_id: str | None = None,
         spec: Mapping[str, Any] | None = None,
         checksums: Mapping[str, str] | None = None,
+        by: Caller = ADMIN,
     ) -> ModelVersion:
         """The next version of a model that exists; versions count 1, 2, 3 without gaps, whoever registers at once."""
-        name = names.parse_object(name, "model")
+        name, caller = names.parse_object(name, "model"), as_principal(by)
         names.check_edge_kind(kind, "kind")
         if not source:
             raise BadRequest(f"a version of model {name!r} needs a source, the address of its folder", param="source")
         columns: dict[str, Any] = {"source": source, "kind": kind, "base_model": base_model, "run_id": run_id}
         columns |= {"spec": values.json_object(spec or {}, "spec"), "checksums": values.checksums(checksums or {})}
-        with self._store.write() as connection:
+        with self._change("createModelVersion", "model", name, caller) as going:
             if run_id is not None:
-                lineage.get(connection, run_id)
-            return models.add_version(connection, name, now=self._now(), **columns)
+                lineage.get(going.connection, run_id)
+            made = models.add_version(going.connection, name, now=self._now(), created_by=caller.name, **columns)
+            going.params["version"] = str(made.version)
+            return made
 
     def get_model_version(self, reference: str) -> ModelVersion:
         """By number (`main.ml.bot/3`) or by alias (`main.ml.bot@champion`); raises NotFound with what exists."""
@@ -227,11 +271,11 @@ class Catalog:
         with self._store.read() as connection:
             return models.list_versions(connection, names.parse_object(name, "model"))
 
-    def set_alias(self, model: str, alias: str, version: int, *, principal: str = "admin") -> None:
+    def set_alias(self, model: str, alias: str, version: int, *, principal: Caller = ADMIN) -> None:
         """Point an alias at a version that exists."""
         self._set_alias(model, alias, names.parse_number(str(version), model), principal)
 
-    def delete_alias(self, model: str, alias: str, *, principal: str = "admin") -> None:
+    def delete_alias(self, model: str, alias: str, *, principal: Caller = ADMIN) -> None:
         """Remove an alias; its history stays. Raises NotFound."""
         self._set_alias(model, alias, None, principal)
 
@@ -250,25 +294,33 @@ class Catalog:
     # Indexes and endpoints
 
     def put_index(
-        self, name: str, *, table: str, spec: Mapping[str, Any], owner: str, expected_config_version: int | None = None
+        self,
+        name: str,
+        *,
+        table: str,
+        spec: Mapping[str, Any],
+        owner: str,
+        expected_config_version: int | None = None,
+        by: Caller | None = None,
     ) -> Index:
         """Make or change an index over a table that exists; only a real change makes a new config version."""
         name, table = names.parse_object(name, "index"), names.parse_object(table, "table")
         names.check_principal(owner)
         wanted = {"table": table, "spec": values.json_object(spec, "spec")}
-        with self._store.write() as connection:
-            securables.get(connection, "table", table)
-            return tables.as_index(
-                tables.put(
-                    connection,
-                    "index",
-                    name,
-                    spec=wanted,
-                    owner=owner,
-                    expected=expected_config_version,
-                    now=self._now(),
-                )
+        caller = as_principal(by or owner)
+        with self._change("createVectorIndex", "index", name, caller) as going:
+            securables.get(going.connection, "table", table)
+            row = tables.put(
+                going,
+                "index",
+                name,
+                spec=wanted,
+                owner=owner,
+                expected=expected_config_version,
+                now=self._now(),
+                by=caller.name,
             )
+            return tables.as_index(row)
 
     def get_index(self, name: str) -> Index:
         """Raises NotFound."""
@@ -280,24 +332,38 @@ class Catalog:
         with self._store.read() as connection:
             return [tables.as_index(row) for row in securables.list_rows(connection, "index", _schema(schema))]
 
-    def delete_index(self, name: str) -> None:
-        """Raises NotFound."""
-        with self._store.write() as connection:
-            securables.delete(connection, "index", names.parse_object(name, "index"), now=self._now())
+    def delete_index(self, name: str, *, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
+        """Raises NotFound, StaleEtag."""
+        name, caller = names.parse_object(name, "index"), as_principal(by)
+        with self._change("deleteVectorIndex", "index", name, caller) as going:
+            self._delete(going, "index", name, caller, expected_etag)
 
     def put_endpoint(
-        self, name: str, *, config: Mapping[str, Any], owner: str, expected_config_version: int | None = None
+        self,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        owner: str,
+        expected_config_version: int | None = None,
+        by: Caller | None = None,
     ) -> Endpoint:
         """Make or change an endpoint; a name of one word stands in the serving schema, which is made if needed."""
-        full = self._endpoint_name(name)
+        full, caller = self._endpoint_name(name), as_principal(by or owner)
         names.check_principal(owner)
         wanted = values.json_object(config, "config")
         now = self._now()
-        with self._store.write() as connection:
+        with self._change("createServingEndpoint", "endpoint", full, caller) as going:
             if full.rpartition(".")[0] == self.serving_schema:
-                securables.ensure_schema(connection, self.serving_schema, owner=owner, now=now)
+                securables.ensure_schema(going.connection, self.serving_schema, owner=owner, now=now)
             row = tables.put(
-                connection, "endpoint", full, spec=wanted, owner=owner, expected=expected_config_version, now=now
+                going,
+                "endpoint",
+                full,
+                spec=wanted,
+                owner=owner,
+                expected=expected_config_version,
+                now=now,
+                by=caller.name,
             )
             return tables.as_endpoint(row, self.serving_schema)
 
@@ -320,10 +386,11 @@ class Catalog:
             rows = securables.list_rows(connection, "endpoint", _schema(schema))
             return [tables.as_endpoint(row, self.serving_schema) for row in rows]
 
-    def delete_endpoint(self, name: str) -> None:
-        """Raises NotFound."""
-        with self._store.write() as connection:
-            securables.delete(connection, "endpoint", self._endpoint_name(name), now=self._now())
+    def delete_endpoint(self, name: str, *, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
+        """Raises NotFound, StaleEtag."""
+        full, caller = self._endpoint_name(name), as_principal(by)
+        with self._change("deleteServingEndpoint", "endpoint", full, caller) as going:
+            self._delete(going, "endpoint", full, caller, expected_etag)
 
     # Tokens
 
@@ -335,40 +402,81 @@ class Catalog:
         is_admin: bool = False,
         comment: str = "",
         expires_at: datetime | None = None,
+        scopes: Sequence[str] = (ALL_APIS,),
+        by: Caller = ADMIN,
     ) -> tuple[Token, str]:
-        """A token and its secret `mosaic_...`, which is shown only here; a new name becomes a principal."""
+        """A token and its secret `mosaic_...`, which is shown only here; a new name becomes a principal.
+
+        `scopes` are the surfaces that it opens (`identity.SCOPES`).
+        """
         names.check_principal(principal, "principal")
-        now = self._now()
+        now, caller = self._now(), as_principal(by)
         if kind not in ("user", "service"):
             raise BadRequest(f"kind {kind!r} of a token must be 'user' or 'service'", param="kind")
         if principal == names.SYSTEM_OWNER and kind != "service":
             raise BadRequest(f"principal {principal!r} is the platform's own; only a token of kind 'service' has it")
         if expires_at is not None and values.aware(expires_at, "expires_at") <= now:
             raise BadRequest(f"expires_at = {expires_at.isoformat()} is not in the future", param="expires_at")
-        columns = {"principal": principal, "kind": kind, "is_admin": is_admin, "comment": comment}
-        with self._store.write() as connection:
-            principals.ensure(connection, principal, kind=kind, now=now)
-            return tokens.create(connection, now=now, expires_at=expires_at, **columns)
+        columns: dict[str, Any] = {"principal": principal, "kind": kind, "is_admin": is_admin, "comment": comment}
+        columns["scopes"] = opened = check_scopes(scopes)
+        params = {"principal": principal, "is_admin": str(is_admin).lower(), "scopes": ", ".join(opened)}
+        with change(self._store, "generateDbToken", params, by=caller, now=now, service_name=ACCOUNTS_SERVICE) as going:
+            principals.ensure(going.connection, principal, kind=kind, now=now)
+            made, secret = tokens.create(going.connection, now=now, expires_at=expires_at, **columns)
+            going.params["token_id"] = made.id
+            return made, secret
 
     def check_token(self, secret: str) -> Principal:
-        """Whose token it is; raises Unauthenticated if it is unknown, expired or revoked."""
-        now = self._now()
-        with self._store.read() as connection:
-            row = tokens.check(connection, secret, now=now)
-        if tokens.is_use_to_note(row, now):
-            with self._store.write(counted=False) as connection:
-                tokens.note_use(connection, row.id, now=now)
-        return Principal(name=row.principal, kind=row.kind, is_admin=row.is_admin, token_id=row.id)
+        """Who presents it; raises Unauthenticated if it is unknown, expired or revoked. See `identity.py`."""
+        return identify(self._store, secret, now=self._now())
 
-    def revoke_token(self, token_id: str) -> None:
+    def revoke_token(self, token_id: str, *, by: Caller = ADMIN) -> None:
         """Refuse a token from now on; again is fine. Raises NotFound."""
-        with self._store.write() as connection:
-            tokens.revoke(connection, token_id, now=self._now())
+        params, caller, now = {"token_id": token_id}, as_principal(by), self._now()
+        with change(self._store, "revokeDbToken", params, by=caller, now=now, service_name=ACCOUNTS_SERVICE) as going:
+            going.happened = tokens.revoke(going.connection, token_id, now=now)
 
     def list_tokens(self) -> list[Token]:
         """All of them, also revoked and expired ones, oldest first."""
         with self._store.read() as connection:
             return tokens.list_all(connection)
+
+    # Across kinds
+
+    def search(
+        self,
+        words: str = "",
+        *,
+        principal: Caller = ADMIN,
+        kinds: Sequence[str] = (),
+        tags: Mapping[str, str | None] | None = None,
+        limit: int = 100,
+    ) -> list[Found]:
+        """What a principal may BROWSE whose name or comment has all `words`, and all `tags` (None: any value)."""
+        return search(self._store, as_principal(principal), words, kinds=kinds, tags=tags or {}, limit=limit)
+
+    def undrop(self, kind: str, name: str, *, by: Caller = ADMIN) -> None:
+        """Bring back what was dropped within 7 days, with all that was dropped with it.
+
+        Raises NotFound if nothing of that name was dropped, AlreadyExists if the name was taken again, Conflict if what
+        it stands in is dropped too, or its time is over.
+        """
+        name, caller, now = names.parse_securable(kind, name), as_principal(by), self._now()
+        with self._change(f"undrop{kind.capitalize()}", kind, name, caller) as going:
+            undropped = drops.undrop(going.connection, kind, name, now=now, by=caller.name)
+            if undropped:
+                going.params["with"] = ", ".join(undropped)
+
+    def dropped(self, *, before: datetime | None = None) -> list[Dropped]:
+        """What was dropped, and is not purged; `before` a moment, or at all. Oldest first."""
+        with self._store.read() as connection:
+            return drops.list_dropped(connection, before=None if before is None else values.aware(before, "before"))
+
+    def mark_purged(self, securable_id: str, *, by: Caller = ADMIN) -> None:
+        """Write down that the data of something that was dropped is gone from storage. Raises NotFound."""
+        caller, now = as_principal(by), self._now()
+        with change(self._store, "purge", {"securable_id": securable_id}, by=caller, now=now) as going:
+            going.params |= drops.mark_purged(going.connection, securable_id, now=now)
 
     # Lineage
 
@@ -438,11 +546,24 @@ class Catalog:
         with self._store.read() as connection:
             return lineage.trace(connection, lineage.normalised(kind, name, version), max_depth)
 
-    def _set_alias(self, model: str, alias: str, version: int | None, principal: str) -> None:
-        model, alias = names.parse_object(model, "model"), names.parse_alias(alias)
-        names.check_principal(principal, "principal")
-        with self._store.write() as connection:
-            models.set_alias(connection, model, alias, version, principal=principal, now=self._now())
+    def _set_alias(self, model: str, alias: str, version: int | None, by: Caller) -> None:
+        model, alias, caller = names.parse_object(model, "model"), names.parse_alias(alias), as_principal(by)
+        names.check_principal(caller.name, "principal")
+        action = "setRegisteredModelAlias" if version is not None else "deleteRegisteredModelAlias"
+        with self._change(action, "model", model, caller, alias=alias) as going:
+            if version is not None:
+                going.params["version"] = str(version)
+            going.happened = models.set_alias(
+                going.connection, model, alias, version, principal=caller.name, now=self._now()
+            )
+
+    def _change(
+        self, action: str, kind: str, name: str, by: Principal, **params: str
+    ) -> "AbstractContextManager[Change, bool | None]":
+        return change(self._store, action, of_securable(kind, name, **params), by=by, now=self._now())
+
+    def _delete(self, going: Change, kind: str, name: str, by: Principal, expected_etag: str | None) -> None:
+        securables.delete(going.connection, kind, name, now=self._now(), by=by.name, expected_etag=expected_etag)
 
     def _add_edge(self, run_id: str, direction: str, thing: lineage.Thing, detail: Mapping[str, Any] | None) -> None:
         kept = None if detail is None else values.json_object(detail, "detail")
@@ -471,5 +592,5 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _reopen(url: str, serving_schema: str) -> Catalog:
-    return Catalog.open(url, serving_schema=serving_schema)
+def _reopen(url: str, serving_schema: str, key_file: Path | None) -> Catalog:
+    return Catalog.open(url, serving_schema=serving_schema, key_file=key_file)

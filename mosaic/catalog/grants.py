@@ -6,12 +6,12 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from mosaic.catalog import access, names, principals, privileges, securables
-from mosaic.catalog.audit import CATALOG_SERVICE, Action, append, changing, deny, new_action
+from mosaic.catalog.audit import CATALOG_SERVICE, change, deny, new_action, of_securable
 from mosaic.catalog.explain import Access, EffectivePrivilege, Explanation
 from mosaic.catalog.names import METASTORE
 from mosaic.catalog.principals import Caller, as_principal
 from mosaic.catalog.records import Grant, GrantChange
-from mosaic.catalog.schema import privilege_grant, securable
+from mosaic.catalog.schema import privilege_grant
 from mosaic.catalog.securables import Row
 from mosaic.catalog.store import Store
 from mosaic.errors import BadRequest, NotFound, PermissionDenied, not_found
@@ -31,60 +31,49 @@ class Grants:
 
     # Changing: by owners, holders of MANAGE and administrators
 
-    def grant(
-        self, kind: str, name: str, principal: str, granted: Sequence[str], *, by: Caller, request_id: str | None = None
-    ) -> Sequence[Grant]:
+    def grant(self, kind: str, name: str, principal: str, granted: Sequence[str], *, by: Caller) -> Sequence[Grant]:
         """Grant privileges to a principal; those that it has stay as they are. Its grants on the securable."""
-        change = GrantChange(principal=principal, add=_several(granted))
-        return _of(self.change(kind, name, [change], by=by, request_id=request_id), principal)
+        asked = GrantChange(principal=principal, add=_several(granted))
+        return _of(self.change(kind, name, [asked], by=by), principal)
 
-    def revoke(
-        self, kind: str, name: str, principal: str, revoked: Sequence[str], *, by: Caller, request_id: str | None = None
-    ) -> Sequence[Grant]:
+    def revoke(self, kind: str, name: str, principal: str, revoked: Sequence[str], *, by: Caller) -> Sequence[Grant]:
         """Take back what was granted on this securable itself; what comes from above or through a group stays."""
-        change = GrantChange(principal=principal, remove=_several(revoked))
-        return _of(self.change(kind, name, [change], by=by, request_id=request_id), principal)
+        asked = GrantChange(principal=principal, remove=_several(revoked))
+        return _of(self.change(kind, name, [asked], by=by), principal)
 
-    def change(
-        self, kind: str, name: str, changes: Sequence[GrantChange], *, by: Caller, request_id: str | None = None
-    ) -> Sequence[Grant]:
+    def change(self, kind: str, name: str, changes: Sequence[GrantChange], *, by: Caller) -> Sequence[Grant]:
         """Several principals' grants on one securable in one transaction and one audit row; then all grants on it.
 
         Raises BadRequest for a privilege that does not fit the kind, NotFound for the securable or a principal,
         PermissionDenied unless `by` may MANAGE the securable.
         """
         name, caller, now = self._name(kind, name), as_principal(by), self._now()
-        checked = [_checked(change, kind) for change in changes]
-        act = _action("updatePermissions", kind, name, request_id, changes=_shown(checked))
-        with changing(self._store, act, by=caller, now=self._now) as connection:
-            self._check_manages(connection, caller, kind, name)
-            row = securables.get(connection, kind, name)
-            changed = [_apply(connection, row.id, change, by=caller.name, now=now) for change in checked]
-            if any(changed):
-                append(connection, act, by=caller, now=now)
-            return _direct(connection, row)
+        checked = [_checked(one, kind) for one in changes]
+        named = of_securable(kind, name, changes=_shown(checked))
+        with change(self._store, "updatePermissions", named, by=caller, now=now) as going:
+            self._check_manages(going.connection, caller, kind, name)
+            row = securables.get(going.connection, kind, name)
+            applied = [_apply(going.connection, row.id, one, by=caller.name, now=now) for one in checked]
+            going.happened = any(applied)
+            return _direct(going.connection, row)
 
-    def set_owner(self, kind: str, name: str, owner: str, *, by: Caller, request_id: str | None = None) -> None:
+    def set_owner(self, kind: str, name: str, owner: str, *, by: Caller) -> None:
         """Give a securable to another user, service or group, as `change`; the metastore is administrators' to give."""
         name, caller, now = self._name(kind, name), as_principal(by), self._now()
         names.check_principal(owner)
-        act = _action(f"update{kind.capitalize()}", kind, name, request_id, owner=owner)
-        with changing(self._store, act, by=caller, now=self._now) as connection:
+        with change(
+            self._store, f"update{kind.capitalize()}", of_securable(kind, name, owner=owner), by=caller, now=now
+        ) as going:
+            connection = going.connection
             self._check_manages(connection, caller, kind, name)
             if kind == METASTORE and not access.is_administrator(connection, caller):
                 raise PermissionDenied(f"{caller.name!r} may not give the metastore away: only administrators may")
             principals.get(connection, owner)
             row = securables.get(connection, kind, name, lock=True)
             securables.check_reserved(name, owner)
-            if row.owner != owner:
-                # Not the config_version: nothing that is deployed follows from the owner.
-                changed = (
-                    securable.update()
-                    .where(securable.c.id == row.id)
-                    .values(owner=owner, updated_at=now, updated_by=caller.name)
-                )
-                connection.execute(changed)
-                append(connection, act, by=caller, now=now)
+            going.happened = row.owner != owner
+            if going.happened:
+                securables.set_owner(connection, row, owner, now=now, by=caller.name)
 
     # Asking
 
@@ -125,16 +114,7 @@ class Grants:
                 raise self._not_found(connection, caller, kind, name)
         return bool(row.known_principal and (caller.is_admin or row.allowed))
 
-    def check(
-        self,
-        principal: Caller,
-        privilege: str,
-        kind: str,
-        name: str,
-        *,
-        action: str = "checkPrivilege",
-        request_id: str | None = None,
-    ) -> None:
+    def check(self, principal: Caller, privilege: str, kind: str, name: str, *, action: str = "checkPrivilege") -> None:
         """As `is_allowed`, but raises PermissionDenied with what is missing, which is written down.
 
         `action` is the audit row's action_name: what the principal was about to do, such as `getTable`.
@@ -145,7 +125,7 @@ class Grants:
         if told.allowed:
             return  # granted in between
         error = _denied(told)
-        act = _action(action, told.kind, told.name, request_id, privilege=told.privilege)
+        act = new_action(CATALOG_SERVICE, action, of_securable(told.kind, told.name, privilege=told.privilege))
         deny(self._store, act, error, by=as_principal(principal), now=self._now())
         raise error
 
@@ -202,32 +182,32 @@ def _several(named: Sequence[str]) -> tuple[str, ...]:
 def _parent_kind(kind: str) -> str:
     if kind == METASTORE:
         raise BadRequest("nothing is above the metastore", param="kind")
-    return {"catalog": METASTORE, "schema": "catalog"}.get(kind, "schema")
+    return {"catalog": METASTORE, "connection": METASTORE, "schema": "catalog"}.get(kind, "schema")
 
 
-def _checked(change: GrantChange, kind: str) -> GrantChange:
-    names.check_principal(change.principal, "principal")
-    add = {privileges.parse(privilege, kind) for privilege in change.add}
-    remove = {privileges.parse(privilege, kind) for privilege in change.remove}
+def _checked(asked: GrantChange, kind: str) -> GrantChange:
+    names.check_principal(asked.principal, "principal")
+    add = {privileges.parse(privilege, kind) for privilege in asked.add}
+    remove = {privileges.parse(privilege, kind) for privilege in asked.remove}
     if add & remove:
-        raise BadRequest(f"{sorted(add & remove)} is to be both added and removed for {change.principal!r}")
+        raise BadRequest(f"{sorted(add & remove)} is to be both added and removed for {asked.principal!r}")
     if not add | remove:
-        raise BadRequest(f"no privilege to add or remove for {change.principal!r}", param="changes")
-    return GrantChange(principal=change.principal, add=tuple(sorted(add)), remove=tuple(sorted(remove)))
+        raise BadRequest(f"no privilege to add or remove for {asked.principal!r}", param="changes")
+    return GrantChange(principal=asked.principal, add=tuple(sorted(add)), remove=tuple(sorted(remove)))
 
 
 def _shown(changes: Sequence[GrantChange]) -> str:
-    return "[" + ", ".join(change.model_dump_json() for change in changes) + "]"
+    return "[" + ", ".join(one.model_dump_json() for one in changes) + "]"
 
 
-def _apply(connection: sa.Connection, securable_id: str, change: GrantChange, *, by: str, now: datetime) -> bool:
+def _apply(connection: sa.Connection, securable_id: str, asked: GrantChange, *, by: str, now: datetime) -> bool:
     """Whether anything changed."""
-    principals.get(connection, change.principal)
-    of_principal = (privilege_grant.c.securable_id == securable_id) & (privilege_grant.c.principal == change.principal)
+    principals.get(connection, asked.principal)
+    of_principal = (privilege_grant.c.securable_id == securable_id) & (privilege_grant.c.principal == asked.principal)
     there = set(connection.execute(sa.select(privilege_grant.c.privilege).where(of_principal)).scalars())
-    added = [privilege for privilege in change.add if privilege not in there]
-    removed = [privilege for privilege in change.remove if privilege in there]
-    common = {"securable_id": securable_id, "principal": change.principal, "granted_by": by, "granted_at": now}
+    added = [privilege for privilege in asked.add if privilege not in there]
+    removed = [privilege for privilege in asked.remove if privilege in there]
+    common = {"securable_id": securable_id, "principal": asked.principal, "granted_by": by, "granted_at": now}
     for privilege in added:
         connection.execute(privilege_grant.insert().values(privilege=privilege, **common))
     for privilege in removed:
@@ -254,8 +234,3 @@ def _direct(connection: sa.Connection, row: Row) -> Sequence[Grant]:
 def _denied(told: Explanation) -> PermissionDenied:
     what = f"{told.principal!r} may not {told.privilege} on {told.kind} {told.name!r}"
     return PermissionDenied(f"{what}: {told.problem or f'missing {told.missing}'}")
-
-
-def _action(action_name: str, kind: str, name: str, request_id: str | None, **params: str) -> Action:
-    named = {"securable_type": kind, "securable_full_name": name, **params}
-    return new_action(CATALOG_SERVICE, action_name, named, request_id)

@@ -1,4 +1,4 @@
-"""Registered models: immutable versions numbered from 1 without gaps, and aliases with their history."""
+"""Immutable versions numbered from 1 without gaps, and aliases with their history: of registered models, of prompts."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -31,6 +31,7 @@ def as_models(connection: sa.Connection, rows: Iterable[Row]) -> list[Model]:
     return [
         Model(
             id=row.id,
+            etag=securables.etag(row),
             name=row.full_name,
             owner=row.owner,
             comment=row.comment,
@@ -45,24 +46,29 @@ def as_models(connection: sa.Connection, rows: Iterable[Row]) -> list[Model]:
     ]
 
 
-def add_version(connection: sa.Connection, model: str, *, now: datetime, **columns: Any) -> ModelVersion:
-    """The next version of a model; its row is locked, so that numbers have no gaps and no duplicates."""
-    row = securables.get(connection, "model", model, lock=True)
+def add_version(
+    connection: sa.Connection, model: str, *, now: datetime, of: str = "model", **columns: Any
+) -> ModelVersion:
+    """The next version of a model, or of what else has versions (`of`).
+
+    Its row is locked, so that numbers have no gaps and no duplicates.
+    """
+    row = securables.get(connection, of, model, lock=True)
     newest = sa.select(sa.func.max(model_version.c.version)).where(model_version.c.model_id == row.id)
     version = (connection.execute(newest).scalar() or 0) + 1
     connection.execute(model_version.insert().values(model_id=row.id, version=version, created_at=now, **columns))
-    return get_version(connection, ModelReference(model, version, None))
+    return get_version(connection, ModelReference(model, version, None), of=of)
 
 
-def get_version(connection: sa.Connection, asked: ModelReference) -> ModelVersion:
+def get_version(connection: sa.Connection, asked: ModelReference, *, of: str = "model") -> ModelVersion:
     """The version by number or alias; raises NotFound with the versions or aliases that exist."""
-    row = securables.get(connection, "model", asked.model)
+    row = securables.get(connection, of, asked.model)
     number = asked.version
     if asked.alias is not None:
         aliases = _aliases(connection, row.id)
         if asked.alias not in aliases:
             raise not_found(
-                "model alias", f"{asked.model}@{asked.alias}", [f"{asked.model}@{name}" for name in aliases]
+                f"{of} alias", f"{asked.model}@{asked.alias}", [f"{asked.model}@{name}" for name in aliases]
             )
         number = aliases[asked.alias]
     return _as_version(version_row(connection, row, number), asked.model)
@@ -78,9 +84,9 @@ def version_row(connection: sa.Connection, row: Row, number: int | None, *, lock
     return found
 
 
-def list_versions(connection: sa.Connection, model: str) -> list[ModelVersion]:
+def list_versions(connection: sa.Connection, model: str, *, of: str = "model") -> list[ModelVersion]:
     """All versions of a model, oldest first."""
-    row = securables.get(connection, "model", model)
+    row = securables.get(connection, of, model)
     live = (model_version.c.model_id == row.id) & model_version.c.deleted_at.is_(None)
     query = sa.select(model_version).where(live).order_by(model_version.c.version)
     return [_as_version(found, model) for found in connection.execute(query)]
@@ -98,32 +104,43 @@ def versions_of_run(connection: sa.Connection, run_id: str) -> list[ModelVersion
 
 
 def set_alias(
-    connection: sa.Connection, model: str, alias: str, version: int | None, *, principal: str, now: datetime
-) -> None:
-    """Point an alias at a version, or remove it (None); the change is remembered with its time and principal."""
-    row = securables.get(connection, "model", model, lock=True)
+    connection: sa.Connection,
+    model: str,
+    alias: str,
+    version: int | None,
+    *,
+    principal: str,
+    now: datetime,
+    of: str = "model",
+) -> bool:
+    """Point an alias at a version, or remove it (None); the change is remembered with its time and principal.
+
+    Whether it changed anything.
+    """
+    row = securables.get(connection, of, model, lock=True)
     aliases = _aliases(connection, row.id)
     if version == aliases.get(alias):
         if version is None:
-            raise not_found("model alias", f"{model}@{alias}", [f"{model}@{name}" for name in aliases])
-        return
+            raise not_found(f"{of} alias", f"{model}@{alias}", [f"{model}@{name}" for name in aliases])
+        return False
     chosen = (model_alias.c.model_id == row.id) & (model_alias.c.alias == alias)
     connection.execute(model_alias.delete().where(chosen))
     if version is not None:
         if version_row(connection, row, version).status != "READY":
             raise BadRequest(
-                f"version {version} of model {model!r} is still being uploaded; an alias names only a READY version",
+                f"version {version} of {of} {model!r} is still being uploaded; an alias names only a READY version",
                 param="version",
                 code="failed_precondition",
             )
         connection.execute(model_alias.insert().values(model_id=row.id, alias=alias, version=version))
     happened: Mapping[str, Any] = {"alias": alias, "version": version, "principal": principal, "at": now}
     connection.execute(model_alias_event.insert().values(model_id=row.id, **happened))
+    return True
 
 
-def alias_history(connection: sa.Connection, model: str, alias: str | None) -> list[AliasEvent]:
+def alias_history(connection: sa.Connection, model: str, alias: str | None, *, of: str = "model") -> list[AliasEvent]:
     """Every change of a model's aliases, or of one of them, oldest first."""
-    row = securables.get(connection, "model", model)
+    row = securables.get(connection, of, model)
     query = sa.select(model_alias_event).where(model_alias_event.c.model_id == row.id)
     if alias is not None:
         query = query.where(model_alias_event.c.alias == alias)
@@ -163,9 +180,9 @@ def _no_version(connection: sa.Connection, row: Row, version: int | None) -> Not
     numbers = list(connection.execute(query).scalars())
     there = f"there are {numbers[:20]}" + (f" and {len(numbers) - 20} more" if len(numbers) > 20 else "")
     return NotFound(
-        f"no version {version} of model {row.full_name!r}; {there if numbers else 'it has no version yet'}",
+        f"no version {version} of {row.kind} {row.full_name!r}; {there if numbers else 'it has no version yet'}",
         param="version",
-        code="model_version_not_found",
+        code=f"{row.kind}_version_not_found",
     )
 
 

@@ -50,8 +50,8 @@ def parse_securable(kind: str, text: str) -> str:
         if text.lower() != METASTORE:
             raise BadRequest(f"there is one metastore, and its name is {METASTORE!r}, not {text!r}", param="name")
         return METASTORE
-    if kind == "catalog":
-        return _parse(text, 1, "catalog", "catalog")
+    if kind in ("catalog", "connection"):
+        return _parse(text, 1, kind, kind)
     return parse_schema(text) if kind == "schema" else parse_object(text, kind)
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from mosaic.catalog import names, securables, values
+from mosaic.catalog.audit import change, of_securable
+from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.records import CatalogEntry, Schema
 from mosaic.catalog.schema import securable
 from mosaic.catalog.securables import Row
@@ -24,15 +26,16 @@ class Catalogs:
         self._store, self._now = store, now
 
     def create(
-        self, name: str, *, owner: str, comment: str = "", properties: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        owner: str,
+        comment: str = "",
+        properties: Mapping[str, str] | None = None,
+        by: Caller | None = None,
     ) -> CatalogEntry:
         """Raises AlreadyExists, and PermissionDenied for the platform's own name."""
-        name = names.parse_catalog(name)
-        names.check_principal(owner)
-        described = {"comment": comment, "properties": values.texts(properties or {}, "properties")}
-        with self._store.write() as connection:
-            securables.insert(connection, "catalog", name, owner=owner, now=self._now(), **described)
-            return as_catalog(securables.get(connection, "catalog", name))
+        return as_catalog(_create(self._store, "catalog", name, owner, comment, properties, by=by, now=self._now()))
 
     def get(self, name: str) -> CatalogEntry:
         """Raises NotFound."""
@@ -45,19 +48,22 @@ class Catalogs:
             return [as_catalog(row) for row in securables.list_rows(connection, "catalog")]
 
     def update(
-        self, name: str, *, by: str, comment: str | None = None, properties: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        by: Caller,
+        comment: str | None = None,
+        properties: Mapping[str, str] | None = None,
+        expected_etag: str | None = None,
     ) -> CatalogEntry:
         """Change what is given, `properties` as a whole (the owner: `catalog.grants.set_owner`). Raises NotFound."""
-        with self._store.write() as connection:
-            name = names.parse_catalog(name)
-            return as_catalog(
-                _update(connection, "catalog", name, by=by, now=self._now(), comment=comment, properties=properties)
-            )
+        return as_catalog(
+            _update(self._store, "catalog", name, comment, properties, by=by, now=self._now(), etag=expected_etag)
+        )
 
-    def delete(self, name: str, *, force: bool = False) -> None:
+    def delete(self, name: str, *, force: bool = False, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
         """Take the name away; with `force` also the names of all schemas, tables and models in it."""
-        with self._store.write() as connection:
-            _delete(connection, "catalog", names.parse_catalog(name), force=force, now=self._now())
+        _delete(self._store, "catalog", name, force=force, by=by, now=self._now(), etag=expected_etag)
 
 
 class Schemas:
@@ -67,15 +73,18 @@ class Schemas:
         self._store, self._now = store, now
 
     def create(
-        self, name: str, *, owner: str, comment: str = "", properties: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        owner: str,
+        comment: str = "",
+        properties: Mapping[str, str] | None = None,
+        by: Caller | None = None,
     ) -> Schema:
         """A schema in a catalog that exists; raises AlreadyExists, NotFound."""
-        name = names.parse_schema(name)
-        names.check_principal(owner)
-        described = {"comment": comment, "properties": values.texts(properties or {}, "properties")}
-        with self._store.write() as connection:
-            securables.insert(connection, "schema", name, owner=owner, now=self._now(), **described)
-            return securables.as_schema(securables.get(connection, "schema", name))
+        return securables.as_schema(
+            _create(self._store, "schema", name, owner, comment, properties, by=by, now=self._now())
+        )
 
     def get(self, name: str) -> Schema:
         """Raises NotFound."""
@@ -91,58 +100,101 @@ class Schemas:
             return [securables.as_schema(row) for row in connection.execute(query.order_by(securable.c.full_name))]
 
     def update(
-        self, name: str, *, by: str, comment: str | None = None, properties: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        by: Caller,
+        comment: str | None = None,
+        properties: Mapping[str, str] | None = None,
+        expected_etag: str | None = None,
     ) -> Schema:
         """Change what is given, `properties` as a whole (the owner: `catalog.grants.set_owner`). Raises NotFound."""
-        with self._store.write() as connection:
-            name = names.parse_schema(name)
-            return securables.as_schema(
-                _update(connection, "schema", name, by=by, now=self._now(), comment=comment, properties=properties)
-            )
+        return securables.as_schema(
+            _update(self._store, "schema", name, comment, properties, by=by, now=self._now(), etag=expected_etag)
+        )
 
-    def delete(self, name: str, *, force: bool = False) -> None:
+    def delete(self, name: str, *, force: bool = False, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
         """Take the name away; with `force` also the names of all tables and models in it."""
-        with self._store.write() as connection:
-            _delete(connection, "schema", names.parse_schema(name), force=force, now=self._now())
+        _delete(self._store, "schema", name, force=force, by=by, now=self._now(), etag=expected_etag)
 
 
 def as_catalog(row: Row) -> CatalogEntry:
     return CatalogEntry(**securables.described(row))
 
 
-def _update(
-    connection: sa.Connection,
+def _create(
+    store: Store,
     kind: Literal["catalog", "schema"],
     name: str,
+    owner: str,
+    comment: str,
+    properties: Mapping[str, str] | None,
     *,
-    by: str,
+    by: Caller | None,
     now: datetime,
+) -> Row:
+    name = names.parse_securable(kind, name)
+    names.check_principal(owner)
+    described: dict[str, Any] = {"comment": comment, "properties": values.texts(properties or {}, "properties")}
+    caller = as_principal(by or owner)
+    with change(store, f"create{kind.capitalize()}", of_securable(kind, name), by=caller, now=now) as going:
+        securables.insert(going.connection, kind, name, owner=owner, now=now, created_by=caller.name, **described)
+        return securables.get(going.connection, kind, name)
+
+
+def _update(
+    store: Store,
+    kind: Literal["catalog", "schema"],
+    name: str,
     comment: str | None,
     properties: Mapping[str, str] | None,
+    *,
+    by: Caller,
+    now: datetime,
+    etag: str | None,
 ) -> Row:
+    name, caller = names.parse_securable(kind, name), as_principal(by)
     changed: dict[str, Any] = {} if comment is None else {"comment": comment}
     if properties is not None:
         changed["properties"] = values.texts(properties, "properties")
-    row = securables.get(connection, kind, name, lock=True)
-    return securables.update(connection, row, now=now, by=by, **changed)
+    with change(store, f"update{kind.capitalize()}", of_securable(kind, name), by=caller, now=now) as going:
+        row = securables.get(going.connection, kind, name, lock=True)
+        securables.check_etag(row, etag)
+        after = securables.update(going.connection, row, now=now, by=caller.name, **changed)
+        going.happened = after is not row
+        return after
 
 
 def _delete(
-    connection: sa.Connection, kind: Literal["catalog", "schema"], name: str, *, force: bool, now: datetime
+    store: Store,
+    kind: Literal["catalog", "schema"],
+    name: str,
+    *,
+    force: bool,
+    by: Caller,
+    now: datetime,
+    etag: str | None,
 ) -> None:
-    row = securables.get(connection, kind, name, lock=True)
-    below = _below(row.id)
-    query = sa.select(securable).where(securable.c.id.in_(below)).order_by(securable.c.kind, securable.c.full_name)
-    connection.execute(query.with_for_update())  # from here on nothing is put into a schema of this catalog
-    within = list(connection.execute(query))
-    if within and not force:
-        raise _not_empty(kind, name, within, "delete them first, or say force=true")
-    running = [one for one in within if one.kind in _RUNNING]
-    if running:
-        raise _not_empty(kind, name, running, "they run; delete them first, force does not")
-    _check_no_index(connection, kind, name, [one.full_name for one in within if one.kind == "table"])
-    gone = (securable.c.id == row.id) | securable.c.id.in_(below)
-    connection.execute(securable.update().where(gone).values(deleted_at=now))
+    name, caller = names.parse_securable(kind, name), as_principal(by)
+    with change(store, f"delete{kind.capitalize()}", of_securable(kind, name), by=caller, now=now) as going:
+        connection = going.connection
+        row = securables.get(connection, kind, name, lock=True)
+        securables.check_etag(row, etag)
+        below = securables.below(row.id)
+        query = sa.select(securable).where(securable.c.id.in_(below)).order_by(securable.c.kind, securable.c.full_name)
+        connection.execute(query.with_for_update())  # from here on nothing is put into a schema of this catalog
+        within = list(connection.execute(query))
+        if within and not force:
+            raise _not_empty(kind, name, within, "delete them first, or say force=true")
+        running = [one for one in within if one.kind in _RUNNING]
+        if running:
+            raise _not_empty(kind, name, running, "they run; delete them first, force does not")
+        _check_no_index(connection, kind, name, [one.full_name for one in within if one.kind == "table"])
+        if within:
+            going.params["with"] = ", ".join(f"{one.kind} {one.full_name}" for one in within)
+        gone = (securable.c.id == row.id) | securable.c.id.in_(below)
+        gone_now = {"deleted_at": now, "updated_by": caller.name, "row_version": securable.c.row_version + 1}
+        connection.execute(securable.update().where(gone).values(gone_now))
 
 
 def _check_no_index(connection: sa.Connection, kind: str, name: str, tables: Iterable[str]) -> None:
@@ -150,14 +202,6 @@ def _check_no_index(connection: sa.Connection, kind: str, name: str, tables: Ite
     over = [row for row in securables.list_rows(connection, "index") if row.spec["table"] in gone]
     if over:
         raise _not_empty(kind, name, over, "they are over its tables; delete them first, force does not")
-
-
-def _below(parent_id: str) -> sa.Select[Any]:
-    """The ids of everything alive below a row."""
-    alive = securable.c.deleted_at.is_(None)
-    children = sa.select(securable.c.id).where(securable.c.parent_id == parent_id, alive).cte("below", recursive=True)
-    deeper = sa.select(securable.c.id).join(children, securable.c.parent_id == children.c.id).where(alive)
-    return sa.select(children.union_all(deeper).c.id)
 
 
 def _not_empty(kind: str, name: str, within: list[Row], advice: str) -> BadRequest:

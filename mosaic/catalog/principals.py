@@ -1,6 +1,7 @@
 """Users, services, and groups of them, which may be in groups themselves; only administrators change them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Literal
 
@@ -8,7 +9,7 @@ import sqlalchemy as sa
 
 from mosaic.catalog import names
 from mosaic.catalog.access import ADMINS, USERS, groups_above, is_administrator
-from mosaic.catalog.audit import ACCOUNTS_SERVICE, Action, append, changing, new_action
+from mosaic.catalog.audit import ACCOUNTS_SERVICE, Change, change
 from mosaic.catalog.explain import shortest_paths
 from mosaic.catalog.records import KnownPrincipal
 from mosaic.catalog.schema import group_member, principal, privilege_grant, securable
@@ -18,6 +19,9 @@ from mosaic.protocol import Principal
 
 Caller = Principal | str
 """Who asks: as the gateway knows it, or a name alone, without an administrator's token. Never what a client sent."""
+
+ADMIN = "admin"
+"""Who changes things in process unless somebody else is named."""
 
 _KINDS = ("user", "service", "group")
 
@@ -29,26 +33,24 @@ class Principals:
         self._store = store
         self._now = now
 
-    def create(
-        self, name: str, *, by: Caller, kind: Literal["user", "service"] = "user", request_id: str | None = None
-    ) -> KnownPrincipal:
+    def create(self, name: str, *, by: Caller, kind: Literal["user", "service"] = "user") -> KnownPrincipal:
         """A user or service that may be granted to before it has a token. Raises AlreadyExists, PermissionDenied."""
         if kind not in ("user", "service"):
             raise BadRequest(f"kind {kind!r} of a principal must be 'user' or 'service'", param="kind")
-        return self._create(name, kind, "add", by=by, request_id=request_id)
+        return self._create(name, kind, "add", by=by)
 
-    def create_group(self, name: str, *, by: Caller, request_id: str | None = None) -> KnownPrincipal:
+    def create_group(self, name: str, *, by: Caller) -> KnownPrincipal:
         """An empty group; no user or service has its name. Raises AlreadyExists, PermissionDenied."""
-        return self._create(name, "group", "createGroup", by=by, request_id=request_id)
+        return self._create(name, "group", "createGroup", by=by)
 
-    def delete_group(self, name: str, *, by: Caller, request_id: str | None = None) -> None:
+    def delete_group(self, name: str, *, by: Caller) -> None:
         """Take a group away with its grants and memberships; raises Conflict while it owns something."""
         names.check_principal(name, "group")
         if name in (ADMINS, USERS):
             raise BadRequest(f"group {name!r} is the platform's own and cannot be deleted", param="group")
         caller = as_principal(by)
-        act = _action("removeGroup", request_id, group=name)
-        with changing(self._store, act, by=caller, now=self._now) as connection:
+        with self._change("removeGroup", group=name, by=caller) as going:
+            connection = going.connection
             _check_administrator(connection, caller, f"delete group {name!r}")
             _get_group(connection, name)
             _check_owns_nothing(connection, name)
@@ -56,52 +58,50 @@ class Principals:
             edges = (group_member.c.group_name == name) | (group_member.c.member == name)
             connection.execute(group_member.delete().where(edges))
             connection.execute(principal.delete().where(principal.c.name == name))
-            append(connection, act, by=caller, now=self._now())
 
-    def add_member(self, group: str, member: str, *, by: Caller, request_id: str | None = None) -> None:
+    def add_member(self, group: str, member: str, *, by: Caller) -> None:
         """Put a principal into a group; raises NotFound, and Conflict if a group would come to be in itself."""
         _check_membership(group, member)
         caller, now = as_principal(by), self._now()
-        act = _action("addPrincipalToGroup", request_id, group=group, member=member)
-        with changing(self._store, act, by=caller, now=self._now) as connection:
+        with self._change("addPrincipalToGroup", group=group, member=member, by=caller) as going:
+            connection = going.connection
             _check_administrator(connection, caller, f"add {member!r} to group {group!r}")
             _get_group(connection, group)
             get(connection, member)
             _check_no_cycle(connection, group, member)
-            if not _is_member(connection, group, member):
+            going.happened = not _is_member(connection, group, member)
+            if going.happened:
                 edge = {"group_name": group, "member": member, "added_by": caller.name, "added_at": now}
                 connection.execute(group_member.insert().values(edge))
-                append(connection, act, by=caller, now=now)
 
-    def remove_member(self, group: str, member: str, *, by: Caller, request_id: str | None = None) -> None:
+    def remove_member(self, group: str, member: str, *, by: Caller) -> None:
         """Take a principal out of a group; raises NotFound if it is not directly in it."""
         _check_membership(group, member)
         caller = as_principal(by)
-        act = _action("removePrincipalFromGroup", request_id, group=group, member=member)
-        with changing(self._store, act, by=caller, now=self._now) as connection:
+        with self._change("removePrincipalFromGroup", group=group, member=member, by=caller) as going:
+            connection = going.connection
             _check_administrator(connection, caller, f"remove {member!r} from group {group!r}")
             _get_group(connection, group)
             if not _is_member(connection, group, member):
                 raise not_found(f"member of group {group!r}", member, _members(connection, group), param="member")
             edge = (group_member.c.group_name == group) & (group_member.c.member == member)
             connection.execute(group_member.delete().where(edge))
-            append(connection, act, by=caller, now=self._now())
 
-    def set_active(self, name: str, active: bool, *, by: Caller, request_id: str | None = None) -> KnownPrincipal:
+    def set_active(self, name: str, active: bool, *, by: Caller) -> KnownPrincipal:
         """Whether a user's or service's tokens and grants have effect; what it owns and was granted stays."""
         names.check_principal(name, "principal")
         caller = as_principal(by)
-        act = _action("activateUser" if active else "deactivateUser", request_id, principal=name)
-        with changing(self._store, act, by=caller, now=self._now) as connection:
+        with self._change("activateUser" if active else "deactivateUser", principal=name, by=caller) as going:
+            connection = going.connection
             _check_administrator(connection, caller, f"{'activate' if active else 'deactivate'} {name!r}")
             found = get(connection, name)
             if found.kind == "group" or name == names.SYSTEM_OWNER:
                 what = "a group" if found.kind == "group" else "the platform itself"
                 raise BadRequest(f"principal {name!r} is {what}; only users and services are deactivated", param="name")
-            if found.active != active:
+            going.happened = found.active != active
+            if going.happened:
                 connection.execute(principal.update().where(principal.c.name == name).values(active=active))
-                append(connection, act, by=caller, now=self._now())
-            return get(connection, name)
+        return self.get(name)
 
     def get(self, name: str) -> KnownPrincipal:
         """Raises NotFound."""
@@ -132,17 +132,21 @@ class Principals:
             get(connection, name)
             return sorted(groups_above(connection, name) - {name})
 
-    def _create(self, name: str, kind: str, action_name: str, *, by: Caller, request_id: str | None) -> KnownPrincipal:
+    def _change(
+        self, action_name: str, *, by: Principal, **params: str
+    ) -> "AbstractContextManager[Change, bool | None]":
+        return change(self._store, action_name, params, by=by, now=self._now(), service_name=ACCOUNTS_SERVICE)
+
+    def _create(self, name: str, kind: str, action_name: str, *, by: Caller) -> KnownPrincipal:
         names.check_principal(name, "name")
         caller, now = as_principal(by), self._now()
-        act = _action(action_name, request_id, name=name, kind=kind)
-        with changing(self._store, act, by=caller, now=self._now) as connection:
+        with self._change(action_name, name=name, kind=kind, by=caller) as going:
+            connection = going.connection
             _check_administrator(connection, caller, f"create {kind} {name!r}")
             there = find(connection, name)
             if there is not None:
                 raise AlreadyExists(f"the name {name!r} is taken by a {there.kind}", param="name")
             _insert(connection, name, kind, by=caller.name, now=now)
-            append(connection, act, by=caller, now=now)
             return get(connection, name)
 
 
@@ -176,10 +180,6 @@ def ensure(connection: sa.Connection, name: str, *, kind: str, now: datetime) ->
 def _insert(connection: sa.Connection, name: str, kind: str, *, by: str, now: datetime) -> None:
     row = {"name": name, "kind": kind, "active": True, "created_at": now, "created_by": by}
     connection.execute(principal.insert().values(row))
-
-
-def _action(action_name: str, request_id: str | None, **params: str) -> Action:
-    return new_action(ACCOUNTS_SERVICE, action_name, params, request_id)
 
 
 def _check_administrator(connection: sa.Connection, caller: Principal, what: str) -> None:

@@ -11,15 +11,18 @@ from mosaic.catalog.names import METASTORE
 from mosaic.errors import BadRequest
 
 ALL_PRIVILEGES = "ALL PRIVILEGES"
-"""Every privilege that fits, now and later, but MANAGE."""
+"""Every privilege that fits, now and later, but MANAGE and EXECUTE UNSAFE."""
 BROWSE = "BROWSE"
 MANAGE = "MANAGE"
+EXECUTE_UNSAFE = "EXECUTE UNSAFE"
+"""Loading a model version that has pickles, which run code when they are loaded; ALL PRIVILEGES does not cover it."""
 
 _ANYWHERE = ("APPLY TAG", BROWSE, MANAGE, ALL_PRIVILEGES)
 _USED = {
     "table": ("SELECT", "MODIFY"),
     "index": ("SELECT",),
-    "model": ("EXECUTE",),
+    "model": ("EXECUTE", EXECUTE_UNSAFE),
+    "prompt": ("EXECUTE",),
     "endpoint": ("EXECUTE",),
     "agent": ("EXECUTE",),
     "function": ("EXECUTE",),
@@ -28,12 +31,13 @@ _USED = {
 _IN_SCHEMA = (
     "USE SCHEMA",
     *("CREATE TABLE", "CREATE MODEL", "CREATE FUNCTION", "CREATE VOLUME"),
-    *("SELECT", "MODIFY", "EXECUTE", "READ VOLUME", "WRITE VOLUME"),
+    *("SELECT", "MODIFY", "EXECUTE", EXECUTE_UNSAFE, "READ VOLUME", "WRITE VOLUME"),
 )
 
 PRIVILEGES: dict[str, tuple[str, ...]] = {
     # Not ALL PRIVILEGES: by inheritance it would open every table, which is what the administrators' group is for.
-    METASTORE: ("CREATE CATALOG", BROWSE, MANAGE),
+    METASTORE: ("CREATE CATALOG", "CREATE CONNECTION", BROWSE, MANAGE),
+    "connection": ("USE CONNECTION", *_ANYWHERE),
     "catalog": ("USE CATALOG", "CREATE SCHEMA", *_IN_SCHEMA, *_ANYWHERE),
     "schema": (*_IN_SCHEMA, *_ANYWHERE),
     **{kind: (*used, *_ANYWHERE) for kind, used in _USED.items()},
@@ -49,6 +53,8 @@ CREATED_WITH = {
     "endpoint": "CREATE MODEL",
     "agent": "CREATE MODEL",
     "function": "CREATE FUNCTION",
+    "prompt": "CREATE FUNCTION",
+    "connection": "CREATE CONNECTION",
     "volume": "CREATE VOLUME",
 }
 """The privilege on the parent with which something of a kind is made; an index is a table's, as on Databricks."""
@@ -83,15 +89,15 @@ def parse(privilege: str, kind: str) -> str:
 
 
 def level(kind: str) -> int:
-    """How far below the metastore: catalogs 1, schemas 2, what is in schemas 3."""
-    return {METASTORE: 0, "catalog": 1, "schema": 2}.get(kind, 3)
+    """How far below the metastore: catalogs and connections 1, schemas 2, what is in schemas 3."""
+    return {METASTORE: 0, "catalog": 1, "connection": 1, "schema": 2}.get(kind, 3)
 
 
 def covering(need: Need) -> tuple[str, ...]:
     """The grants, on the need's securable or above it, that satisfy a need."""
     if need.privilege == BROWSE:
         return PRIVILEGES[need.kind]  # whoever may do anything with a thing may know of it
-    if need.privilege in (MANAGE, ALL_PRIVILEGES):
+    if need.privilege in (MANAGE, ALL_PRIVILEGES, EXECUTE_UNSAFE):
         return (need.privilege,)
     return (need.privilege, ALL_PRIVILEGES)
 

@@ -1,10 +1,14 @@
 """What the catalog answers with: frozen values, times in UTC."""
 
+import re
 from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any, Literal
 
+from mosaic.errors import BadRequest
 from mosaic.protocol import Wire
+
+PROMPT_VARIABLE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 
 RunStatus = Literal["running", "finished", "failed", "cancelled"]
 ModelVersionStatus = Literal["PENDING_REGISTRATION", "READY"]
@@ -14,6 +18,8 @@ class CatalogEntry(Wire):
     """A catalog: the first of the three levels of names."""
 
     id: str
+    etag: str
+    """Another one after every change; an update may say which one it means (`expected_etag`)."""
     name: str
     owner: str
     comment: str
@@ -26,6 +32,7 @@ class CatalogEntry(Wire):
 
 class Schema(Wire):
     id: str
+    etag: str
     name: str
     """`catalog.schema`."""
     owner: str
@@ -41,6 +48,7 @@ class Table(Wire):
     """A Delta table, as registered; its versions are Delta's own."""
 
     id: str
+    etag: str
     name: str
     """`catalog.schema.table`."""
     location: str
@@ -62,6 +70,7 @@ class Model(Wire):
     """A registered model: a name with versions and aliases."""
 
     id: str
+    etag: str
     name: str
     owner: str
     comment: str
@@ -99,6 +108,71 @@ class ModelVersion(Wire):
     updated_by: str | None
 
 
+class Securable(Wire):
+    """A volume, function, connection or agent: a name with an owner and a spec, whose fields its kind says."""
+
+    id: str
+    etag: str
+    kind: str
+    name: str
+    owner: str
+    comment: str
+    properties: dict[str, str]
+    spec: dict[str, Any]
+    config_version: int
+    """Grows with every change of what it says, not of its owner."""
+    created_at: datetime
+    created_by: str
+    updated_at: datetime
+    updated_by: str | None
+
+
+class Dropped(Wire):
+    """Something that was dropped and whose data is still there."""
+
+    id: str
+    kind: str
+    name: str
+    location: str | None
+    """Address of its data; None for what has none of its own."""
+    deleted_at: datetime
+    deleted_by: str | None
+
+
+class Found(Wire):
+    """One hit of a search."""
+
+    kind: str
+    name: str
+    owner: str
+    comment: str
+    tags: dict[str, str]
+
+
+class PromptVersion(Wire):
+    """One version of a prompt; its template does not change."""
+
+    prompt: str
+    version: int
+    full_name: str
+    """`main.ml.greeting/3`."""
+    template: str
+    """Text with `{{variable}}` where a value goes in."""
+    variables: tuple[str, ...]
+    """By name."""
+    comment: str
+    created_at: datetime
+    created_by: str | None
+
+    def format(self, **given: str) -> str:
+        """The text with every variable's value in it; raises BadRequest for one that is missing or not known."""
+        missing, unknown = sorted(set(self.variables) - set(given)), sorted(set(given) - set(self.variables))
+        if missing or unknown:
+            wrong = f"misses {missing}" if missing else f"has no {unknown}"
+            raise BadRequest(f"prompt {self.full_name!r} {wrong}; its variables are {list(self.variables)}")
+        return PROMPT_VARIABLE.sub(lambda found: given[found[1]], self.template)
+
+
 class AliasEvent(Wire):
     """An alias was set to a version, or removed (None)."""
 
@@ -113,6 +187,7 @@ class Index(Wire):
     """A vector index over a table."""
 
     id: str
+    etag: str
     name: str
     table: str
     spec: dict[str, Any]
@@ -127,6 +202,7 @@ class Endpoint(Wire):
     """What answers under a name."""
 
     id: str
+    etag: str
     name: str
     """`catalog.schema.endpoint`."""
     served_name: str
@@ -150,6 +226,7 @@ class Token(Wire):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    scopes: tuple[str, ...]
     last_used_at: datetime | None
     """To the minute."""
 
@@ -211,6 +288,8 @@ class AuditEvent(Wire):
     request_id: str | None
     request_params: dict[str, str]
     response: AuditResponse
+    source_ip_address: str | None
+    user_agent: str | None
 
 
 class RunEdge(Wire):

@@ -1,18 +1,22 @@
 """The registry's side of models: versions that are uploaded after they were numbered, descriptions, deletions."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from mosaic.catalog import models, names, securables, values
+from mosaic.catalog.audit import Change, change, of_securable
 from mosaic.catalog.names import ModelReference
+from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.records import Model, ModelVersion
 from mosaic.catalog.schema import model_alias, model_version
 from mosaic.catalog.securables import Row
 from mosaic.catalog.store import Store
 from mosaic.errors import BadRequest
+from mosaic.protocol import Principal
 
 
 class Registry:
@@ -25,83 +29,122 @@ class Registry:
     def __init__(self, store: Store, now: Callable[[], datetime]) -> None:
         self._store, self._now = store, now
 
-    def update_model(self, name: str, *, by: str, comment: str | None = None) -> Model:
-        """Change what is given (the owner: `catalog.grants.set_owner`). Raises NotFound."""
-        name = names.parse_object(name, "model")
+    def update_model(
+        self, name: str, *, by: Caller, comment: str | None = None, expected_etag: str | None = None
+    ) -> Model:
+        """Change what is given (the owner: `catalog.grants.set_owner`). Raises NotFound, StaleEtag."""
+        name, caller = names.parse_object(name, "model"), as_principal(by)
         changes = {} if comment is None else {"comment": comment}
-        with self._store.write() as connection:
-            row = securables.get(connection, "model", name, lock=True)
-            return models.as_models(
-                connection, [securables.update(connection, row, now=self._now(), by=by, **changes)]
-            )[0]
+        with self._change("updateRegisteredModel", "model", name, caller) as going:
+            row = securables.get(going.connection, "model", name, lock=True)
+            securables.check_etag(row, expected_etag)
+            after = securables.update(going.connection, row, now=self._now(), by=caller.name, **changes)
+            going.happened = after is not row
+            return models.as_models(going.connection, [after])[0]
 
-    def delete_model(self, name: str, *, force: bool = False) -> None:
-        """Take a model's name away; one that has versions only with `force`. Raises NotFound."""
-        name = names.parse_object(name, "model")
-        with self._store.write() as connection:
-            row = securables.get(connection, "model", name, lock=True)
-            versions = models.as_models(connection, [row])[0].versions
+    def delete_model(
+        self, name: str, *, force: bool = False, by: Caller = ADMIN, expected_etag: str | None = None
+    ) -> None:
+        """Take a model's name away; one that has versions only with `force`. Raises NotFound, StaleEtag."""
+        name, caller = names.parse_object(name, "model"), as_principal(by)
+        with self._change("deleteRegisteredModel", "model", name, caller) as going:
+            row = securables.get(going.connection, "model", name, lock=True)
+            versions = models.as_models(going.connection, [row])[0].versions
             if versions and not force:
                 raise BadRequest(
                     f"model {name!r} has the versions {versions[:20]}; delete them first, or say force=true",
                     code="failed_precondition",
                 )
-            securables.delete(connection, "model", name, now=self._now())
+            securables.delete(
+                going.connection, "model", name, now=self._now(), by=caller.name, expected_etag=expected_etag
+            )
 
     def open_version(
-        self, name: str, *, folder: str, by: str, comment: str = "", spec: Mapping[str, Any] | None = None
+        self, name: str, *, folder: str, by: Caller, comment: str = "", spec: Mapping[str, Any] | None = None
     ) -> ModelVersion:
         """The next version of a model that exists, its files still to come.
 
         `folder` is the address that they will have. Raises NotFound.
         """
-        name = names.parse_object(name, "model")
-        names.check_principal(by, "principal")
+        name, caller = names.parse_object(name, "model"), as_principal(by)
         kept = values.json_object(spec or {}, "spec")
-        columns = {"source": folder, "kind": "mlflow", "spec": kept, "checksums": {}, "comment": comment}
-        with self._store.write() as connection:
-            return models.add_version(
-                connection, name, now=self._now(), status="PENDING_REGISTRATION", created_by=by, **columns
+        columns: dict[str, Any] = {
+            "source": folder,
+            "kind": "mlflow",
+            "spec": kept,
+            "checksums": {},
+            "comment": comment,
+        }
+        with self._change("createModelVersion", "model", name, caller) as going:
+            opened = models.add_version(
+                going.connection,
+                name,
+                now=self._now(),
+                status="PENDING_REGISTRATION",
+                created_by=caller.name,
+                **columns,
             )
+            going.params["version"] = str(opened.version)
+            return opened
 
     def finalize_version(
-        self, name: str, version: int, *, by: str, checksums: Mapping[str, str] | None = None
+        self,
+        name: str,
+        version: int,
+        *,
+        by: Caller,
+        checksums: Mapping[str, str] | None = None,
+        spec: Mapping[str, Any] | None = None,
     ) -> ModelVersion:
-        """All files are there; again is fine, and changes nothing. Raises NotFound."""
-        checked = values.checksums(checksums or {})
+        """All files are there; again is fine, and changes nothing. `spec` is added to what is kept. Raises NotFound."""
+        checked, more = values.checksums(checksums or {}), values.json_object(spec or {}, "spec")
 
         def finalized(row: Row) -> dict[str, Any]:
-            return {} if row.status == "READY" else {"status": "READY", "checksums": checked}
+            if row.status == "READY":
+                return {}
+            return {"status": "READY", "checksums": checked, "spec": {**row.spec, **more}}
 
-        return self._update_version(name, version, by, finalized)
+        return self._update_version("finalizeModelVersion", name, version, by, finalized)
 
-    def update_version(self, name: str, version: int, *, by: str, comment: str) -> ModelVersion:
+    def update_version(self, name: str, version: int, *, by: Caller, comment: str) -> ModelVersion:
         """Describe a version. Raises NotFound."""
         return self._update_version(
-            name, version, by, lambda row: {} if row.comment == comment else {"comment": comment}
+            "updateModelVersion",
+            name,
+            version,
+            by,
+            lambda row: {} if row.comment == comment else {"comment": comment},
         )
 
-    def delete_version(self, name: str, version: int, *, by: str) -> None:
+    def delete_version(self, name: str, version: int, *, by: Caller) -> None:
         """Take a version away with the aliases that name it; its number is not given again, its files stay."""
-        name = names.parse_object(name, "model")
-        now = self._now()
-        with self._store.write() as connection:
+        name, caller, now = names.parse_object(name, "model"), as_principal(by), self._now()
+        with self._change("deleteModelVersion", "model", name, caller, version=str(version)) as going:
+            connection = going.connection
             row = securables.get(connection, "model", name, lock=True)
             models.version_row(connection, row, version)
             chosen = (model_alias.c.model_id == row.id) & (model_alias.c.version == version)
             for alias in list(connection.execute(sa.select(model_alias.c.alias).where(chosen)).scalars()):
-                models.set_alias(connection, name, alias, None, principal=by, now=now)
-            _write(connection, row.id, version, {"deleted_at": now, "updated_at": now, "updated_by": by})
+                models.set_alias(connection, name, alias, None, principal=caller.name, now=now)
+            _write(connection, row.id, version, {"deleted_at": now, "updated_at": now, "updated_by": caller.name})
+
+    def _change(
+        self, action: str, kind: str, name: str, by: Principal, **params: str
+    ) -> "AbstractContextManager[Change, bool | None]":
+        return change(self._store, action, of_securable(kind, name, **params), by=by, now=self._now())
 
     def _update_version(
-        self, name: str, version: int, by: str, change: Callable[[Row], dict[str, Any]]
+        self, action: str, name: str, version: int, by: Caller, changes_of: Callable[[Row], dict[str, Any]]
     ) -> ModelVersion:
-        name = names.parse_object(name, "model")
-        with self._store.write() as connection:
+        name, caller = names.parse_object(name, "model"), as_principal(by)
+        with self._change(action, "model", name, caller, version=str(version)) as going:
+            connection = going.connection
             row = securables.get(connection, "model", name)
-            changes = change(models.version_row(connection, row, version, lock=True))
+            changes = changes_of(models.version_row(connection, row, version, lock=True))
+            going.happened = bool(changes)
             if changes:
-                _write(connection, row.id, version, {**changes, "updated_at": self._now(), "updated_by": by})
+                stamped = {**changes, "updated_at": self._now(), "updated_by": caller.name}
+                _write(connection, row.id, version, stamped)
             return models.get_version(connection, ModelReference(name, version, None))
 
 

@@ -51,6 +51,8 @@ securable = sa.Table(
     sa.Column("updated_at", UtcTime, nullable=False),
     sa.Column("updated_by", sa.String(255)),  # none: nobody has changed it, or not through a surface that knows who
     sa.Column("deleted_at", UtcTime),
+    sa.Column("purged_at", UtcTime),  # its data is gone from storage; the row stays for lineage and audit
+    sa.Column("row_version", sa.Integer, nullable=False, server_default="1"),  # grows with every change of the row
     # A name may be taken again after its bearer was deleted; ids are never reused.
     sa.Index("uq_securable_live_name", "kind", "full_name", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
 )
@@ -109,6 +111,27 @@ token = sa.Table(
     sa.Column("expires_at", UtcTime),
     sa.Column("revoked_at", UtcTime),
     sa.Column("last_used_at", UtcTime),
+    sa.Column("scopes", sa.JSON, nullable=False, server_default='["all-apis"]'),
+)
+
+tag = sa.Table(
+    "tag",
+    metadata,
+    sa.Column("securable_id", sa.String(64), sa.ForeignKey("securable.id"), primary_key=True),
+    sa.Column("version", sa.String(16), primary_key=True),  # of a model or prompt; empty: the securable's own
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("set_by", sa.String(255), nullable=False),
+    sa.Column("set_at", UtcTime, nullable=False),
+    sa.Index("ix_tag_key", "key"),
+)
+
+secret = sa.Table(
+    "secret",
+    metadata,
+    sa.Column("securable_id", sa.String(64), sa.ForeignKey("securable.id"), primary_key=True),
+    sa.Column("ciphertext", sa.Text, nullable=False),  # by a key that is not in the database
+    sa.Column("set_at", UtcTime, nullable=False),
 )
 
 principal = sa.Table(
@@ -157,6 +180,8 @@ audit = sa.Table(
     sa.Column("request_params", sa.JSON, nullable=False),
     sa.Column("response_status_code", sa.Integer, nullable=False),
     sa.Column("response_error_message", sa.Text),
+    sa.Column("source_ip_address", sa.String(64)),
+    sa.Column("user_agent", sa.Text),
 )
 
 run = sa.Table(

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from mosaic.catalog.names import METASTORE, RESERVED_CATALOG, SYSTEM_OWNER
 from mosaic.catalog.records import Schema
 from mosaic.catalog.schema import securable
-from mosaic.errors import AlreadyExists, NotFound, PermissionDenied, not_found
+from mosaic.errors import AlreadyExists, NotFound, PermissionDenied, StaleEtag, not_found
 from mosaic.ids import new_id
 
 Row = sa.Row[*tuple[Any, ...]]
@@ -90,15 +90,42 @@ def update(connection: sa.Connection, row: Row, *, now: datetime, by: str | None
     """Change columns of a row; its config_version grows. Nothing happens if all are as they were."""
     if all(getattr(row, name) == value for name, value in columns.items()):
         return row
-    changed = {**columns, "config_version": row.config_version + 1, "updated_at": now, "updated_by": by}
+    return _write(connection, row, now=now, by=by, config_version=row.config_version + 1, **columns)
+
+
+def set_owner(connection: sa.Connection, row: Row, owner: str, *, now: datetime, by: str) -> None:
+    """Not the config_version: nothing that is deployed follows from the owner."""
+    _write(connection, row, now=now, by=by, owner=owner)
+
+
+def delete(
+    connection: sa.Connection, kind: str, full_name: str, *, now: datetime, by: str, expected_etag: str | None = None
+) -> None:
+    """Take a row's name away; the row stays for lineage, audit and undrop. Raises NotFound, StaleEtag."""
+    row = get(connection, kind, full_name, lock=True)
+    check_etag(row, expected_etag)
+    _write(connection, row, now=now, by=by, deleted_at=now)
+
+
+def etag(row: Row) -> str:
+    """Another one after every change of the row, and for another row of the same name."""
+    return f"{row.id[-8:]}-{row.row_version}"
+
+
+def check_etag(row: Row, expected: str | None) -> None:
+    """Raises StaleEtag if the row is not as it was when it had that etag; None expects nothing."""
+    if expected is not None and expected != etag(row):
+        raise StaleEtag(
+            f"{row.kind} {row.full_name!r} has the etag {etag(row)!r}, not {expected[:80]!r}: it was changed since; "
+            "read it again",
+            param="etag",
+        )
+
+
+def _write(connection: sa.Connection, row: Row, *, now: datetime, by: str | None, **columns: Any) -> Row:
+    changed = {**columns, "row_version": row.row_version + 1, "updated_at": now, "updated_by": by}
     connection.execute(securable.update().where(securable.c.id == row.id).values(changed))
     return connection.execute(sa.select(securable).where(securable.c.id == row.id)).one()
-
-
-def delete(connection: sa.Connection, kind: str, full_name: str, *, now: datetime) -> None:
-    """Take a row's name away; the row stays for lineage and audit. Raises NotFound."""
-    row = get(connection, kind, full_name, lock=True)
-    connection.execute(securable.update().where(securable.c.id == row.id).values(deleted_at=now))
 
 
 def ensure_schema(connection: sa.Connection, full_name: str, *, owner: str, now: datetime) -> Schema:
@@ -122,6 +149,7 @@ def described(row: Row) -> dict[str, Any]:
     """The fields that the records of all kinds have in common."""
     return {
         "id": row.id,
+        "etag": etag(row),
         "name": row.full_name,
         "owner": row.owner,
         "comment": row.comment,
@@ -150,3 +178,11 @@ def _names_near(connection: sa.Connection, kind: str, full_name: str) -> list[st
         connection.execute(query.where(securable.c.full_name.startswith(f"{parent}.", autoescape=True))).scalars()
     )
     return beside or list(connection.execute(query).scalars())
+
+
+def below(parent_id: str) -> sa.Select[Any]:
+    """The ids of everything alive below a row."""
+    alive = securable.c.deleted_at.is_(None)
+    children = sa.select(securable.c.id).where(securable.c.parent_id == parent_id, alive).cte("below", recursive=True)
+    deeper = sa.select(securable.c.id).join(children, securable.c.parent_id == children.c.id).where(alive)
+    return sa.select(children.union_all(deeper).c.id)

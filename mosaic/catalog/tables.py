@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mosaic.catalog import securables
+from mosaic.catalog.audit import Change
 from mosaic.catalog.records import Endpoint, Index, Table
 from mosaic.catalog.securables import Row
 from mosaic.errors import Conflict
@@ -25,6 +26,7 @@ def as_table(row: Row) -> Table:
 def as_index(row: Row) -> Index:
     return Index(
         id=row.id,
+        etag=securables.etag(row),
         name=row.full_name,
         table=row.spec["table"],
         spec=row.spec["spec"],
@@ -38,6 +40,7 @@ def as_index(row: Row) -> Index:
 def as_endpoint(row: Row, default_schema: str) -> Endpoint:
     return Endpoint(
         id=row.id,
+        etag=securables.etag(row),
         name=row.full_name,
         served_name=row.name if row.full_name == f"{default_schema}.{row.name}" else row.full_name,
         config=row.spec,
@@ -49,7 +52,7 @@ def as_endpoint(row: Row, default_schema: str) -> Endpoint:
 
 
 def put(
-    connection: sa.Connection,
+    going: Change,
     kind: str,
     full_name: str,
     *,
@@ -57,12 +60,14 @@ def put(
     owner: str,
     expected: int | None,
     now: datetime,
+    by: str,
 ) -> Row:
     """Make a securable, or change its spec; the owner stays who made it.
 
     With `expected` (its config version; 0: it must be new) raises Conflict if somebody else changed it meanwhile.
     """
     securables.check_reserved(full_name, owner)
+    connection = going.connection
     row = securables.find(connection, kind, full_name)
     at = 0 if row is None else row.config_version
     if expected is not None and expected != at:
@@ -71,8 +76,10 @@ def put(
             param="expected_config_version",
         )
     if row is not None:
-        return securables.update(connection, row, now=now, spec=dict(spec))
-    securables.insert(connection, kind, full_name, owner=owner, now=now, spec=dict(spec))
+        after = securables.update(connection, row, now=now, by=by, spec=dict(spec))
+        going.happened = after is not row
+        return after
+    securables.insert(connection, kind, full_name, owner=owner, now=now, created_by=by, spec=dict(spec))
     return securables.get(connection, kind, full_name)
 
 

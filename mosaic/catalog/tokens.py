@@ -56,12 +56,12 @@ def note_use(connection: sa.Connection, token_id: str, *, now: datetime) -> None
     connection.execute(token.update().where(token.c.id == token_id).values(last_used_at=now))
 
 
-def revoke(connection: sa.Connection, token_id: str, *, now: datetime) -> None:
-    """From now on the token is refused; again is fine. Raises NotFound."""
+def revoke(connection: sa.Connection, token_id: str, *, now: datetime) -> bool:
+    """From now on the token is refused; again is fine, and False. Raises NotFound."""
     if connection.execute(sa.select(token.c.id).where(token.c.id == token_id)).one_or_none() is None:
         raise not_found("token", token_id, connection.execute(sa.select(token.c.id)).scalars(), param="token_id")
     chosen = (token.c.id == token_id) & token.c.revoked_at.is_(None)
-    connection.execute(token.update().where(chosen).values(revoked_at=now))
+    return connection.execute(token.update().where(chosen).values(revoked_at=now)).rowcount > 0
 
 
 def list_all(connection: sa.Connection) -> list[Token]:

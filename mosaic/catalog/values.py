@@ -65,3 +65,13 @@ def aware(moment: datetime, field: str) -> datetime:
     if moment.tzinfo is None:
         raise BadRequest(f"{field} = {moment.isoformat()} has no time zone; say which, such as UTC", param=field)
     return moment
+
+
+def dumped(value: Mapping[str, str]) -> bytes:
+    """A mapping of text to text, as bytes to be encrypted."""
+    return json.dumps(dict(value)).encode()
+
+
+def loaded(value: bytes) -> dict[str, str]:
+    """What `dumped` made."""
+    return {str(key): str(item) for key, item in json.loads(value).items()}

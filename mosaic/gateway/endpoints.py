@@ -94,7 +94,7 @@ class Endpoints:
         """The endpoint for a request of that principal; raises as `get`, and PermissionDenied without EXECUTE on it."""
         endpoint = await self.get(name)
         if principal.name not in self._trusted:
-            check = functools.partial(self._catalog.grants.check, action="queryEndpoint", request_id=request_id)
+            check = functools.partial(self._catalog.grants.check, action="queryEndpoint")
             await asyncio.to_thread(check, principal, EXECUTE, "endpoint", endpoint.name)
         return endpoint
 

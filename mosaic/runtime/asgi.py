@@ -16,11 +16,21 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mosaic.errors import BadRequest, MethodNotAllowed, MosaicError, NotFound, TooLarge, Unauthenticated
+from mosaic.errors import (
+    BadRequest,
+    MethodNotAllowed,
+    MosaicError,
+    NotFound,
+    PermissionDenied,
+    TooLarge,
+    Unauthenticated,
+)
 from mosaic.ids import new_id
 from mosaic.protocol import Principal
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_USER_AGENT = 500
 
 OPENAI_TYPES = {
     400: "invalid_request_error",
@@ -35,6 +45,32 @@ OPENAI_TYPES = {
 }
 
 
+ALL_APIS = "all-apis"
+SCOPES = {
+    ALL_APIS: "every surface",
+    "model-serving": "asking models and agents, and their endpoints",
+    "unity-catalog": "the catalog in Unity Catalog's protocol",
+    "vector-search": "asking indexes",
+    "sql": "SQL over tables",
+    "mlflow": "experiments, runs, traces and their files",
+    "platform": "status, why, impact, and what else is the platform's own",
+}
+"""What a token may be for."""
+_SCOPE_OF_PATH = {
+    "/v1": "model-serving",
+    "/serving-endpoints": "model-serving",
+    "/api/2.0/serving-endpoints": "model-serving",
+    "/api/2.1/unity-catalog": "unity-catalog",
+    "/api/2.0/unity-catalog": "unity-catalog",
+    "/api/2.0/vector-search": "vector-search",
+    "/api/2.0/sql": "sql",
+    "/api/2.0/mlflow": "mlflow",
+    "/api/3.0/mlflow": "mlflow",
+    "/api/2.0/mlflow-artifacts": "mlflow",
+    "/api/2.0/mosaic": "platform",
+}
+"""By the beginning of a path; what is not here needs ALL_APIS."""
+
 UNITY_PATHS = ("/api/2.1/unity-catalog", "/api/2.0/unity-catalog")
 UNITY_CODES = {
     400: "INVALID_ARGUMENT",
@@ -43,6 +79,7 @@ UNITY_CODES = {
     404: "NOT_FOUND",
     405: "INVALID_ARGUMENT",
     409: "ABORTED",
+    412: "FAILED_PRECONDITION",
     413: "INVALID_ARGUMENT",
     422: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
@@ -169,7 +206,15 @@ class Authenticate:
                 raise Unauthenticated(
                     "send your token as `Authorization: Bearer mosaic_...`; `mosaic token create` makes one"
                 )
-            scope["state"]["principal"] = await self._principal(secret.strip())
+            principal = await self._principal(secret.strip())
+            require_scope(principal, scope["path"])
+            client = scope.get("client")
+            asking = {
+                "request_id": header(scope, b"x-request-id"),
+                "source_ip_address": client[0] if client else None,
+                "user_agent": (header(scope, b"user-agent") or "")[:_LONGEST_USER_AGENT] or None,
+            }
+            scope["state"]["principal"] = principal.model_copy(update=asking)
         await self._app(scope, receive, send)
 
     async def _principal(self, secret: str) -> Principal:
@@ -181,6 +226,20 @@ class Authenticate:
         principal = await asyncio.to_thread(self._check, secret)  # a database: never on the loop that streams
         self._kept[secret] = (now, principal)
         return principal
+
+
+def require_scope(principal: Principal, path: str) -> None:
+    """Raises PermissionDenied for a path that the principal's token was not made for."""
+    if ALL_APIS in principal.scopes:
+        return
+    parts = path.split("/")
+    above = ("/".join(parts[:count]) for count in range(len(parts), 1, -1))
+    needed = next((_SCOPE_OF_PATH[one] for one in above if one in _SCOPE_OF_PATH), ALL_APIS)
+    if needed not in principal.scopes:
+        raise PermissionDenied(
+            f"token {principal.token_id} has the scopes {list(principal.scopes)}; {path!r} needs {needed!r}",
+            code="insufficient_scope",
+        )
 
 
 def header(scope: Scope, name: bytes) -> str | None:

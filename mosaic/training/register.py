@@ -62,7 +62,7 @@ class FineTuning:
         """
         found = self.find(settings, register_to)
         if found is not None:
-            self._catalog.set_alias(register_to, alias, found.version.version, principal=principal.name)
+            self._catalog.set_alias(register_to, alias, found.version.version, principal=principal)
             return found
         params = settings.model_dump(mode="json")
         run_id = self._catalog.start_run("training", register_to, principal=principal.name, params=params)
@@ -81,7 +81,7 @@ class FineTuning:
             if status != "finished":
                 self._catalog.finish_run(run_id, status)  # type: ignore[arg-type]
         self._catalog.finish_run(run_id, "finished", mlflow_run_id=result.mlflow_run_id, metrics=_metrics(result))
-        self._catalog.set_alias(register_to, alias, version.version, principal=principal.name)
+        self._catalog.set_alias(register_to, alias, version.version, principal=principal)
         return FineTuned(version=version, result=result, reused=False)
 
     def find(self, settings: TrainSettings, register_to: str) -> FineTuned | None:
@@ -130,6 +130,7 @@ class FineTuning:
             run_id=run_id,
             spec=spec,
             checksums={**result.checksums, RESULT_FILE: sha256(measured).hexdigest()},
+            by=principal,
         )
         self._catalog.add_output(run_id, "model", register_to, version.version)
         return version, result

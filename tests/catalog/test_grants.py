@@ -209,7 +209,9 @@ def test_bad_input(catalog: Catalog) -> None:
         grants.is_allowed("bob", "EXECUTE", *TABLE)
     with pytest.raises(BadRequest, match="'ALL PRIVILEGES' does not fit a metastore"):
         grants.grant("metastore", "metastore", "bob", ["ALL PRIVILEGES"], by="admin")
-    with pytest.raises(BadRequest, match=r"nothing in the catalog is a 'view'; the kinds are \['metastore', 'catalog'"):
+    with pytest.raises(
+        BadRequest, match=r"nothing in the catalog is a 'view'; the kinds are \['metastore', 'connection', 'catalog'"
+    ):
         grants.explain("bob", "SELECT", "view", "main.docs.v")
     with pytest.raises(NotFound, match=r"no principal 'bop'; there are \['admin', 'admins', 'analysts', 'ann', 'bob'"):
         grants.grant(*TABLE, "bop", ["SELECT"], by="admin")

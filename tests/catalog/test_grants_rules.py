@@ -92,7 +92,7 @@ def holds(world: World, who: str, privilege: str, thing: Thing) -> bool:
     enough = {privilege}
     if privilege == "BROWSE":
         enough = set(PRIVILEGES[thing[0]])
-    elif privilege != "MANAGE":
+    elif privilege not in ("MANAGE", "EXECUTE UNSAFE"):
         enough.add("ALL PRIVILEGES")
     return owns(world, who, thing) or is_granted(world, who, enough, thing)
 

@@ -141,7 +141,7 @@ def test_versions_that_the_platform_made(unity: Unity, catalog: Catalog) -> None
     catalog.create_model_version("main.ml.tuned", source="s3://b/tuned", kind="adapter", run_id=run_id)
     version = unity("GET", "/models/main.ml.tuned/versions/1").json()
     assert (version["source"], version["storage_location"]) == ("s3://b/tuned", "s3://b/tuned")
-    assert (version["status"], version["run_id"], version["created_by"]) == ("READY", run_id, None)
+    assert (version["status"], version["run_id"], version["created_by"]) == ("READY", run_id, "admin")
     asked = {**VERSION, "model_name": "tuned", "version": 1, "operation": "READ_MODEL_VERSION"}
     del asked["source"]
     assert unity("POST", "/temporary-model-version-credentials", json=asked).json()["error_code"] == "UNIMPLEMENTED"

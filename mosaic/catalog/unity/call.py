@@ -55,14 +55,19 @@ class Call:
     path: dict[str, str]
     query: QueryParams
     body: Any
+    agent: str
+    """What the client says it is."""
     operation: "Operation"
 
     def parse(self, shape: type[Shape], **in_path: str) -> Shape:
-        """The body as a shape; what the path says too may be repeated in it, but not otherwise."""
+        """The body as a shape; what the path says too may be repeated in it, but not otherwise.
+
+        A field that is null asks for nothing, also one that is not known.
+        """
         assert shape is self.operation.asked, f"{self.operation.path} parses a shape that it does not state"
         if not isinstance(self.body, dict):
             raise BadRequest(f"the body must be a JSON object, not {type(self.body).__name__}")
-        body = dict(self.body)
+        body = {field: value for field, value in self.body.items() if value is not None}
         for field, value in in_path.items():
             repeated = body.pop(field, None)
             if repeated is not None and str(repeated).lower() != value.lower():
@@ -138,7 +143,9 @@ class Operation:
         """A body is read only where the method has a use for one."""
         reads = self.method in ("POST", "PUT", "PATCH") and _has_body(http)
         body = await read_json(http.scope, http.receive, _MAX_BODY_BYTES) if reads else {}
-        call = Call(http.state.principal, http.path_params, http.query_params, body, self)
+        call = Call(
+            http.state.principal, http.path_params, http.query_params, body, http.headers.get("user-agent", ""), self
+        )
         answer = await asyncio.to_thread(self.handler, call)
         return JSONResponse(answer.model_dump(mode="json"))
 

@@ -54,7 +54,9 @@ class ModelRoutes:
         asked = call.parse(shapes.CreateModel)
         name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.name}", "model")
         self._authorize(call.principal, "CREATE_MODEL", "schema", name.rpartition(".")[0])
-        return self._shown(self._catalog.create_model(name, owner=call.principal.name, comment=asked.comment or ""))
+        return self._shown(
+            self._catalog.create_model(name, owner=call.principal.name, by=call.principal, comment=asked.comment or "")
+        )
 
     def list(self, call: Call) -> shapes.RegisteredModels:
         """Of a schema, or of all: MLflow asks without naming one."""
@@ -74,12 +76,12 @@ class ModelRoutes:
         name = self._model(call, "MANAGE")
         asked = call.parse(shapes.UpdateModel, full_name=name)
         given = self._given(call.principal, "model", name, asked)
-        return self._shown(self._catalog.registry.update_model(name, by=call.principal.name, **given))
+        return self._shown(self._catalog.registry.update_model(name, by=call.principal, **given))
 
     def delete(self, call: Call) -> shapes.Nothing:
         """Also with versions, when `force` says so; the protocol refuses a model that still has some."""
         name = self._model(call, "MANAGE")
-        self._catalog.registry.delete_model(name, force=call.flag("force"))
+        self._catalog.registry.delete_model(name, force=call.flag("force"), by=call.principal)
         return shapes.Nothing()
 
     def create_version(self, call: Call) -> shapes.ModelVersionInfo:
@@ -89,7 +91,7 @@ class ModelRoutes:
         version = self._catalog.registry.open_version(
             name,
             folder=self._storage.address("models", *name.split("."), new_id("upload")),
-            by=call.principal.name,
+            by=call.principal,
             comment=asked.comment or "",
             spec={field: getattr(asked, field) for field in _SAID_BY_CLIENT},
         )
@@ -120,7 +122,7 @@ class ModelRoutes:
 
     def delete_version(self, call: Call) -> shapes.Nothing:
         name = self._model(call, "MANAGE")
-        self._catalog.registry.delete_version(name, _number(call, name), by=call.principal.name)
+        self._catalog.registry.delete_version(name, _number(call, name), by=call.principal)
         return shapes.Nothing()
 
     def finalize_version(self, call: Call) -> shapes.ModelVersionInfo:
@@ -132,7 +134,7 @@ class ModelRoutes:
         if version.status != "READY":
             # Objects in a store are not read back here: that could take longer than the client waits.
             here = _checksums(Path(version.source)) if is_local(version.source) else {}
-            version = self._catalog.registry.finalize_version(name, number, by=call.principal.name, checksums=here)
+            version = self._catalog.registry.finalize_version(name, number, by=call.principal, checksums=here)
         return _version(version, self._catalog.get_model(name).aliases)
 
     def get_alias(self, call: Call) -> shapes.ModelVersionInfo:
@@ -143,12 +145,12 @@ class ModelRoutes:
     def set_alias(self, call: Call) -> shapes.Alias:
         name, alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
         asked = call.parse(shapes.SetAlias, full_name=name, alias=alias)
-        self._catalog.set_alias(name, alias, asked.version_num, principal=call.principal.name)
+        self._catalog.set_alias(name, alias, asked.version_num, principal=call.principal)
         return shapes.Alias(alias_name=alias, version_num=asked.version_num)
 
     def delete_alias(self, call: Call) -> shapes.Nothing:
         name, alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
-        self._catalog.delete_alias(name, alias, principal=call.principal.name)
+        self._catalog.delete_alias(name, alias, principal=call.principal)
         return shapes.Nothing()
 
     def _model(self, call: Call, privilege: str) -> str:

@@ -51,7 +51,11 @@ class NamespaceRoutes:
         self._authorize(call.principal, "CREATE_CATALOG", "metastore", "")
         return _catalog(
             self._catalog.catalogs.create(
-                name, owner=call.principal.name, comment=asked.comment or "", properties=asked.properties
+                name,
+                owner=call.principal.name,
+                by=call.principal,
+                comment=asked.comment or "",
+                properties=asked.properties,
             )
         )
 
@@ -71,12 +75,12 @@ class NamespaceRoutes:
         asked = call.parse(shapes.UpdateNamespace, name=name)
         self._authorize(call.principal, "MANAGE", "catalog", name)
         given = self._given(call.principal, "catalog", name, asked)
-        return _catalog(self._catalog.catalogs.update(name, by=call.principal.name, **given))
+        return _catalog(self._catalog.catalogs.update(name, by=call.principal, **given))
 
     def delete_catalog(self, call: Call) -> shapes.Nothing:
         name = names.parse_catalog(call.path["name"])
         self._authorize(call.principal, "MANAGE", "catalog", name)
-        self._catalog.catalogs.delete(name, force=call.flag("force"))
+        self._catalog.catalogs.delete(name, force=call.flag("force"), by=call.principal)
         return shapes.Nothing()
 
     def create_schema(self, call: Call) -> shapes.SchemaInfo:
@@ -85,7 +89,11 @@ class NamespaceRoutes:
         self._authorize(call.principal, "CREATE_SCHEMA", "catalog", name.partition(".")[0])
         return _schema(
             self._catalog.schemas.create(
-                name, owner=call.principal.name, comment=asked.comment or "", properties=asked.properties
+                name,
+                owner=call.principal.name,
+                by=call.principal,
+                comment=asked.comment or "",
+                properties=asked.properties,
             )
         )
 
@@ -106,12 +114,12 @@ class NamespaceRoutes:
         asked = call.parse(shapes.UpdateNamespace, full_name=name)
         self._authorize(call.principal, "MANAGE", "schema", name)
         given = self._given(call.principal, "schema", name, asked)
-        return _schema(self._catalog.schemas.update(name, by=call.principal.name, **given))
+        return _schema(self._catalog.schemas.update(name, by=call.principal, **given))
 
     def delete_schema(self, call: Call) -> shapes.Nothing:
         name = names.parse_schema(call.path["full_name"])
         self._authorize(call.principal, "MANAGE", "schema", name)
-        self._catalog.schemas.delete(name, force=call.flag("force"))
+        self._catalog.schemas.delete(name, force=call.flag("force"), by=call.principal)
         return shapes.Nothing()
 
 

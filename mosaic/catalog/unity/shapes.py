@@ -150,6 +150,24 @@ class Permissions(Answer):
     privilege_assignments: list[PrivilegeAssignment]
 
 
+class EffectivePrivilege(Answer):
+    privilege: str
+    inherited_from_type: str | None
+    inherited_from_name: str | None
+
+
+class EffectiveAssignment(Answer):
+    principal: str
+    privileges: list[EffectivePrivilege]
+
+
+class EffectivePermissions(Answer):
+    """Databricks': Unity Catalog itself has no such question."""
+
+    privilege_assignments: list[EffectiveAssignment]
+    next_page_token: None = None
+
+
 class CatalogInfo(Answer):
     name: str
     full_name: str

@@ -47,6 +47,7 @@ class TableRoutes:
             columns=[_kept_column(column, position) for position, column in enumerate(_in_order(asked.columns))],
             primary_key=None,
             owner=call.principal.name,
+            by=call.principal,
             comment=asked.comment or "",
             properties=asked.properties,
         )
@@ -75,7 +76,7 @@ class TableRoutes:
     def delete(self, call: Call) -> shapes.Nothing:
         name = names.parse_object(call.path["full_name"], "table")
         self._authorize(call.principal, "MANAGE", "table", name)
-        self._catalog.delete_table(name)
+        self._catalog.delete_table(name, by=call.principal)
         return shapes.Nothing()
 
     def _location(self, asked: shapes.CreateTable, name: str) -> str:
