@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import mosaic
-from mosaic.cli import demo, grants, platform, sql, token, why
+from mosaic.cli import demo, grants, platform, sql, token, vacuum, why
 from mosaic.errors import MosaicError
 
 
@@ -35,4 +35,5 @@ main.add_command(token.token)
 main.add_command(grants.grants)
 main.add_command(sql.sql)
 main.add_command(why.why)
+main.add_command(vacuum.vacuum)
 main.add_command(demo.demo)

@@ -30,6 +30,7 @@ from mosaic.data.delta import (
     read_arrow,
 )
 from mosaic.data.files import ParquetSink, read_files
+from mosaic.data.vacuum import RETENTION_HOURS, Vacuumed, optimize, vacuum
 from mosaic.errors import AlreadyExists, BadRequest, Conflict, MosaicError, NotFound
 from mosaic.ids import new_id
 from mosaic.protocol import Principal
@@ -214,6 +215,36 @@ class Tables:
         """Who made a version, in which run and from what, as the Delta log says it, without the catalog's lineage."""
         record = self._access.find(name, "SELECT", "readTable")
         return commit_lineage(self._storage, record.location, version)
+
+    def vacuum(
+        self,
+        name: str,
+        *,
+        retention_hours: int = RETENTION_HOURS,
+        dry_run: bool = False,
+        force: bool = False,
+        keep_needed: bool = False,
+    ) -> Vacuumed:
+        """Remove the files that no version of the last `retention_hours` needs; older versions cannot be read any more.
+
+        Raises Conflict, with who needs what, if a file would go of a version that a live model alias was made from or
+        an index answers at; `keep_needed` leaves those files, `force` (which takes MANAGE) removes them all the same.
+        A shorter retention than the longest write or read that goes on takes their files away under them.
+        """
+        writing = self._access.to_maintain(name, "MANAGE" if force else "MODIFY", "vacuumTable")
+        return vacuum(
+            self._catalog,
+            self._storage,
+            writing,
+            retention_hours=retention_hours,
+            dry_run=dry_run,
+            force=force,
+            keep=keep_needed,
+        )
+
+    def optimize(self, name: str) -> int:
+        """Put small files together in one commit that changes no row; returns the version."""
+        return optimize(self._access.to_maintain(name, "MODIFY", "optimizeTable"))
 
     def _reserve(self, name: str, **described: Any) -> Table:
         place = self._storage.address("managed", new_id("tbl"))

@@ -1,0 +1,195 @@
+"""Cleaning a table up: files that no version within the retention needs go, unless something living needs them.
+
+What a model answers with was made from rows at an exact version, and an index answers at one. While an alias points at
+that model version, or the index is there, a vacuum that would take a file of such a version away is refused and says
+who needs it. What is needed comes from the catalog's lineage, and the files from the Delta log, so that a vacuum which
+touches none of them goes through.
+"""
+
+from collections.abc import Iterable, Iterator
+from urllib.parse import unquote
+
+import pyarrow as pa
+from deltalake.exceptions import CommitFailedError
+from pyarrow import fs
+
+from mosaic.catalog import Catalog, LineageNode, Table
+from mosaic.data.access import Writing
+from mosaic.data.delta import open_delta
+from mosaic.errors import BadRequest, Conflict, NotFound
+from mosaic.protocol import Wire
+from mosaic.storage import Storage
+
+RETENTION_HOURS = 168
+"""How long the files of past versions are kept if nothing else is said."""
+
+
+class Needed(Wire):
+    """A version of a table that something living depends on."""
+
+    version: int
+    by: str
+    """Who needs it, and the run that read it."""
+    until: str
+    """What has to happen for it not to be needed any more."""
+    files: tuple[str, ...] = ()
+    """Those of its files that the vacuum takes."""
+
+
+class Vacuumed(Wire):
+    """What a vacuum removed, or would remove."""
+
+    table: str
+    dry_run: bool
+    files: tuple[str, ...]
+    """Paths below the table's place, sorted."""
+    needed: tuple[Needed, ...]
+    """Versions of which files are among them: with `dry_run` what would have it refused, with `force` what it broke."""
+
+
+def vacuum(
+    catalog: Catalog,
+    storage: Storage,
+    writing: Writing,
+    *,
+    retention_hours: int,
+    dry_run: bool,
+    force: bool,
+    keep: bool,
+) -> Vacuumed:
+    """See `Tables.vacuum`."""
+    if isinstance(retention_hours, bool) or not isinstance(retention_hours, int) or retention_hours < 0:
+        raise BadRequest(
+            f"retention_hours = {retention_hours!r} must be a whole number from 0", param="retention_hours"
+        )
+    if force and keep:
+        raise BadRequest("force removes files that are needed, keep_needed keeps them: say one of them", param="force")
+    record, table = writing.record, writing.delta
+    needed = [
+        (one, files) for one in find_needed(catalog, record) if (files := _files_at(storage, record, one.version))
+    ]
+    versions = sorted({one.version for one, _ in needed})
+    there = _files_in(storage, record.location)
+    listed = table.vacuum(
+        retention_hours,
+        dry_run=True,
+        enforce_retention_duration=False,
+        full=True,
+        keep_versions=versions if keep and versions else None,
+    )
+    doomed = there & _below(record.location, listed)  # deltalake lists what an earlier vacuum took, too
+    hit = tuple(
+        one.model_copy(update={"files": tuple(sorted(files & doomed))}) for one, files in needed if files & doomed
+    )
+    if dry_run or not doomed:
+        return Vacuumed(table=record.name, dry_run=dry_run, files=tuple(sorted(doomed)), needed=hit)
+    if hit and not force:
+        raise Conflict(_refusal(record.name, hit), code="table_version_needed")
+    try:
+        removed = table.vacuum(
+            retention_hours,
+            dry_run=False,
+            enforce_retention_duration=False,
+            commit_properties=writing.properties(),
+            full=True,
+            # Also when none of their files was on the list: it grows with time.
+            keep_versions=None if force else versions or None,
+        )
+    except CommitFailedError as error:
+        raise Conflict(f"table {record.name!r} was changed at the same time: {error}") from error
+    gone = there & _below(record.location, removed)
+    return Vacuumed(table=record.name, dry_run=False, files=tuple(sorted(gone)), needed=hit)
+
+
+def optimize(writing: Writing) -> int:
+    """See `Tables.optimize`."""
+    try:
+        writing.delta.optimize.compact(commit_properties=writing.properties())
+    except CommitFailedError as error:
+        raise Conflict(f"table {writing.record.name!r} was changed at the same time: {error}") from error
+    return writing.delta.version()
+
+
+def find_needed(catalog: Catalog, record: Table) -> list[Needed]:
+    """The versions of a table that live model aliases and indexes depend on, by version."""
+    found = [*_by_aliases(catalog, record), *_by_indexes(catalog, record)]
+    return sorted(found, key=lambda one: (one.version, one.by))
+
+
+def _by_aliases(catalog: Catalog, record: Table) -> Iterator[Needed]:
+    for model in catalog.list_models():
+        for number in sorted(set(model.aliases.values())):
+            aliases = sorted(alias for alias, at in model.aliases.items() if at == number)
+            shown = f"{model.name}/{number} (alias {', '.join(map(repr, aliases))})"
+            for version, run_id in _versions_behind(catalog.trace("model", model.name, number), record.name):
+                if _is_about(catalog, record, run_id):
+                    yield Needed(
+                        version=version,
+                        by=f"model version {shown} was made from it by run {run_id}",
+                        until=f"point {', '.join(f'{model.name}@{alias}' for alias in aliases)} at another version",
+                    )
+
+
+def _versions_behind(root: LineageNode, table: str) -> Iterator[tuple[int, str]]:
+    """The versions of the table in a tree of lineage, each with the run that read it."""
+    seen: set[tuple[str, str, int | None]] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        for parent in node.parents:
+            thing = (parent.kind, parent.name, parent.version)
+            if thing in seen:
+                continue
+            seen.add(thing)
+            waiting.append(parent)
+            if parent.kind == "table" and parent.name == table and parent.version is not None and node.run_id:
+                yield parent.version, node.run_id
+
+
+def _by_indexes(catalog: Catalog, record: Table) -> Iterator[Needed]:
+    for index in catalog.list_indexes():
+        if index.table != record.name:
+            continue
+        runs = [run for run in catalog.runs_that_made("index", index.name, None) if run.started_at >= index.created_at]
+        if runs and _is_about(catalog, record, runs[-1].run_id):
+            (version,) = (e.version for e in runs[-1].outputs if (e.kind, e.name) == ("index", index.name))
+            yield Needed(
+                version=version or 0,
+                by=f"index {index.name} answers at it, as run {runs[-1].run_id} made it",
+                until=f"let index {index.name} follow the table, or delete it",
+            )
+
+
+def _is_about(catalog: Catalog, record: Table, run_id: str) -> bool:
+    """Whether a run can have read this table, and not one that had its name before."""
+    finished_at = catalog.get_run(run_id).finished_at
+    return finished_at is None or finished_at >= record.created_at
+
+
+def _files_at(storage: Storage, record: Table, version: int) -> set[str]:
+    """None for a version that cannot be read any more: there is nothing left to keep."""
+    try:
+        table = open_delta(storage, record.location, version)
+    except NotFound:
+        return set()
+    return _below(record.location, pa.table(table.get_add_actions(flatten=True))["path"].to_pylist())
+
+
+def _files_in(storage: Storage, address: str) -> set[str]:
+    filesystem, path = storage.filesystem(address)
+    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return {info.path.removeprefix(f"{path}/") for info in found if info.type == fs.FileType.File}
+
+
+def _below(address: str, paths: Iterable[str]) -> set[str]:
+    """Paths as deltalake writes them, whole or below the table's place."""
+    return {unquote(path).removeprefix(f"{address}/") for path in paths}
+
+
+def _refusal(name: str, hit: tuple[Needed, ...]) -> str:
+    reasons = "; ".join(f"{len(one.files)} file(s) of {name}@{one.version}: {one.by}" for one in hit)
+    ways = "; ".join(dict.fromkeys(one.until for one in hit))
+    return (
+        f"vacuum of table {name!r} would take files that are needed: {reasons}. To go on: {ways}; or keep their files "
+        "(keep_needed, --keep-needed); or remove them all the same (force, --force)"
+    )

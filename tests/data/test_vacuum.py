@@ -1,0 +1,216 @@
+"""Vacuum: files that nobody needs go; those that a live model or index needs do not, and the refusal says who."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from deltalake import DeltaTable
+
+from mosaic.catalog import Catalog
+from mosaic.cli import main
+from mosaic.data import Tables, fold_changes
+from mosaic.errors import BadRequest, Conflict, PermissionDenied
+from mosaic.protocol import Principal
+
+RAW, ROWS, MODEL, INDEX = "main.test.raw", "main.test.rows", "main.test.bot", "main.test.rows_index"
+SCHEMA = pa.schema([pa.field("word", pa.string(), nullable=False), ("length", pa.int64())])
+
+
+def rows(*words: str) -> pa.Table:
+    return pa.table({"word": list(words), "length": [len(word) for word in words]}, schema=SCHEMA)
+
+
+def trained(tables: Tables, catalog: Catalog, name: str, version: int) -> str:
+    """A model version made from a table's version; its run."""
+    run_id = catalog.start_run("training", MODEL, principal="ann")
+    tables.to_arrow(name, version, run_id=run_id)
+    if catalog.find_model(MODEL) is None:
+        catalog.create_model(MODEL, owner="ann")
+    made = catalog.create_model_version(MODEL, source="/models/bot", kind="adapter", run_id=run_id)
+    catalog.add_output(run_id, "model", MODEL, made.version)
+    catalog.finish_run(run_id, "finished")
+    return run_id
+
+
+@pytest.fixture
+def made(tables: Tables) -> Tables:
+    """Version 1 holds `a`, version 2 `b`, version 3 `c`: three files, of which two are past."""
+    tables.create(ROWS, SCHEMA, primary_key="word", owner="ann")
+    for word in "abc":
+        tables.overwrite(ROWS, rows(word))
+    return tables
+
+
+def readable(tables: Tables) -> list[int]:
+    """The versions whose rows are still there."""
+    found = []
+    for version in range(1, 4):
+        try:
+            tables.to_arrow(ROWS, version)
+        except OSError:
+            continue
+        found.append(version)
+    return found
+
+
+def test_what_no_version_needs_goes_after_the_retention(made: Tables, catalog: Catalog) -> None:
+    assert made.vacuum(ROWS).files == ()
+    orphan = Path(catalog.get_table(ROWS).location) / "part-of-a-write-that-died.parquet"
+    orphan.write_bytes(b"x")
+    planned = made.vacuum(ROWS, retention_hours=0, dry_run=True)
+    assert len(planned.files) == 3 and orphan.name in planned.files and readable(made) == [1, 2, 3]
+    assert made.version(ROWS) == 3
+    done = made.vacuum(ROWS, retention_hours=0)
+    assert done.files == planned.files and done.needed == () and not orphan.exists()
+    assert readable(made) == [3] and made.to_arrow(ROWS)["word"].to_pylist() == ["c"]
+    assert made.vacuum(ROWS, retention_hours=0).files == ()
+    made.append(ROWS, rows("d"))
+    assert made.to_arrow(ROWS).num_rows == 2
+
+
+def test_a_version_that_an_alias_depends_on_stays(made: Tables, catalog: Catalog) -> None:
+    run_id = trained(made, catalog, ROWS, 1)
+    assert made.vacuum(ROWS, retention_hours=0, dry_run=True).needed == ()  # no alias: nothing lives
+    catalog.set_alias(MODEL, "champion", 1)
+    planned = made.vacuum(ROWS, retention_hours=0, dry_run=True)
+    assert [(one.version, len(one.files)) for one in planned.needed] == [(1, 1)]
+    with pytest.raises(Conflict) as refused:
+        made.vacuum(ROWS, retention_hours=0)
+    for told in (f"{ROWS}@1", f"{MODEL}/1 (alias 'champion')", run_id, f"point {MODEL}@champion at another version"):
+        assert told in refused.value.message
+    assert readable(made) == [1, 2, 3] and made.version(ROWS) == 3
+
+    trained(made, catalog, ROWS, 3)
+    catalog.set_alias(MODEL, "champion", 2)  # made from what no vacuum takes
+    assert made.vacuum(ROWS, retention_hours=0).needed == ()
+    assert readable(made) == [3]
+
+
+def test_needed_files_can_be_kept_or_removed_all_the_same(made: Tables, catalog: Catalog) -> None:
+    trained(made, catalog, ROWS, 2)
+    catalog.set_alias(MODEL, "champion", 1)
+    with pytest.raises(Conflict, match=f"{ROWS}@2"):
+        made.vacuum(ROWS, retention_hours=0)
+    assert len(made.vacuum(ROWS, retention_hours=0, keep_needed=True).files) == 1
+    assert readable(made) == [2, 3]
+    assert made.vacuum(ROWS, retention_hours=0, keep_needed=True).files == ()
+    forced = made.vacuum(ROWS, retention_hours=0, force=True)
+    assert [one.version for one in forced.needed] == [2] and readable(made) == [3]
+    with pytest.raises(BadRequest, match="say one of them"):
+        made.vacuum(ROWS, retention_hours=0, force=True, keep_needed=True)
+
+
+def test_a_table_that_feeds_a_models_table_is_needed_too(made: Tables, tables: Tables, catalog: Catalog) -> None:
+    tables.create(RAW, SCHEMA, primary_key="word", owner="ann")
+    run_id = catalog.start_run("examples", RAW, principal="ann")
+    acting = tables.acting(None, run_id)
+    acting.append(RAW, acting.to_arrow(ROWS, 2))
+    catalog.finish_run(run_id, "finished")
+    trained(tables, catalog, RAW, 1)
+    catalog.set_alias(MODEL, "challenger", 1)
+    with pytest.raises(Conflict, match=rf"rows@2: model version {MODEL}/1 \(alias 'challenger'\) .* by run {run_id}"):
+        made.vacuum(ROWS, retention_hours=0)
+    catalog.delete_alias(MODEL, "challenger")
+    assert len(made.vacuum(ROWS, retention_hours=0).files) == 2
+
+
+def test_the_version_that_an_index_answers_at_is_needed(made: Tables, catalog: Catalog) -> None:
+    catalog.put_index(INDEX, table=ROWS, spec={}, owner="ann")
+
+    def synced(version: int) -> None:
+        run_id = catalog.start_run("index", INDEX, principal="system")
+        catalog.add_input(run_id, "table", ROWS, version)
+        catalog.add_output(run_id, "index", INDEX, version)
+        catalog.finish_run(run_id, "finished")
+
+    for version in (1, 2):
+        synced(version)
+    with pytest.raises(Conflict, match=rf"1 file\(s\) of {ROWS}@2: index {INDEX} answers at it") as refused:
+        made.vacuum(ROWS, retention_hours=0)
+    assert "@1" not in refused.value.message  # it has moved on
+    synced(3)
+    assert len(made.vacuum(ROWS, retention_hours=0).files) == 2
+
+
+def test_a_table_made_again_owes_nothing_to_the_lineage_of_the_old_one(made: Tables, catalog: Catalog) -> None:
+    trained(made, catalog, ROWS, 1)
+    catalog.set_alias(MODEL, "champion", 1)
+    catalog.delete_table(ROWS)
+    made.create(ROWS, SCHEMA, primary_key="word", owner="ann")
+    for word in "xy":
+        made.overwrite(ROWS, rows(word))
+    assert len(made.vacuum(ROWS, retention_hours=0).files) == 1
+
+
+def test_versions_whose_log_is_gone_need_nothing(made: Tables, catalog: Catalog) -> None:
+    trained(made, catalog, ROWS, 1)
+    catalog.set_alias(MODEL, "champion", 1)
+    made.delta(ROWS).create_checkpoint()
+    for version in range(2):
+        (Path(catalog.get_table(ROWS).location) / f"_delta_log/{version:020d}.json").unlink()
+    assert len(made.vacuum(ROWS, retention_hours=0).files) == 2
+
+
+def test_vacuum_is_checked_and_named_in_the_commit(made: Tables, catalog: Catalog) -> None:
+    bob = catalog.check_token(catalog.create_token("bob")[1])
+    for kind, name, privilege in (("catalog", "main", "USE CATALOG"), ("schema", "main.test", "USE SCHEMA")):
+        catalog.grants.grant(kind, name, "bob", [privilege], by=Principal(name="admin", is_admin=True))
+    with pytest.raises(PermissionDenied, match="missing MODIFY"):
+        made.acting(bob).vacuum(ROWS, retention_hours=0)
+    with pytest.raises(PermissionDenied, match="missing MODIFY"):
+        made.acting(bob).optimize(ROWS)
+    catalog.grants.grant("table", ROWS, "bob", ["MODIFY"], by=Principal(name="admin", is_admin=True))
+    with pytest.raises(PermissionDenied, match="missing MANAGE"):
+        made.acting(bob).vacuum(ROWS, retention_hours=0, force=True)
+    assert len(made.acting(bob).vacuum(ROWS, retention_hours=0).files) == 2
+    history = made.delta(ROWS).history(2)
+    assert [(one["operation"], one["mosaic.principal"]) for one in history] == [
+        ("VACUUM END", "bob"),
+        ("VACUUM START", "bob"),
+    ]
+
+
+@pytest.mark.parametrize("hours", [-1, 1.5, True, "7"])
+def test_the_retention_is_a_number_of_hours(made: Tables, hours: int) -> None:
+    with pytest.raises(BadRequest, match="retention_hours"):
+        made.vacuum(ROWS, retention_hours=hours)
+
+
+def test_optimize_changes_no_row_and_no_index(made: Tables, catalog: Catalog) -> None:
+    made.append(ROWS, rows("d", "e"))
+    made.merge(ROWS, rows("f"))
+    before, table = made.to_arrow(ROWS).sort_by("word"), made.delta(ROWS)
+    assert len(table.file_uris()) == 3
+    version = made.optimize(ROWS)
+    assert version == table.version() + 1
+    assert made.to_arrow(ROWS).sort_by("word").equals(before)
+    assert len(made.delta(ROWS).file_uris()) == 1
+    changes = fold_changes(made.delta(ROWS), table.version(), version, "word")
+    assert (changes.upserts.num_rows, changes.deletes) == (0, [])
+    made.vacuum(ROWS, retention_hours=0)
+    newest = DeltaTable(catalog.get_table(ROWS).location)
+    assert fold_changes(newest, version, newest.version(), "word").upserts.num_rows == 0
+    assert made.to_arrow(ROWS).sort_by("word").equals(before)
+
+
+def test_the_command(made: Tables, catalog: Catalog, tmp_path: Path) -> None:
+    def vacuum(*words: str) -> tuple[int, str]:
+        ran = CliRunner().invoke(main, ["vacuum", "--storage", str(tmp_path / "root"), "--home", str(tmp_path), *words])
+        return ran.exit_code, ran.output
+
+    catalog.create_token("admin", is_admin=True)
+    trained(made, catalog, ROWS, 1)
+    catalog.set_alias(MODEL, "champion", 1)
+    assert vacuum(ROWS) == (0, f"0 file(s) of {ROWS} removed\n")
+    code, told = vacuum(ROWS, "--retention-hours", "0", "--dry-run")
+    assert code == 0 and f"2 file(s) of {ROWS} would go" in told and f"{ROWS}@1 needs 1 of them: model" in told
+    code, told = vacuum(ROWS, "--retention-hours", "0")
+    assert code == 1 and "(alias 'champion')" in told and "--keep-needed" in told
+    code, told = vacuum(ROWS, "--retention-hours", "0", "--keep-needed")
+    assert code == 0 and f"1 file(s) of {ROWS} removed" in told
+    assert readable(made) == [1, 3]
+    assert vacuum(ROWS, "--retention-hours", "0", "--force")[0] == 0 and readable(made) == [3]
+    for words in ((), (ROWS, "--dropped"), ("--dropped", "--force")):
+        assert vacuum(*words)[0] == 1
+    assert vacuum("main.test.nothing")[0] == 1
