@@ -14,6 +14,16 @@ from mosaic.errors import Conflict
 # alembic keeps the running migration in module globals, so threads that open different databases take turns.
 _TURN = threading.Lock()
 
+_OTHERWISE_SORTED = sa.text(
+    """
+    SELECT c.relname AS table_name, a.attname AS column_name, format_type(a.atttypid, a.atttypmod) AS full_type
+    FROM pg_attribute a
+    JOIN pg_class c ON c.oid = a.attrelid
+    JOIN pg_collation o ON o.oid = a.attcollation
+    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' AND o.collname <> 'C'
+    ORDER BY c.relname, a.attnum
+    """
+)
 _LOCK_NUMBER = 0x6D6F73616963  # "mosaic"; any number that PostgreSQL's other users do not lock
 
 
@@ -33,6 +43,16 @@ def migrate(reading: sa.Engine, writing: sa.Engine) -> None:
             return
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if connection.dialect.name == "postgresql":
+            _sort_as_sqlite(connection)
+
+
+def _sort_as_sqlite(connection: sa.Connection) -> None:
+    """Texts are compared by their code points, whatever language the server sorts in: pages of names rely on it."""
+    for column in connection.execute(_OTHERWISE_SORTED):
+        connection.exec_driver_sql(
+            f'ALTER TABLE "{column.table_name}" ALTER COLUMN "{column.column_name}" TYPE {column.full_type} COLLATE "C"'
+        )
 
 
 def _revision(connection: sa.Connection, scripts: ScriptDirectory) -> str | None:

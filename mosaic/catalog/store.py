@@ -7,31 +7,49 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import Field
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, make_url
 
 from mosaic.catalog.migrate import migrate
 from mosaic.catalog.schema import revision
 from mosaic.errors import BadRequest, Conflict, Unavailable
+from mosaic.settings import Settings
 
-_BUSY_SECONDS = 30
+_DRIVERS = {"sqlite": "pysqlite", "postgresql": "psycopg"}
+
+
+class StoreSettings(Settings):
+    """How long a process waits for the catalog's database, and how many connections to PostgreSQL it keeps."""
+
+    pool_size: int = Field(default=8, ge=1)
+    """Connections to PostgreSQL that a process has at most; calls beyond that wait."""
+    pool_timeout_seconds: float = Field(default=10, gt=0)
+    """How long a call waits for one of them."""
+    connect_timeout_seconds: int = Field(default=5, ge=2)
+    """How long PostgreSQL may take to answer a new connection; the driver knows no less than 2."""
+    lock_timeout_seconds: float = Field(default=30, gt=0)
+    """How long a write waits for its turn, on SQLite too: one write happens at a time."""
+    statement_timeout_seconds: float = Field(default=60, gt=0)
+    """How long PostgreSQL works on one statement."""
+    idle_transaction_timeout_seconds: float = Field(default=30, gt=0)
+    """After how long PostgreSQL ends the write of a process that hangs, so that others get their turn."""
 
 
 class Store:
     """Transactions on one database; safe for threads, and several processes may open the same one."""
 
-    def __init__(self, url: str) -> None:
-        parsed = _checked(url)
+    def __init__(self, url: str, settings: StoreSettings | None = None) -> None:
+        parsed, settings = _checked(url), settings or StoreSettings()
         self._shown = parsed.render_as_string(hide_password=True)
-        if parsed.get_backend_name() == "sqlite":
-            self._reading = _sqlite_engine(parsed)
-        else:
-            self._reading = sa.create_engine(parsed, pool_pre_ping=True)
-        self._writing = self._reading.execution_options(mosaic_writes=True)
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+        engine = _sqlite_engine(parsed, settings) if is_sqlite else _postgres_engine(parsed, settings)
+        self._writing = engine.execution_options(mosaic_writes=True)
+        # What a reader asks in several queries is one state of the database; SQLite has it so by itself.
+        one_state = {} if is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reading = engine.execution_options(**one_state)
         # SQLite lets one write at a time, and makes the others sleep and try; threads of one process can wait better.
-        self._turn: AbstractContextManager[Any] = (
-            threading.Lock() if parsed.get_backend_name() == "sqlite" else nullcontext()
-        )
+        self._turn: AbstractContextManager[Any] = threading.Lock() if is_sqlite else nullcontext()
         with self._explained():
             migrate(self._reading, self._writing)
 
@@ -51,7 +69,7 @@ class Store:
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._reading.dispose()
+        self._writing.dispose()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -59,8 +77,18 @@ class Store:
             yield
         except exc.IntegrityError as error:
             raise Conflict(f"somebody else changed the catalog at the same time: {error.orig}") from error
+        except exc.DataError as error:
+            raise BadRequest(f"the catalog cannot keep a value: {error.orig}") from error
         except exc.DBAPIError as error:
+            if str(getattr(error.orig, "sqlstate", None)).startswith(_ROLLED_BACK):
+                raise Conflict(f"the catalog is changed by others at the same time; try again: {error.orig}") from error
             raise Unavailable(f"the catalog's database {self._shown} failed: {error.orig}") from error
+        except exc.TimeoutError as error:
+            raise Unavailable(f"all connections to the catalog's database {self._shown} are in use: {error}") from error
+
+
+_ROLLED_BACK = "40"
+"""PostgreSQL's class of errors with which a transaction gives way to another one, such as a deadlock."""
 
 
 def _checked(url: str) -> URL:
@@ -77,13 +105,36 @@ def _checked(url: str) -> URL:
         raise BadRequest(
             f"catalog URL {url!r} names no file; an in-memory catalog could not be shared, so give it a path"
         )
-    return parsed
+    driver = parsed.drivername.partition("+")[2]
+    if driver not in ("", _DRIVERS[backend]):
+        raise BadRequest(f"catalog URL has the driver {driver!r}; write {backend}+{_DRIVERS[backend]}://...")
+    return parsed.set(drivername=f"{backend}+{_DRIVERS[backend]}")
 
 
-def _sqlite_engine(url: URL) -> sa.Engine:
+def _postgres_engine(url: URL, settings: StoreSettings) -> sa.Engine:
+    limits = {
+        "lock_timeout": settings.lock_timeout_seconds,
+        "statement_timeout": max(settings.statement_timeout_seconds, settings.lock_timeout_seconds),
+        "idle_in_transaction_session_timeout": settings.idle_transaction_timeout_seconds,
+    }
+    said = str(url.query.get("options", ""))
+    options = " ".join([said, *(f"-c {name}={round(seconds * 1000)}" for name, seconds in limits.items())]).strip()
+    return sa.create_engine(
+        url.difference_update_query(["options"]),
+        # A connection that a restarted server has forgotten is found out before it is used.
+        pool_pre_ping=True,
+        pool_size=settings.pool_size,
+        max_overflow=0,
+        pool_timeout=settings.pool_timeout_seconds,
+        connect_args={"options": options, "connect_timeout": settings.connect_timeout_seconds},
+    )
+
+
+def _sqlite_engine(url: URL, settings: StoreSettings) -> sa.Engine:
     path = Path(str(url.database))
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False})
+    arguments = {"timeout": settings.lock_timeout_seconds, "check_same_thread": False}
+    engine = sa.create_engine(url, connect_args=arguments)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,6 +19,54 @@ from mosaic.catalog.postgres import PostgresServer
 from mosaic.catalog.unity import Authorize, Vend, unity_routes
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.storage import Storage
+
+
+class Databases(Protocol):
+    """Databases of one kind, by their URL."""
+
+    def new(self) -> str: ...
+
+    def copy(self, url: str) -> str: ...
+
+    def drop(self, url: str) -> None: ...
+
+
+class SqliteDatabases:
+    """Files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def new(self) -> str:
+        folder = self._folder / uuid4().hex
+        folder.mkdir()
+        return f"sqlite:///{folder}/catalog.db"
+
+    def copy(self, url: str) -> str:
+        made = self.new()
+        shutil.copy(url.removeprefix("sqlite:///"), made.removeprefix("sqlite:///"))
+        return made
+
+    def drop(self, url: str) -> None:
+        shutil.rmtree(Path(url.removeprefix("sqlite:///")).parent)
+
+
+class PostgresDatabases:
+    """Databases of the test run's server."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+
+    def new(self, template: str = "template1") -> str:
+        name = f"test_{uuid4().hex}"
+        self._server.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self._server.url(name)
+
+    def copy(self, url: str) -> str:
+        return self.new(str(sa.make_url(url).database))
+
+    def drop(self, url: str) -> None:
+        self._server.sql(f"DROP DATABASE {sa.make_url(url).database} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -33,58 +82,28 @@ def postgres() -> Iterator[PostgresServer]:
     server.close()
 
 
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty catalog in a file, to be copied."""
-    path = tmp_path_factory.mktemp("migrated") / "catalog.db"
-    Catalog.open(f"sqlite:///{path}").close()
-    return path
-
-
-@pytest.fixture(scope="session")
-def migrated_database(postgres: PostgresServer) -> str:
-    """The name of an empty catalog's database, to be copied."""
-    postgres.sql("CREATE DATABASE migrated")
-    Catalog.open(postgres.url("migrated")).close()
-    return "migrated"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], str]]:
-    """Makes addresses of databases of the test's own, without a table yet."""
-    yield from _urls(request, tmp_path, migrated=False)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The address of an empty catalog of the test's own."""
-    for make in _urls(request, tmp_path, migrated=True):
-        yield make()
-
-
-def _urls(request: pytest.FixtureRequest, folder: Path, *, migrated: bool) -> Iterator[Callable[[], str]]:
-    made: list[str] = []
-
-    def sqlite() -> str:
-        path = folder / f"catalog{len(made) or ''}.db"
-        made.append(str(path))
-        if migrated:
-            shutil.copy(request.getfixturevalue("migrated_file"), path)
-        return f"sqlite:///{path}"
-
-    def postgresql() -> str:
-        made.append(f"test_{uuid4().hex}")
-        template = f" TEMPLATE {request.getfixturevalue('migrated_database')}" if migrated else ""
-        server.sql(f"CREATE DATABASE {made[-1]}{template}")
-        return server.url(made[-1])
-
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def databases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Databases:
+    """Each kind of database; with this in its name, a test runs on every one."""
     if request.param == "sqlite":
-        yield sqlite
-        return
-    server: PostgresServer = request.getfixturevalue("postgres")
-    yield postgresql
-    for name in made:
-        server.sql(f"DROP DATABASE {name} WITH (FORCE)")
+        return SqliteDatabases(tmp_path_factory.mktemp("sqlite"))
+    return PostgresDatabases(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture(scope="session")
+def migrated(databases: Databases) -> str:
+    """An empty catalog, to be copied."""
+    url = databases.new()
+    Catalog.open(url).close()
+    return url
+
+
+@pytest.fixture
+def catalog_url(databases: Databases, migrated: str) -> Iterator[str]:
+    """The address of an empty catalog of the test's own."""
+    url = databases.copy(migrated)
+    yield url
+    databases.drop(url)
 
 
 @pytest.fixture

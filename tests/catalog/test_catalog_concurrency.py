@@ -1,11 +1,10 @@
-"""Many at once, and a kill in the middle: threads, processes, SIGKILL, on one database file."""
+"""Many at once, and a kill in the middle: threads, processes, SIGKILL, on one database."""
 
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -13,6 +12,7 @@ from sqlalchemy import create_engine
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.schema import metadata
+from tests.catalog.conftest import Databases
 
 OPEN = """
 import sys
@@ -50,21 +50,23 @@ def start(program: str, url: str) -> subprocess.Popen[str]:
     )
 
 
-def test_processes_open_a_fresh_database_at_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/new/catalog.db"
+def test_processes_open_a_fresh_database_at_once(databases: Databases) -> None:
+    url = databases.new()
     processes = [start(OPEN, url) for _ in range(3)]
     told = [process.communicate("go\n", timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(set(told)) == 1 and told[0].startswith("sec_")
 
 
-def test_threads_open_a_fresh_database_at_once(tmp_path: Path) -> None:
-    url, opened = f"sqlite:///{tmp_path}/catalog.db", []
+def test_threads_open_a_fresh_database_at_once(databases: Databases) -> None:
+    url, opened = databases.new(), []
     barrier = threading.Barrier(6)
 
     def open_it() -> None:
         barrier.wait()
-        opened.append(Catalog.open(url).ensure_schema("main.ml").id)
+        catalog = Catalog.open(url)
+        opened.append(catalog.ensure_schema("main.ml").id)
+        catalog.close()
 
     threads = [threading.Thread(target=open_it) for _ in range(6)]
     for thread in threads:
@@ -74,12 +76,9 @@ def test_threads_open_a_fresh_database_at_once(tmp_path: Path) -> None:
     assert len(opened) == 6 and len(set(opened)) == 1
 
 
-def test_model_versions_have_no_gaps_and_no_duplicates(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/catalog.db"
-    catalog = Catalog.open(url)
-    catalog.ensure_schema("main.ml")
+def test_model_versions_have_no_gaps_and_no_duplicates(catalog: Catalog) -> None:
     catalog.create_model("main.ml.bot", owner="ann")
-    processes = [start(REGISTER, url) for _ in range(2)]
+    processes = [start(REGISTER, catalog.url) for _ in range(2)]
     for process in processes:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     versions: list[int] = []
@@ -104,19 +103,16 @@ def test_model_versions_have_no_gaps_and_no_duplicates(tmp_path: Path) -> None:
     assert catalog.get_model("main.ml.bot").versions == list(range(1, 121))
 
 
-def test_kill_9_during_writes_leaves_every_answered_write_and_no_half(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/catalog.db"
-    catalog = Catalog.open(url)
-    catalog.ensure_schema("main.ml")
+def test_kill_9_during_writes_leaves_every_answered_write_and_no_half(catalog: Catalog) -> None:
     catalog.create_model("main.ml.bot", owner="ann")
     for _ in range(3):
-        process = start(WRITE, url)
+        process = start(WRITE, catalog.url)
         assert process.stdout is not None
         answered = [int(process.stdout.readline()) for _ in range(5)]
         process.send_signal(signal.SIGKILL)
         answered += map(int, process.stdout.read().split())  # communicate() would pass over what readline has buffered
         process.wait()
-        again = Catalog.open(url)
+        again = Catalog.open(catalog.url)
         versions = again.list_model_versions("main.ml.bot")
         assert [version.version for version in versions] == list(range(1, len(versions) + 1))
         assert answered[-1] <= len(versions) <= answered[-1] + 1
@@ -125,27 +121,24 @@ def test_kill_9_during_writes_leaves_every_answered_write_and_no_half(tmp_path: 
         latest = again.get_model_version("main.ml.bot@latest").version
         assert again.alias_history("main.ml.bot")[-1].version == latest >= answered[-1]
         again.close()
-    connection = sqlite3.connect(tmp_path / "catalog.db")
-    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-    assert connection.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+    assert damage(catalog.url) == []
+
+
+def damage(url: str) -> list[str]:
+    """What the database itself finds wrong; PostgreSQL checks nothing of the kind when asked, and refuses to start."""
+    if not url.startswith("sqlite"):
+        return []
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    told = (
+        connection.execute("PRAGMA integrity_check").fetchall()
+        + connection.execute("PRAGMA foreign_key_check").fetchall()
+    )
     connection.close()
+    return [str(row) for row in told if row != ("ok",)]
 
 
-def test_readers_do_not_wait_for_a_writer(tmp_path: Path) -> None:
-    catalog = Catalog.open(f"sqlite:///{tmp_path}/catalog.db")
-    _, secret = catalog.create_token("ann")
-    catalog.check_token(secret)
-    writer = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
-    writer.execute("BEGIN IMMEDIATE")
-    assert catalog.check_token(secret).name == "ann"
-    writer.execute("ROLLBACK")
-    writer.close()
-
-
-def test_the_migrations_lead_to_the_tables_that_the_code_knows(tmp_path: Path) -> None:
-    Catalog.open(f"sqlite:///{tmp_path}/catalog.db").close()
-    engine = create_engine(f"sqlite:///{tmp_path}/catalog.db")
+def test_the_migrations_lead_to_the_tables_that_the_code_knows(catalog_url: str) -> None:
+    engine = create_engine(catalog_url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()

@@ -1,8 +1,8 @@
 """A database of an older version, with rows in it, opened by this one."""
 
 import hashlib
-import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,21 +12,25 @@ from alembic.config import Config
 import mosaic.catalog.migrations
 from mosaic.catalog import Catalog
 from mosaic.errors import Unauthenticated
+from tests.catalog.conftest import Databases
 
 TIME = "2026-10-01 10:00:00.000000"
 
 
-def migrated_to(path: Path, revision: str) -> None:
+def migrated_to(connection: sa.Connection, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(str(mosaic.catalog.migrations.__file__)).parent))
-    engine = sa.create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    engine.dispose()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
-def add_securable(connection: sqlite3.Connection, kind: str, name: str, parent: str | None, owner: str) -> None:
+def insert(connection: sa.Connection, table: str, *row: Any) -> None:
+    named = {f"v{number}": value for number, value in enumerate(row)}
+    values = ", ".join(f":{name}" for name in named)
+    connection.execute(sa.text(f"INSERT INTO {table} VALUES ({values})"), named)
+
+
+def add_securable(connection: sa.Connection, kind: str, name: str, parent: str | None, owner: str) -> None:
     spec = '{"location": "/r", "columns": [], "primary_key": null}' if kind == "table" else "{}"
     row = (
         f"sec_{name}",
@@ -44,18 +48,16 @@ def add_securable(connection: sqlite3.Connection, kind: str, name: str, parent: 
         TIME,
         None,
     )
-    connection.execute(f"INSERT INTO securable VALUES ({', '.join('?' * len(row))})", row)
+    insert(connection, "securable", *row)
 
 
-def add_token(connection: sqlite3.Connection, number: int, principal: str, kind: str, is_admin: bool) -> None:
+def add_token(connection: sa.Connection, number: int, principal: str, kind: str, is_admin: bool) -> None:
     digest = hashlib.sha256(f"mosaic_{number}".encode()).hexdigest()
     row = (f"tok_{number}", digest, principal, kind, is_admin, "", TIME, None, None, None)
-    connection.execute(f"INSERT INTO token VALUES ({', '.join('?' * len(row))})", row)
+    insert(connection, "token", *row)
 
 
-def test_a_database_of_revision_1_comes_under_the_metastore(tmp_path: Path) -> None:
-    migrated_to(tmp_path / "catalog.db", "0001")
-    connection = sqlite3.connect(tmp_path / "catalog.db")
+def fill(connection: sa.Connection) -> None:
     for kind, name, parent, owner in (
         ("catalog", "main", None, "admin"),
         ("catalog", "system", None, "system"),
@@ -68,10 +70,16 @@ def test_a_database_of_revision_1_comes_under_the_metastore(tmp_path: Path) -> N
     add_token(connection, 3, "ann", "user", False)
     add_token(connection, 4, "ann", "service", False)
     add_token(connection, 5, "admins", "user", False)  # a name that is the administrators' group from now on
-    connection.commit()
-    connection.close()
 
-    catalog = Catalog.open(f"sqlite:///{tmp_path}/catalog.db")
+
+def test_a_database_of_revision_1_comes_under_the_metastore(databases: Databases) -> None:
+    engine = sa.create_engine(url := databases.new())
+    with engine.begin() as connection:
+        migrated_to(connection, "0001")
+        fill(connection)
+    engine.dispose()
+
+    catalog = Catalog.open(url)
     assert {one.name: one.kind for one in catalog.principals.list()} == {
         "admin": "user",
         "admins": "group",
@@ -99,8 +107,10 @@ def test_a_database_of_revision_1_comes_under_the_metastore(tmp_path: Path) -> N
     catalog.ensure_schema("other.docs")
     assert catalog.grants.is_allowed("admin", "CREATE SCHEMA", "catalog", "other")
     catalog.close()
-    connection = sqlite3.connect(tmp_path / "catalog.db")
-    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-    roots = connection.execute("SELECT kind, full_name, owner FROM securable WHERE parent_id IS NULL").fetchall()
-    connection.close()
+    query = sa.text("SELECT kind, full_name, owner FROM securable WHERE parent_id IS NULL")
+    with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            assert connection.execute(sa.text("PRAGMA foreign_key_check")).fetchall() == []
+        roots = connection.execute(query).fetchall()
+    engine.dispose()
     assert roots == [("metastore", "metastore", "admins")]

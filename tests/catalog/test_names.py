@@ -61,9 +61,7 @@ def test_wrong_model_versions(text: str) -> None:
         parse_model_version(text)
 
 
-def test_what_is_stored_is_found_by_any_case(tmp_path_factory: pytest.TempPathFactory) -> None:
-    catalog = Catalog.open(f"sqlite:///{tmp_path_factory.mktemp('names')}/catalog.db")
-
+def test_what_is_stored_is_found_by_any_case(catalog: Catalog) -> None:
     @settings(deadline=None, max_examples=50)  # it waits for the disk
     @given(name.filter(lambda text: not text.lower().startswith("system.")))
     def found_again(text: str) -> None:
