@@ -1,10 +1,7 @@
 """The one query, and the reasons, against the rules as plain recursion, on random hierarchies with nested groups."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +11,7 @@ from hypothesis import strategies as st
 from mosaic.catalog import Catalog, GrantChange
 from mosaic.catalog.privileges import PRIVILEGES
 from mosaic.protocol import Principal
+from tests.catalog.conftest import Databases
 
 PEOPLE, GROUPS = ("ann", "bob", "cat"), ("g1", "g2", "g3", "g4")
 EVERYBODY = (*PEOPLE, *GROUPS, "users")
@@ -115,10 +113,10 @@ def may(world: World, who: str, privilege: str, thing: Thing) -> bool:
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty(databases: Databases) -> str:
     """A database with the principals and groups, to be copied."""
-    path = tmp_path_factory.mktemp("empty") / "catalog.db"
-    catalog = Catalog.open(f"sqlite:///{path}")
+    url = databases.new()
+    catalog = Catalog.open(url)
     for person in (*PEOPLE, "nobody"):
         catalog.principals.create(person, by="admin")
     for group in GROUPS:
@@ -131,34 +129,34 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     catalog.put_endpoint("c1.s2.e", config={}, owner="nobody")
     catalog.put_index("c2.s1.i", table="c2.s1.t", spec={}, owner="nobody")
     catalog.close()
-    return path
+    return url
 
 
 @contextmanager
-def built(world: World, empty: Path) -> Iterator[Catalog]:
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(empty, folder)
-        catalog = Catalog.open(f"sqlite:///{folder}/catalog.db")
-        for member, group in sorted(world.members):
-            catalog.principals.add_member(group, member, by="admin")
-        root = Principal(name="system", kind="service", is_admin=True)
-        for kind, name in OBJECTS:
-            of_this = sorted((to, what) for on, to, what in world.grants if on == (kind, name))
-            changes = [GrantChange(principal=to, add=(what,)) for to, what in of_this]
-            if changes:
-                catalog.grants.change(kind, name, changes, by=root)
-            if kind != "metastore":
-                catalog.grants.set_owner(kind, name, world.owners[kind, name], by=root)
-        for person in world.inactive:
-            catalog.principals.set_active(person, False, by=root)
-        yield catalog
-        catalog.close()
+def built(world: World, databases: Databases, empty: str) -> Iterator[Catalog]:
+    url = databases.copy(empty)
+    catalog = Catalog.open(url)
+    for member, group in sorted(world.members):
+        catalog.principals.add_member(group, member, by="admin")
+    root = Principal(name="system", kind="service", is_admin=True)
+    for kind, name in OBJECTS:
+        of_this = sorted((to, what) for on, to, what in world.grants if on == (kind, name))
+        changes = [GrantChange(principal=to, add=(what,)) for to, what in of_this]
+        if changes:
+            catalog.grants.change(kind, name, changes, by=root)
+        if kind != "metastore":
+            catalog.grants.set_owner(kind, name, world.owners[kind, name], by=root)
+    for person in world.inactive:
+        catalog.principals.set_active(person, False, by=root)
+    yield catalog
+    catalog.close()
+    databases.drop(url)
 
 
 @settings(max_examples=15, deadline=None)
 @given(world=worlds())
-def test_every_way_of_asking_agrees_with_the_rules(world: World, empty: Path) -> None:
-    with built(world, empty) as catalog:
+def test_every_way_of_asking_agrees_with_the_rules(world: World, databases: Databases, empty: str) -> None:
+    with built(world, databases, empty) as catalog:
         grants = catalog.grants
         for who in (*PEOPLE, "g1"):
             for kind, name in OBJECTS:

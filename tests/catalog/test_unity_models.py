@@ -12,7 +12,7 @@ from mosaic.catalog import Catalog, migrations
 from mosaic.errors import Conflict
 from mosaic.platform import PlatformSettings
 from mosaic.platform.parts import build_parts
-from tests.catalog.conftest import Unity
+from tests.catalog.conftest import Databases, Unity
 from tests.catalog.test_unity_namespaces import NOW
 
 MODEL = {"name": "Bot", "catalog_name": "main", "schema_name": "ml"}
@@ -147,8 +147,8 @@ def test_versions_that_the_platform_made(unity: Unity, catalog: Catalog) -> None
     assert unity("POST", "/temporary-model-version-credentials", json=asked).json()["error_code"] == "UNIMPLEMENTED"
 
 
-def test_versions_from_before_there_were_uploads_are_ready(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/old.db"
+def test_versions_from_before_there_were_uploads_are_ready(databases: Databases) -> None:
+    url = databases.new()
     engine = sa.create_engine(url)
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
