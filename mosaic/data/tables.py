@@ -93,6 +93,7 @@ class Tables:
                 comment=comment,
                 properties=properties or {},
                 owner=owner,
+                by=self._access.principal or owner,
             )
             self._at("after-name")
         return self._finish(record, wanted, primary_key)
@@ -263,7 +264,9 @@ class Tables:
             if error.code != "table_not_written":
                 raise
             if not record.columns:  # registered by its name alone, through Unity Catalog's protocol
-                record = self._catalog.update_table(record.name, columns=catalog_columns(wanted))
+                record = self._catalog.update_table(
+                    record.name, columns=catalog_columns(wanted), by=self._access.principal or record.owner
+                )
             _check_same(record, delta_schema(record), wanted)
             there = self._access.make_log(record, wanted).schema()
         _check_same(record, there, wanted)
