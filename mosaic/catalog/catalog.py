@@ -1,6 +1,6 @@
 """The catalog: start reading here. Every method checks its input, then runs one transaction of small functions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -545,6 +545,24 @@ class Catalog:
             raise BadRequest(f"max_depth = {max_depth} must be from 0 to 100", param="max_depth")
         with self._store.read() as connection:
             return lineage.trace(connection, lineage.normalised(kind, name, version), max_depth)
+
+    def descendants(
+        self,
+        kind: str,
+        name: str,
+        version: int | None,
+        *,
+        max_depth: int = 100,
+        without: Collection[tuple[str, int | None]] = (),
+    ) -> lineage.Descendants:
+        """What was made from something at a version (None: at any), and from that, down to what no recorded run read.
+
+        `without` leaves uses of the thing itself out: pairs of a run's id and the version that it read.
+        """
+        if not 0 <= max_depth <= 100:
+            raise BadRequest(f"max_depth = {max_depth} must be from 0 to 100", param="max_depth")
+        with self._store.read() as connection:
+            return lineage.descendants(connection, lineage.normalised(kind, name, version), max_depth, without)
 
     def _set_alias(self, model: str, alias: str, version: int | None, by: Caller) -> None:
         model, alias, caller = names.parse_object(model, "model"), names.parse_alias(alias), as_principal(by)
