@@ -5,6 +5,7 @@ HTTP, and are in no record and no audit row. `secrets` gives them to the platfor
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -145,8 +146,7 @@ def _read_or_make_key(file: Path) -> bytes:
     """Readable by its owner alone; of several that make it at once, one wins and all use its key."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f"{file.name}.{os.getpid()}")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor, fresh = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)  # mode 0600
         with os.fdopen(descriptor, "wb") as opened:
             opened.write(Fernet.generate_key())
             opened.flush()
@@ -156,5 +156,5 @@ def _read_or_make_key(file: Path) -> bytes:
         except FileExistsError:
             pass
         finally:
-            fresh.unlink()
+            os.unlink(fresh)
     return file.read_bytes()

@@ -32,7 +32,7 @@ def undrop(connection: sa.Connection, kind: str, full_name: str, *, now: datetim
     parent = connection.execute(sa.select(securable).where(securable.c.id == row.parent_id)).one()
     if parent.deleted_at is not None:
         raise Conflict(
-            f"{kind} {full_name!r} stands in {parent.kind} {parent.full_name!r}, which is dropped: undrop it"
+            f"{kind} {full_name!r} stands in {parent.kind} {parent.full_name!r}, which is dropped: undrop that first"
         )
     _check_names_of(connection, row)
     with_it = _dropped_with(connection, row)

@@ -64,7 +64,7 @@ class Tags:
         """By key; raises NotFound."""
         name = _checked_name(kind, name, version)
         with self._store.read() as connection:
-            return _read(connection, _get(connection, kind, name, version).id, version)
+            return _read(connection, _get(connection, kind, name, version, lock=False).id, version)
 
 
 def _checked_name(kind: str, name: str, version: int | None) -> str:
@@ -83,8 +83,8 @@ def _check_tag(key: str, value: str) -> None:
         raise BadRequest(f"the value of tag {key!r} must be text of up to {_LONGEST_VALUE} characters", param="tags")
 
 
-def _get(connection: sa.Connection, kind: str, name: str, version: int | None) -> Row:
-    row = securables.get(connection, kind, name, lock=True)
+def _get(connection: sa.Connection, kind: str, name: str, version: int | None, *, lock: bool = True) -> Row:
+    row = securables.get(connection, kind, name, lock=lock)
     if version is not None:
         models.version_row(connection, row, version)
     return row
