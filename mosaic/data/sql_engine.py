@@ -48,6 +48,8 @@ class SqlSettings(Settings):
     """Rows of a result, unless the caller says otherwise."""
     byte_limit: int = Field(default=16 * 1024 * 1024, ge=1)
     """Bytes of a result in Arrow's form, unless the caller says otherwise."""
+    write_limit_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    """Bytes that one statement may write."""
     timeout_seconds: float = Field(default=60, gt=0)
     """Time of a statement, unless the caller says otherwise."""
 
@@ -74,7 +76,7 @@ class Engine:
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """An empty database that reaches no file, no network, no Python variable, and cannot be told otherwise."""
-        return duckdb.connect(
+        connection = duckdb.connect(
             ":memory:",
             config={
                 "enable_external_access": "false",
@@ -85,9 +87,10 @@ class Engine:
                 "temp_directory": "",
                 "memory_limit": f"{self._settings.memory_limit_bytes}B",
                 "threads": str(self._settings.threads),
-                "lock_configuration": "true",
             },
         )
+        connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true").fetchall()
+        return connection
 
     def run(
         self,
