@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.connections import SECRET_OPTIONS
 from mosaic.data import Tables
 from mosaic.data.audit_table import AUDIT_TABLE, SCHEMA, AuditShipper
 from mosaic.data.ship import KILL_POINTS, SequenceShipper
@@ -29,7 +30,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = f"sqlite:///{folder / 'catalog.db'}"
-        self.catalog = Catalog.open(self.url)
+        self.catalog = Catalog.open(self.url, key_file=folder / "key")
         self.catalog.ensure_schema("main.shop")
         self.catalog.create_token("ann")
         self.tables = Tables(Storage(str(folder / "root")), self.catalog)
@@ -59,8 +60,10 @@ def place(tmp_path: Path) -> Place:
 def test_the_columns_are_databricks_and_the_values_the_catalogs(place: Place) -> None:
     place.act(1)
     with pytest.raises(PermissionDenied):
-        place.catalog.grants.check("ann", "MODIFY", "schema", "main.shop", request_id="req_1")
-    asked = Principal(name="ann", token_id="tok_1")
+        place.catalog.grants.check("ann", "MODIFY", "schema", "main.shop")
+    asked = Principal(
+        name="ann", token_id="tok_1", request_id="req_1", source_ip_address="10.0.0.9", user_agent="curl/8.5"
+    )
     with pytest.raises(PermissionDenied):
         place.catalog.grants.check(asked, "MANAGE", "schema", "main.shop", action="deleteSchema")
     assert place.shipper().ship_once() == len(place.trail())
@@ -75,10 +78,11 @@ def test_the_columns_are_databricks_and_the_values_the_catalogs(place: Place) ->
     assert granted["response"] == {"status_code": 200, "error_message": None, "result": None}
     assert granted["event_date"] == granted["event_time"].date()
     assert granted["account_id"] is None and granted["identity_metadata"] is None
-    refused = rows[-1]
-    assert (refused["action_name"], refused["token_id"]) == ("deleteSchema", "tok_1")
+    earlier, refused = (row for row in rows if row["response"]["status_code"] == 403)
+    came = ("action_name", "token_id", "request_id", "source_ip_address", "user_agent")
+    assert [refused[name] for name in came] == ["deleteSchema", "tok_1", "req_1", "10.0.0.9", "curl/8.5"]
     assert refused["response"]["status_code"] == 403 and "may not MANAGE" in refused["response"]["error_message"]
-    assert next(row for row in rows if row["request_id"] == "req_1")["user_identity"]["email"] == "ann"
+    assert refused["user_identity"]["email"] == "ann" and earlier["request_id"] is None
 
 
 def test_a_growing_trail_is_shipped_once(place: Place) -> None:
@@ -156,6 +160,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mosaic.catalog import Catalog
+from mosaic.catalog.connections import SECRET_OPTIONS
 from mosaic.data import Tables
 from mosaic.data.audit_table import AuditShipper
 from mosaic.storage import Storage
@@ -183,14 +188,14 @@ def test_kill_9_at_every_point(place: Place, tmp_path: Path, point: str) -> None
     assert [row["event_id"] for row in place.exported()] == place.trail()
 
 
-@pytest.mark.parametrize("events_since", [0, 1, 5])
+@pytest.mark.parametrize("events_since", [0, 3, 7])
 def test_a_catalog_from_a_backup_is_refused(place: Place, tmp_path: Path, events_since: int) -> None:
     """Its numbers come a second time: behind, at, and past the position that is shipped already."""
-    place.act(2)
+    running = place.shipper()
+    running.ship_once()
     place.catalog.close()
     shutil.copy(tmp_path / "catalog.db", tmp_path / "backup.db")
-    running = place.shipper()
-    place.act(1)
+    place.act(3)
     running.ship_once()
     last = place.exported()[-1]
     place.catalog.close()
@@ -199,14 +204,12 @@ def test_a_catalog_from_a_backup_is_refused(place: Place, tmp_path: Path, events
     shutil.copy(tmp_path / "backup.db", tmp_path / "catalog.db")
     place.catalog = Catalog.open(place.url)
     place.tables = Tables(Storage(str(tmp_path / "root")), place.catalog)
-    # The backup is older than the table's own registration, which is put back as a start of the platform would.
     place.act(events_since)
-    before = place.tables
     for shipper in (place.shipper(), running):
         with pytest.raises(Conflict, match=f"no longer has event_id '{last['event_id']}' with sequence") as refused:
             shipper.ship_once()
         assert refused.value.code == "source_was_put_back"
-    assert before.to_arrow(AUDIT_TABLE).num_rows == last["sequence"]
+    assert [row["event_id"] for row in place.exported()][-1] == last["event_id"]
 
 
 def test_no_secret_in_the_trail_or_in_the_table(place: Place, tmp_path: Path) -> None:
@@ -214,9 +217,18 @@ def test_no_secret_in_the_trail_or_in_the_table(place: Place, tmp_path: Path) ->
     secrets.append(place.catalog.create_token("root", is_admin=True)[1])
     for secret in secrets:
         place.catalog.check_token(secret)
+    for number, option in enumerate(SECRET_OPTIONS):
+        secrets.append(f"sk-{option}-{number:04d}-QxV7")
+        options = {"base_url": "https://example.org", option: secrets[-1]}
+        place.catalog.connections.create(f"provider{number}", connection_type="openai", options=options, owner="admin")
+    secrets.append("sk-changed-9999-QxV7")
+    place.catalog.connections.update("provider0", options={"api_key": secrets[-1]}, by=ADMIN)
+    with pytest.raises(PermissionDenied):
+        place.catalog.grants.check("ann", "MANAGE", "connection", "provider0")
     place.act(2)
     place.shipper().ship_once()
-    assert place.exported()
+    actions = {row["action_name"] for row in place.exported()}
+    assert {"generateDbToken", "createConnection", "updateConnection", "updatePermissions"} <= actions
     place.catalog.close()
     connection = sqlite3.connect(tmp_path / "catalog.db")
     kept = repr(connection.execute("SELECT * FROM audit").fetchall())
