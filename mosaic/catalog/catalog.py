@@ -348,7 +348,7 @@ class Catalog:
         by: Caller | None = None,
     ) -> Endpoint:
         """Make or change an endpoint; a name of one word stands in the serving schema, which is made if needed."""
-        full, caller = self._endpoint_name(name), as_principal(by or owner)
+        full, caller = self.endpoint_name(name), as_principal(by or owner)
         names.check_principal(owner)
         wanted = values.json_object(config, "config")
         now = self._now()
@@ -369,7 +369,7 @@ class Catalog:
 
     def get_endpoint(self, name: str) -> Endpoint:
         """By its whole name, or by one word in the serving schema; raises NotFound with the names callers can write."""
-        full = self._endpoint_name(name)
+        full = self.endpoint_name(name)
         with self._store.read() as connection:
             row = securables.find(connection, "endpoint", full)
             if row is None:
@@ -388,7 +388,7 @@ class Catalog:
 
     def delete_endpoint(self, name: str, *, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
         """Raises NotFound, StaleEtag."""
-        full, caller = self._endpoint_name(name), as_principal(by)
+        full, caller = self.endpoint_name(name), as_principal(by)
         with self._change("deleteServingEndpoint", "endpoint", full, caller) as going:
             self._delete(going, "endpoint", full, caller, expected_etag)
 
@@ -588,7 +588,8 @@ class Catalog:
         with self._store.write() as connection:
             lineage.add_edge(connection, run_id, direction, thing, kept)
 
-    def _endpoint_name(self, name: str) -> str:
+    def endpoint_name(self, name: str) -> str:
+        """The whole name of an endpoint that callers may write as one word."""
         return names.parse_object(name if "." in name else f"{self.serving_schema}.{name}", "endpoint")
 
 

@@ -1,14 +1,15 @@
 """Control's HTTP surface: the platform's status, what the catalog names, index queries, the thread behind an answer,
-and the catalog in Unity Catalog's protocol."""
+the catalog in Unity Catalog's protocol, and MLflow's."""
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp
 
 from mosaic.catalog.unity import unity_routes
@@ -17,7 +18,7 @@ from mosaic.gateway.routes import parse
 from mosaic.monitoring.thread import why
 from mosaic.platform.parts import Parts
 from mosaic.platform.status import platform_status
-from mosaic.protocol import Wire
+from mosaic.protocol import Principal, Wire
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import read_json
 
@@ -29,16 +30,25 @@ class IndexQuery(Wire):
     num_results: int = Field(default=10, ge=1, le=1000)
 
 
-def control_app(parts: Parts) -> ASGIApp:
-    """Control as one ASGI application, for the route prefix /api."""
+def control_app(parts: Parts, mlflow: ASGIApp) -> ASGIApp:
+    """Control as one ASGI application, for the route prefix /api; `mlflow` is the door to the tracking server."""
     catalog = parts.catalog
 
     async def status(http: Request) -> Response:
-        return JSONResponse([part.model_dump() for part in await asyncio.to_thread(platform_status, parts)])
+        may = functools.partial(may_know, http.state.principal)
+        return JSONResponse([part.model_dump() for part in await asyncio.to_thread(platform_status, parts, may)])
 
-    def listing(read: Callable[[], list[Any]], key: str) -> Callable[[Request], Any]:
+    def may_know(principal: Principal, kind: str, name: str) -> bool:
+        return catalog.grants.is_allowed(principal, "BROWSE", kind, name)
+
+    def listing(read: Callable[[], list[Any]], kind: str, key: str) -> Callable[[Request], Any]:
+        """Those that the caller may know of."""
+
+        def known(principal: Principal) -> list[Any]:
+            return [record for record in read() if may_know(principal, kind, record.name)]
+
         async def answer(http: Request) -> Response:
-            records = await asyncio.to_thread(read)
+            records = await asyncio.to_thread(known, http.state.principal)
             return JSONResponse({key: [record.model_dump(mode="json") for record in records]})
 
         return answer
@@ -60,14 +70,15 @@ def control_app(parts: Parts) -> ASGIApp:
     router = Router(
         routes=[
             Route("/2.0/mosaic/status", status),
-            Route("/2.0/mosaic/tables", listing(catalog.list_tables, "tables")),
-            Route("/2.0/mosaic/models", listing(catalog.list_models, "models")),
-            Route("/2.0/mosaic/indexes", listing(catalog.list_indexes, "indexes")),
-            Route("/2.0/mosaic/endpoints", listing(catalog.list_endpoints, "endpoints")),
+            Route("/2.0/mosaic/tables", listing(catalog.list_tables, "table", "tables")),
+            Route("/2.0/mosaic/models", listing(catalog.list_models, "model", "models")),
+            Route("/2.0/mosaic/indexes", listing(catalog.list_indexes, "index", "indexes")),
+            Route("/2.0/mosaic/endpoints", listing(catalog.list_endpoints, "endpoint", "endpoints")),
             Route("/2.0/mosaic/requests/{request_id}/why", thread),
             Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
             *unity_routes(catalog, parts.storage),
             *sql_routes(parts.sql),
+            *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),
         ],
         redirect_slashes=False,
     )

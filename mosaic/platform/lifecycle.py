@@ -6,6 +6,7 @@ init:  the same platform for a driver script: joins the one that runs, starts on
 down:  the applications -> what is still in the logs -> Ray and every process under it
 """
 
+import functools
 import os
 import shutil
 import time
@@ -21,6 +22,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 import mosaic
+from mosaic.catalog.names import is_model_version, parse_model_version
 from mosaic.catalog.records import Endpoint as EndpointRecord
 from mosaic.errors import Conflict, MosaicError, Unavailable
 from mosaic.ids import new_id
@@ -36,6 +38,7 @@ from mosaic.platform.parts import (
     build_parts,
     build_shipper,
     embedder,
+    internal_token,
     resolve_model,
 )
 from mosaic.platform.status import Part, platform_status
@@ -51,22 +54,31 @@ from mosaic.storage.layout import check_format
 if TYPE_CHECKING:
     from mosaic.training import FineTuning
 
+ADMIN = Principal(name="admin", is_admin=True)
 CPUS = {"platform": 0.05, "control": 0.1, "gateway-internal": 0.1, "gateway replica": 0.1, "shipper": 0.05}
 """Logical CPUs that the platform's own actors reserve; engines and indexes say theirs."""
 CPUS_PER_EMBEDDER, CPUS_PER_INDEX, CPUS_FOR_DATA = 0.2, 0.1, 0.5
 
 
 class Platform:
-    """A running platform, as a driver script holds it. The rooms' objects are its attributes."""
+    """A running platform, as a driver script holds it. The rooms' objects are its attributes.
 
-    def __init__(self, parts: Parts, cluster: Cluster) -> None:
+    They act for `principal`, within its grants. `catalog` and `storage` are as they are: whoever may run code in the
+    cluster could reach them anyway (docs/security.md).
+    """
+
+    def __init__(self, parts: Parts, cluster: Cluster, principal: Principal = ADMIN) -> None:
         self._parts = parts
         self.cluster = cluster
         self.settings = parts.settings
-        self.storage, self.catalog, self.tables = parts.storage, parts.catalog, parts.tables
-        self.models, self.indexes = parts.models, parts.indexes
-        self.principal = Principal(name="admin", is_admin=True)
-        """In process the caller is the cluster's own, and so the admin."""
+        self.storage, self.catalog, self.models = parts.storage, parts.catalog, parts.models
+        self.principal = principal
+        """Whoever the token of `init` belongs to; without one the caller is the cluster's own, and so the admin."""
+        self.tables, self.indexes = parts.tables.acting(principal), parts.indexes.acting(principal)
+
+    def acting(self, principal: Principal) -> "Platform":
+        """The same platform for another principal."""
+        return Platform(self._parts, self.cluster, principal)
 
     @property
     def base_url(self) -> str:
@@ -75,7 +87,8 @@ class Platform:
 
     @property
     def mlflow_uri(self) -> str:
-        return f"http://127.0.0.1:{self.settings.mlflow_port}"
+        """For MLflow's clients, with a token of the platform's in MLFLOW_TRACKING_TOKEN."""
+        return self.settings.base_url
 
     def status(self) -> list[Part]:
         return platform_status(self._parts)
@@ -86,19 +99,36 @@ class Platform:
         Raises NotFound for a model or index that is not there, and Unavailable for engines that do not fit, with the
         sum.
         """
-        if settings.retrieval is not None:
-            self.catalog.get_index(settings.retrieval.index)
+        self._check_endpoint(settings)
         needed = {answering(self.catalog, entity.model).engine_model for entity in settings.served_entities}
         running = serve.status().applications
         missing = sorted(model for model in needed if engine_app_name(model) not in running)
         self._require_room({f"engine {model}": _engine_cpus(self.settings, model) for model in missing})
         for model in missing:
             start_engine(model, self._engine_settings(model), _resolver(self.settings))
-        return self.catalog.put_endpoint(settings.name, config=settings.model_dump(), owner=self.principal.name)
+        return self.catalog.put_endpoint(
+            settings.name, config=settings.model_dump(), owner=self.principal.name, by=self.principal
+        )
+
+    def _check_endpoint(self, settings: EndpointSettings) -> None:
+        """Raises PermissionDenied unless the principal may make or change it, and may use all that it serves."""
+        check = self.catalog.grants.check
+        full = self.catalog.endpoint_name(settings.name)
+        if full in (one.name for one in self.catalog.list_endpoints()):
+            check(self.principal, "MANAGE", "endpoint", full, action="updateServingEndpoint")
+        else:
+            check(self.principal, "CREATE MODEL", "schema", full.rpartition(".")[0], action="createServingEndpoint")
+        for entity in settings.served_entities:
+            if is_model_version(entity.model):
+                model = parse_model_version(entity.model).model
+                check(self.principal, "EXECUTE", "model", model, action="createServingEndpoint")
+        if settings.retrieval is not None:
+            check(self.principal, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
 
     def wait_until_ready(self, endpoint: str, *, timeout_seconds: float = 300) -> None:
         """Until every engine behind the endpoint runs; raises Unavailable with the engine's own reason if one
         failed."""
+        self.catalog.grants.check(self.principal, "BROWSE", "endpoint", endpoint, action="getServingEndpoint")
         record = self.catalog.get_endpoint(endpoint)
         models = [answering(self.catalog, e["model"]).engine_model for e in record.config["served_entities"]]
         wait_for_applications([engine_app_name(model) for model in models], timeout_seconds)
@@ -109,7 +139,7 @@ class Platform:
 
     def fine_tuning(self) -> "FineTuning":
         """What fine-tunes on this platform's tables and registers in its catalog."""
-        from mosaic.training import FineTuning  # brings torch, which a gateway's replica must not load
+        from mosaic.training import FineTuning, Tracking  # brings torch, which a gateway's replica must not load
 
         return FineTuning(
             self.catalog,
@@ -117,7 +147,7 @@ class Platform:
             self.storage,
             self.models,
             work_folder=self.settings.home_folder / "training",
-            mlflow_uri=self.mlflow_uri,
+            tracking=Tracking(self.mlflow_uri, functools.partial(internal_token, self.settings)),
         )
 
     def why(self, request_id: str) -> Thread:
@@ -182,7 +212,8 @@ def up(settings: PlatformSettings, on_progress: Callable[[str], None] = lambda l
         try:
             connect(cluster.address, environment)
             write_record(home, _record(settings, platform_id, cluster))
-            first_token = _start_parts(parts, environment, on_progress)
+            mlflow_socket = _run_folder(platform_id) / "mlflow" / "socket"
+            first_token = _start_parts(parts, environment, mlflow_socket, on_progress)
         except BaseException:
             _stop(settings, platform_id, cluster)
             remove_record(home)
@@ -190,7 +221,9 @@ def up(settings: PlatformSettings, on_progress: Callable[[str], None] = lambda l
     return Started(Platform(parts, cluster), first_token, time.monotonic() - started)
 
 
-def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callable[[str], None]) -> str | None:
+def _start_parts(
+    parts: Parts, environment: dict[str, str], mlflow_socket: Path, on_progress: Callable[[str], None]
+) -> str | None:
     settings = parts.settings
     require_fit(_needed(parts), ray.cluster_resources().get("CPU", 0.0), "in the cluster")
     if deployments.find_platform_actor() is not None:
@@ -200,7 +233,8 @@ def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callabl
     parts.catalog.ensure_schema("system.serving", owner="system")
     parts.catalog.ensure_schema("main.default")
     parts.catalog.ensure_schema("main.serving")
-    _open_to_users(parts)
+    if first_token is not None:
+        _open_to_users(parts)
     parts.tables.create(
         INFERENCE_TABLE,
         SCHEMA,
@@ -216,8 +250,8 @@ def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callabl
         logging_config=LoggingConfig(enable_access_log=False),
     )
     on_progress("mlflow, control and gateway")
-    platform_actor = deployments.start_platform_actor(settings)
-    serve.run_many(_applications(settings, environment), wait_for_applications_running=True)
+    platform_actor = deployments.start_platform_actor(settings, mlflow_socket)
+    serve.run_many(_applications(settings, environment, mlflow_socket), wait_for_applications_running=True)
     deployments.wait_for_platform_actor(platform_actor)
     _wait_for_http(f"{settings.base_url}/v1/models", 60)
     on_progress("endpoints and indexes of the catalog")
@@ -228,7 +262,9 @@ def _start_parts(parts: Parts, environment: dict[str, str], on_progress: Callabl
     return first_token
 
 
-def _applications(settings: PlatformSettings, environment: dict[str, str]) -> list[serve.RunTarget]:
+def _applications(
+    settings: PlatformSettings, environment: dict[str, str], mlflow_socket: Path
+) -> list[serve.RunTarget]:
     def target(name: str, prefix: str, deployment: Any, arguments: tuple[Any, ...], replicas: int) -> serve.RunTarget:
         # A cluster that others started lacks Serve's switches, which a replica that faces HTTP needs.
         options = {"num_cpus": CPUS["control"], "runtime_env": {"env_vars": environment}}
@@ -242,17 +278,23 @@ def _applications(settings: PlatformSettings, environment: dict[str, str]) -> li
         return serve.RunTarget(target=bound, name=name, route_prefix=prefix)
 
     return [
-        target("control", "/api", deployments.Control, (), 1),
+        target("control", "/api", deployments.Control, (mlflow_socket,), 1),
         target("gateway", "/", deployments.Gateway, ("gateway",), settings.gateway_replicas),
         target("gateway-internal", "/internal", deployments.Gateway, ("internal",), 1),
     ]
 
 
-def init(settings: PlatformSettings | None = None) -> Platform:
+def init(settings: PlatformSettings | None = None, *, token: str | None = None) -> Platform:
     """The platform for a driver script: the one in this job's cluster, else the one of this home, else a new one.
 
-    In a job (`ray job submit`) Ray says which cluster; a cluster without a platform gets one. Raises what `up` raises.
+    With a token, what it gives acts within the grants of the token's principal. In a job (`ray job submit`) Ray says
+    which cluster; a cluster without a platform gets one. Raises what `up` raises, and Unauthenticated.
     """
+    joined = _init(settings)
+    return joined if token is None else joined.acting(joined.catalog.check_token(token))
+
+
+def _init(settings: PlatformSettings | None) -> Platform:
     asked = settings or PlatformSettings()
     cluster = find_head(asked.home_folder)
     address = asked.ray.address or _job_address() or (cluster.address if cluster else None)
@@ -388,7 +430,6 @@ def _cluster(settings: PlatformSettings, home: Path, platform_id: str, environme
 def _ports(settings: PlatformSettings) -> dict[str, int]:
     ports = {
         "http_port": settings.http_port,
-        "mlflow_port": settings.mlflow_port,
         "haproxy_metrics_port": settings.haproxy_metrics_port,
         "haproxy_stats_port": settings.haproxy_stats_port,
         "serve_fallback_port": settings.serve_fallback_port,
@@ -417,11 +458,8 @@ def _first_token(parts: Parts) -> str | None:
 def _open_to_users(parts: Parts) -> None:
     """At the first start every user may ask what is served in main; from then on it is the administrators' to say."""
     grants = parts.catalog.grants
-    if parts.catalog.audit.list(limit=1):
-        return
-    platform = Principal(name="admin", is_admin=True)
-    grants.grant("catalog", "main", "users", ["USE CATALOG"], by=platform)
-    grants.grant("schema", "main.serving", "users", ["USE SCHEMA", "EXECUTE"], by=platform)
+    grants.grant("catalog", "main", "users", ["USE CATALOG"], by=ADMIN)
+    grants.grant("schema", "main.serving", "users", ["USE SCHEMA", "EXECUTE"], by=ADMIN)
 
 
 def _renew_internal_token(parts: Parts) -> None:

@@ -1,5 +1,6 @@
 """How each part of the platform is: healthy, starting, or failed and why."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import ray
@@ -30,7 +31,11 @@ class Part(Wire):
     """Why, when it is not healthy; what it is, when it is."""
 
 
-def platform_status(parts: Parts) -> list[Part]:
+MayKnow = Callable[[str, str], bool]
+"""(kind, name) -> whether who asks may know of that index or endpoint."""
+
+
+def platform_status(parts: Parts, may_know: MayKnow = lambda kind, name: True) -> list[Part]:
     """Every part, in the order in which they start; this process must have joined the cluster."""
     return [
         _ray(),
@@ -39,8 +44,8 @@ def platform_status(parts: Parts) -> list[Part]:
         *_applications(),
         *_shippers(),
         _audit(),
-        *_indexes(parts),
-        *_endpoints(parts),
+        *_indexes(parts, may_know),
+        *_endpoints(parts, may_know),
     ]
 
 
@@ -126,9 +131,11 @@ def _audit() -> Part:
     )
 
 
-def _indexes(parts: Parts) -> list[Part]:
+def _indexes(parts: Parts, may_know: MayKnow) -> list[Part]:
     found = []
     for record in parts.catalog.list_indexes():
+        if not may_know("index", record.name):
+            continue
         try:
             status = parts.indexes.status(record.name)
         except MosaicError as error:
@@ -144,11 +151,13 @@ def _indexes(parts: Parts) -> list[Part]:
     return found
 
 
-def _endpoints(parts: Parts) -> list[Part]:
+def _endpoints(parts: Parts, may_know: MayKnow) -> list[Part]:
     """An endpoint is as healthy as the engines behind it."""
     applications = serve.status().applications
     found = []
     for record in parts.catalog.list_endpoints():
+        if not may_know("endpoint", record.name):
+            continue
         states: list[State] = []
         for entity in record.config["served_entities"]:
             application = applications.get(engine_app_name(answering(parts.catalog, entity["model"]).engine_model))

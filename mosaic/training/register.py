@@ -2,6 +2,7 @@
 alias."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mosaic.storage import Storage
 from mosaic.training.result import TrainResult
 from mosaic.training.run import OnProgress, fit
 from mosaic.training.settings import TrainSettings
+from mosaic.training.tracking import Tracking
 
 RESULT_FILE = "mosaic-result.json"
 """Lies beside the adapter: what the run measured."""
@@ -40,10 +42,10 @@ class FineTuning:
         models: ModelResolver,
         *,
         work_folder: Path,
-        mlflow_uri: str | None,
+        tracking: Tracking | None,
     ) -> None:
         self._catalog, self._tables, self._storage, self._models = catalog, tables, storage, models
-        self._work_folder, self._mlflow_uri = work_folder, mlflow_uri
+        self._work_folder, self._tracking = work_folder, tracking
 
     def run(
         self,
@@ -59,7 +61,10 @@ class FineTuning:
 
         `spec` is how to serve it, kept with the version. With the same settings (which name the tables' versions) as an
         earlier run that finished, that run's version is given back. Raises what `fit` raises; the run is then `failed`.
+        Raises PermissionDenied before anything starts, unless the principal may SELECT from the tables, and MANAGE the
+        model or make it.
         """
+        self._check(settings, register_to, principal)
         found = self.find(settings, register_to)
         if found is not None:
             self._catalog.set_alias(register_to, alias, found.version.version, principal=principal)
@@ -96,6 +101,17 @@ class FineTuning:
             return FineTuned(version=version, result=TrainResult.model_validate_json(result), reused=True)
         return None
 
+    def _check(self, settings: TrainSettings, register_to: str, principal: Principal) -> None:
+        check, action = self._catalog.grants.check, "fineTuneModel"
+        for table in (settings.train_table, settings.eval_table):
+            if table is not None:
+                check(principal, "SELECT", "table", parse_table_version(table)[0], action=action)
+        schema = register_to.rpartition(".")[0]
+        if self._catalog.find_model(register_to) is not None:
+            check(principal, "MANAGE", "model", register_to, action=action)
+        elif not principal.is_admin:  # who makes a schema that is not there
+            check(principal, "CREATE MODEL", "schema", schema, action=action)
+
     def _train(
         self,
         settings: TrainSettings,
@@ -106,13 +122,14 @@ class FineTuning:
         on_progress: OnProgress | None,
     ) -> tuple[ModelVersion, TrainResult]:
         output = self._work_folder / "adapters" / new_id("adapter")
+        tables = self._tables.acting(principal, run_id)
         result = fit(
             settings,
             model_folder=self._models.resolve(settings.model),
-            read_rows=lambda table: self._tables.read(*parse_table_version(table), columns=list(settings.columns)),
+            read_rows=lambda table: tables.read(*parse_table_version(table), columns=list(settings.columns)),
             storage_folder=self._work_folder / "checkpoints",
             output=output,
-            mlflow_uri=self._mlflow_uri,
+            tracking=replace(self._tracking, owner=principal.name) if self._tracking else None,
             on_progress=on_progress,
         )
         measured = result.model_dump_json().encode()
@@ -120,8 +137,8 @@ class FineTuning:
         source = self._storage.address("models", *register_to.split("."), run_id)
         self._storage.upload(output, source)
         if self._catalog.find_model(register_to) is None:
-            self._catalog.ensure_schema(register_to.rpartition(".")[0])
-            self._catalog.create_model(register_to, owner=principal.name)
+            self._catalog.ensure_schema(register_to.rpartition(".")[0], by=principal)
+            self._catalog.create_model(register_to, owner=principal.name, by=principal)
         version = self._catalog.create_model_version(
             register_to,
             source=source,

@@ -15,6 +15,7 @@ from mosaic.catalog.names import parse_object
 from mosaic.data import Tables
 from mosaic.data.delta import arrow_schema, check_columns
 from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound, Unavailable, not_found
+from mosaic.protocol import Principal
 from mosaic.storage import Storage
 from mosaic.vector.settings import IndexSettings
 from mosaic.vector.shard import (
@@ -72,6 +73,13 @@ class Indexes:
         self._storage, self._tables, self._catalog = storage, tables, catalog
         self._embed_factory, self._principal = embed_factory, principal
         self._opened: dict[str, _Opened] = {}
+        self._acting: Principal | None = None
+
+    def acting(self, principal: Principal) -> "Indexes":
+        """The same indexes for a principal, within its grants; as built, they act for the platform, unchecked."""
+        made = Indexes(self._storage, self._tables, self._catalog, self._embed_factory, principal=principal.name)
+        made._acting, made._opened = principal, self._opened
+        return made
 
     def create(self, settings: IndexSettings, *, owner: str) -> IndexStatus:
         """Make an index and begin to fill it; the same settings again return the index that is there.
@@ -80,11 +88,15 @@ class Indexes:
         """
         name, table = parse_object(settings.name, "index"), parse_object(settings.table, "table")
         settings = settings.model_copy(update={"name": name, "table": table})
+        self._check("SELECT", "table", table, "createVectorIndex")
+        if self._find(name) is None:
+            self._check("CREATE TABLE", "schema", name.rpartition(".")[0], "createVectorIndex")
         check_columns(arrow_schema(self._tables.delta(table)), settings.columns, table)
         spec = settings.model_dump(mode="json")
         existing = self._find(name)
         if existing is None:
-            existing = self._catalog.put_index(name, table=table, spec=spec, owner=owner)
+            by = self._acting or owner
+            existing = self._catalog.put_index(name, table=table, spec=spec, owner=owner, by=by)
         if existing.spec != spec:
             changed = sorted(field for field in spec if existing.spec.get(field) != spec[field])
             raise Conflict(
@@ -94,6 +106,7 @@ class Indexes:
 
     def start(self, name: str) -> IndexStatus:
         """Bring the actor of an index up, if it is not (after a restart of the platform); raises NotFound."""
+        self._check("BROWSE", "index", name, "getVectorIndex")
         settings = self._settings(name)
         location = self._catalog.get_table(settings.table).location
         embed = self._embed_factory(settings.embedding_endpoint)
@@ -116,6 +129,7 @@ class Indexes:
         While the actor restarts, or fills an index for the first time, it is asked again, up to the time limit; then
         Unavailable. Raises NotFound and BadRequest.
         """
+        self._check("SELECT", "index", name, "queryVectorIndex")
         _check_query(text_or_vector, k)
         if isinstance(text_or_vector, str):
             text_or_vector = self._open(name).embed([text_or_vector])[0]
@@ -133,6 +147,8 @@ class Indexes:
         timeout_seconds: float = 30.0,
     ) -> QueryResult:
         """The same for an event loop, which it does not block; `request_id` names the request that asks."""
+        if self._acting is not None:
+            await asyncio.to_thread(self._check, "SELECT", "index", name, "queryVectorIndex")
         _check_query(text_or_vector, k)
         deadline = time.monotonic() + timeout_seconds
         if isinstance(text_or_vector, str):
@@ -151,27 +167,38 @@ class Indexes:
 
     def sync(self, name: str, to_version: int | None = None, *, timeout_seconds: float = 3600.0) -> SyncResult:
         """Have the index follow its table now instead of at its next look; returns when it answers at that version."""
+        self._check("MANAGE", "index", name, "syncVectorIndex")
         result: SyncResult = self._call(name, "sync", (to_version,), timeout_seconds)
         return result
 
     def status(self, name: str, *, timeout_seconds: float = 60.0) -> IndexStatus:
         """How the index stands; starts its actor if it does not run. Raises NotFound."""
+        self._check("BROWSE", "index", name, "getVectorIndex")
         status: IndexStatus = self._call(name, "status", (), timeout_seconds)
         return status
 
     def list(self) -> list[str]:
-        """The names of all indexes."""
-        return [index.name for index in self._catalog.list_indexes()]
+        """The names of all indexes that may be browsed."""
+        names = [index.name for index in self._catalog.list_indexes()]
+        acting = self._acting
+        if acting is None:
+            return names
+        return [name for name in names if self._catalog.grants.is_allowed(acting, "BROWSE", "index", name)]
 
     def delete(self, name: str) -> None:
         """Stop the actor, delete the snapshots, forget the name; the table stays. Raises NotFound."""
+        self._check("MANAGE", "index", name, "deleteVectorIndex")
         settings = self._settings(name)
         self._opened.pop(settings.name, None)
         self._opened.pop(name, None)
         with contextlib.suppress(ValueError):  # it does not run
             ray.kill(ray.get_actor(actor_name(settings.name), namespace=NAMESPACE), no_restart=True)
         self._storage.delete(snapshots_address(self._storage, settings.name))
-        self._catalog.delete_index(settings.name)
+        self._catalog.delete_index(settings.name, by=self._acting or self._principal)
+
+    def _check(self, privilege: str, kind: str, name: str, action: str) -> None:
+        if self._acting is not None:
+            self._catalog.grants.check(self._acting, privilege, kind, name, action=action)
 
     def _call(self, name: str, method: str, arguments: tuple[Any, ...], timeout_seconds: float) -> Any:
         deadline = time.monotonic() + timeout_seconds
