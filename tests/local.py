@@ -25,11 +25,10 @@ def free_ports(count: int) -> list[int]:
 
 def local_settings(root: Path, **changes: object) -> PlatformSettings:
     """A platform of its own under `root`, beside whatever else runs on this machine."""
-    http, mlflow, metrics, stats, fallback, dashboard = free_ports(6)
+    http, metrics, stats, fallback, dashboard = free_ports(5)
     values: dict[str, object] = {
         "storage": str(root),
         "http_port": http,
-        "mlflow_port": mlflow,
         "haproxy_metrics_port": metrics,
         "haproxy_stats_port": stats,
         "serve_fallback_port": fallback,

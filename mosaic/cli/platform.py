@@ -63,7 +63,7 @@ def print_started(started: Started) -> None:
     click.echo(f"  gateway    {platform.base_url}/v1")
     click.echo(f"  control    {platform.base_url}/api")
     click.echo(f"  dashboard  {platform.cluster.dashboard or 'that of the cluster at ' + platform.cluster.address}")
-    click.echo(f"  mlflow     {platform.mlflow_uri}")
+    click.echo(f"  mlflow     {platform.mlflow_uri} (a token in MLFLOW_TRACKING_TOKEN)")
     click.echo(f"  storage    {platform.storage.root}")
     if platform.cluster.dashboard:
         click.echo(

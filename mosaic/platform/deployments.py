@@ -3,8 +3,10 @@ MLflow."""
 
 import functools
 import logging
+from pathlib import Path
 from typing import Any
 
+import httpx
 import ray
 from ray import serve
 from starlette.types import ASGIApp
@@ -16,6 +18,7 @@ from mosaic.ids import new_id
 from mosaic.monitoring import Ledger
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
 from mosaic.platform.control import control_app
+from mosaic.platform.mlflow_proxy import mlflow_door
 from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
 from mosaic.protocol import Retrieved
 from mosaic.serving import ServeEngine
@@ -71,9 +74,11 @@ class Gateway:
 class Control:
     """One replica of control: what is slow or changes things, apart from the loop that streams."""
 
-    def __init__(self, settings: PlatformSettings) -> None:
+    def __init__(self, settings: PlatformSettings, mlflow_socket: Path) -> None:
         _log_with_serve()
-        self._app = control_app(build_parts(settings))
+        parts = build_parts(settings)
+        door = mlflow_door(settings, mlflow_socket, parts.catalog, trusted=frozenset({INTERNAL}))
+        self._app = control_app(parts, door)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -83,16 +88,22 @@ class PlatformActor:
     """Knows the settings that the platform was started with, owns the MLflow server, and carries the audit trail into
     the lakehouse; detached, restarted by Ray."""
 
-    def __init__(self, settings: PlatformSettings) -> None:
+    def __init__(self, settings: PlatformSettings, mlflow_socket: Path) -> None:
         self._settings = settings
-        self._mlflow = MlflowServer(settings.home_folder / "mlflow", port=settings.mlflow_port)
+        own = settings.mlflow_url is None
+        self._mlflow = MlflowServer(settings.home_folder / "mlflow", mlflow_socket) if own else None
         self._audit = Shipping(functools.partial(build_audit_shipper, settings))
 
     def settings(self) -> PlatformSettings:
         return self._settings
 
     def mlflow_is_healthy(self) -> bool:
-        return self._mlflow.is_healthy()
+        if self._mlflow is not None:
+            return self._mlflow.is_healthy()
+        try:
+            return httpx.get(f"{self._settings.mlflow_url}/health", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def flush_audit(self) -> int:
         return self._audit.flush()
@@ -101,7 +112,8 @@ class PlatformActor:
         return self._audit.status()
 
     def stop(self) -> None:
-        self._mlflow.stop()
+        if self._mlflow is not None:
+            self._mlflow.stop()
 
 
 def _log_with_serve() -> None:
@@ -118,7 +130,7 @@ def find_platform_actor() -> Any | None:
         return None
 
 
-def start_platform_actor(settings: PlatformSettings) -> Any:
+def start_platform_actor(settings: PlatformSettings, mlflow_socket: Path) -> Any:
     """Start it; MLflow takes its time beside whatever starts next (see `wait_for_platform_actor`)."""
     options = ray.remote(PlatformActor).options(
         name=PLATFORM_ACTOR,
@@ -129,7 +141,7 @@ def start_platform_actor(settings: PlatformSettings) -> Any:
         max_restarts=-1,
         max_concurrency=4,
     )
-    return options.remote(settings)
+    return options.remote(settings, mlflow_socket)
 
 
 def wait_for_platform_actor(actor: Any) -> None:

@@ -36,14 +36,15 @@ class PlatformSettings(Settings):
     """Folder on this machine for logs, spools, caches and the SQLite catalog; the root itself if that is local."""
     catalog_url: str | None = None
     """SQLAlchemy URL of the catalog; SQLite in the home if not given."""
+    catalog_key_file: str | None = None
+    """File of the key that encrypts connections' secrets, the same on every node; `catalog.key` in the home if not
+    given, made at the first secret."""
     ray: RaySettings = RaySettings()
     """Which Ray cluster."""
     host: str = "127.0.0.1"
     """Where the gateway listens; loopback unless there is a network policy around it (docs/security.md)."""
     http_port: int = Field(default=8000, ge=1, le=65535)
     """Port of the gateway and of control."""
-    mlflow_port: int = Field(default=5005, ge=1, le=65535)
-    """Port of the MLflow tracking server, on loopback."""
     haproxy_metrics_port: int = Field(default=9101, ge=1, le=65535)
     """Port of HAProxy's Prometheus metrics, on loopback."""
     haproxy_stats_port: int = Field(default=8404, ge=1, le=65535)
@@ -54,6 +55,10 @@ class PlatformSettings(Settings):
     """Replicas of the gateway; each ships its own log."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     """A larger request is a 413."""
+    max_artifact_bytes: int = Field(default=10 * 1024**3, ge=1024)
+    """A larger file of an MLflow run is a 413."""
+    mlflow_url: str | None = None
+    """Address of an MLflow server to keep runs in, in place of the platform's own; control stays the door to it."""
     engines: dict[str, EngineSettings] = Field(default_factory=dict)
     """How the engine of a model runs, by the model's name; what is not named runs with the defaults."""
 
@@ -66,6 +71,12 @@ class PlatformSettings(Settings):
     @property
     def catalog_address(self) -> str:
         return self.catalog_url or f"sqlite:///{self.home_folder / 'catalog.db'}"
+
+    @property
+    def key_file(self) -> Path:
+        if self.catalog_key_file is not None:
+            return Path(self.catalog_key_file).expanduser().resolve()
+        return self.home_folder / "catalog.key"
 
     @property
     def base_url(self) -> str:
@@ -104,7 +115,7 @@ class Parts:
 def build_parts(settings: PlatformSettings) -> Parts:
     """Build the parts in this process; no Ray needed."""
     storage = Storage(settings.storage, settings.storage_options)
-    catalog = Catalog.open(settings.catalog_address)
+    catalog = Catalog.open(settings.catalog_address, key_file=settings.key_file)
     tables = Tables(storage, catalog)
 
     def source_of(name: str) -> ModelSource:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mosaic.training.result import EvalRow, TrainResult
     from mosaic.training.run import fit, train_plan
     from mosaic.training.settings import LoraSettings, TrainSettings
-    from mosaic.training.tracking import MlflowServer
+    from mosaic.training.tracking import MlflowServer, Tracking
 
 __all__ = [
     "EvalRow",
@@ -20,6 +20,7 @@ __all__ = [
     "FineTuning",
     "LoraSettings",
     "MlflowServer",
+    "Tracking",
     "TrainResult",
     "TrainSettings",
     "fit",
@@ -34,6 +35,7 @@ _HOMES = {
     "MlflowServer": "tracking",
     "TrainResult": "result",
     "TrainSettings": "settings",
+    "Tracking": "tracking",
     "fit": "run",
     "train_plan": "run",
 }

@@ -27,7 +27,7 @@ from mosaic.training.job import ADAPTER_FOLDER, OUTCOME_FILE, Job, StepReport, c
 from mosaic.training.plan import Plan
 from mosaic.training.result import EvalRow, TrainResult
 from mosaic.training.settings import TrainSettings
-from mosaic.training.tracking import RunRecord
+from mosaic.training.tracking import RunRecord, Tracking
 
 OnProgress = Callable[[int, int, float], None]
 """Called with the step just finished (from 1), the number of steps, and its loss."""
@@ -40,7 +40,7 @@ def fit(
     read_rows: Callable[[str], Dataset],
     storage_folder: Path | str,
     output: Path,
-    mlflow_uri: str | None = None,
+    tracking: Tracking | None = None,
     on_progress: OnProgress | None = None,
 ) -> TrainResult:
     """Fine-tune and leave the adapter in `output`.
@@ -60,7 +60,7 @@ def fit(
 
     tables = {"training": settings.train_table} | ({"evaluation": settings.eval_table} if settings.eval_table else {})
     params = _flat(settings.model_dump()) | {"steps": plan.steps, "rows": plan.rows, "tokens_per_epoch": train.tokens}
-    record = RunRecord(mlflow_uri, experiment=settings.experiment, name=settings.run_name, params=params, tables=tables)
+    record = RunRecord(tracking, experiment=settings.experiment, name=settings.run_name, params=params, tables=tables)
 
     def follow(reports: list[StepReport]) -> None:
         record.log_all((report.step, _step_metrics(report)) for report in reports)

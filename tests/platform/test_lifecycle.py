@@ -68,13 +68,13 @@ def test_two_at_once_and_who_holds_it(tmp_path: Path) -> None:
 def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
     settings = local_settings(tmp_path)
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", settings.mlflow_port))
+        taken.bind(("127.0.0.1", settings.haproxy_stats_port))
         taken.listen()
         with pytest.raises(
-            BadRequest, match=rf"port {settings.mlflow_port} \(mlflow_port\) .* is taken by process"
+            BadRequest, match=rf"port {settings.haproxy_stats_port} \(haproxy_stats_port\) .* is taken by process"
         ) as no:
             up(settings)
-    assert no.value.param == "mlflow_port" and read_record(tmp_path) is None
+    assert no.value.param == "haproxy_stats_port" and read_record(tmp_path) is None
 
 
 def test_a_root_of_a_newer_version_is_refused(tmp_path: Path) -> None:

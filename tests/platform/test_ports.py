@@ -50,13 +50,10 @@ def _what(platform: Platform, cmdline: str, port: int, where: str) -> str:
         settings.haproxy_metrics_port: "HAProxy: metrics",
         settings.haproxy_stats_port: "HAProxy: statistics",
         settings.serve_fallback_port: "Serve's proxy",
-        settings.mlflow_port: "MLflow",
         settings.ray.dashboard_port: "Ray dashboard and jobs",
     }
     if port in by_port:
         return by_port[port]
-    if "mlflow" in cmdline:
-        return "MLflow workers"
     if "ServeReplica" in cmdline and 30000 <= port <= 31000:
         return "replica HTTP"
     if "ServeReplica" in cmdline and where == "all interfaces":
@@ -70,7 +67,7 @@ def test_what_listens_is_what_the_document_says(platform: Platform) -> None:
     expected, found = documented(), listening(platform)
     wrong = [(what, where, port) for what, where, port in found if expected.get(what) != where]
     assert not wrong, f"not as docs/security.md says: {wrong}"
-    optional = {"MLflow workers", "vLLM's processes among themselves"}
+    optional = {"vLLM's processes among themselves"}
     missing = set(expected) - {what for what, _, _ in found} - optional
     assert not missing, f"documented, but nothing listens: {missing}"
 

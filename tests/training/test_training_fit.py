@@ -1,8 +1,9 @@
 """A run through Ray on a tiny model: from a Delta table at a version to an adapter that PEFT loads."""
 
+import functools
 import os
 import signal
-import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mosaic.errors import BadRequest
 from mosaic.platform import Platform
+from mosaic.platform.parts import internal_token
 from mosaic.runtime.cluster import marked_processes
 from mosaic.runtime.home import read_record
-from mosaic.training import MlflowServer, TrainResult, TrainSettings, fit
+from mosaic.training import MlflowServer, Tracking, TrainResult, TrainSettings, fit
 from mosaic.training.examples import chat_of, encode
 from mosaic.training.feed import Row
 from mosaic.training.loop import SupervisedModel, collate
@@ -94,10 +96,10 @@ def settings(**changes: Any) -> TrainSettings:
 
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with MlflowServer(tmp_path_factory.mktemp("mlflow"), port=port) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        MlflowServer(tmp_path_factory.mktemp("mlflow"), Path(folder) / "socket") as server,
+    ):
         yield server
 
 
@@ -119,16 +121,17 @@ def test_fit(
     read_rows: Callable[[str], ray.data.Dataset],
     tmp_path: Path,
     tables: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[tuple[int, int, float]] = []
-    uri = platform.mlflow_uri
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", platform.catalog.create_token("trainer")[1])
     result = fit(
         settings(),
         model_folder=tiny_model,
         read_rows=read_rows,
         storage_folder=tmp_path / "storage",
         output=tmp_path / "adapter",
-        mlflow_uri=uri,
+        tracking=Tracking(platform.mlflow_uri, functools.partial(internal_token, platform.settings), owner="trainer"),
         on_progress=lambda *report: seen.append(report),
     )
     assert (result.steps, result.rows, len(result.eval_rows)) == (10, ROWS, 7)
@@ -138,7 +141,7 @@ def test_fit(
     assert set(result.checksums) == {"adapter_config.json", "adapter_model.safetensors"}
     assert "tiny-llama" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert_adapter_gives_the_same_loss(tiny_model, tmp_path / "adapter", tables, result)
-    assert_recorded(uri, result)
+    assert_recorded(platform.mlflow_uri, result)
     with pytest.raises(BadRequest, match="exists and is not an empty folder"):
         fit(
             settings(),
@@ -166,7 +169,7 @@ def assert_recorded(uri: str, result: TrainResult) -> None:
     assert result.mlflow_run_id is not None
     client = MlflowClient(tracking_uri=uri)
     run = client.get_run(result.mlflow_run_id)
-    assert run.info.status == "FINISHED"
+    assert run.info.status == "FINISHED" and run.data.tags["mosaic.principal"] == "trainer"
     assert run.data.params["lora.rank"] == "4"
     assert {(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs} == {
         ("main.docs.train", "v0"),
