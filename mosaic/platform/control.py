@@ -79,7 +79,6 @@ def control_app(parts: Parts, mlflow: ASGIApp) -> ASGIApp:
             *unity_routes(catalog, parts.storage),
             *sql_routes(parts.sql),
             *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),
-            *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),
         ],
         redirect_slashes=False,
     )
