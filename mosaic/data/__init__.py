@@ -2,6 +2,7 @@
 
 from mosaic.data.changes import Changes, ChangesUnavailable, fold_changes
 from mosaic.data.delta import open_delta, read_arrow
+from mosaic.data.ray_catalog import MosaicCatalog
 from mosaic.data.ship import Shipper
 from mosaic.data.tables import Tables
 from mosaic.data.wal import Entry, Log
@@ -11,6 +12,7 @@ __all__ = [
     "ChangesUnavailable",
     "Entry",
     "Log",
+    "MosaicCatalog",
     "Shipper",
     "Tables",
     "fold_changes",

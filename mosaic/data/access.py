@@ -78,8 +78,7 @@ class Access:
 
     def to_write(self, name: str, *, run_id: str | None = None) -> "Writing":
         """A table to commit to, its log made if nobody has yet; raises PermissionDenied without MODIFY."""
-        record = self.find(name, "MODIFY", "writeTable")
-        self._check_not_ours(record.name, "writeTable")
+        record = self.find_to_write(name)
         try:
             delta = self._open(record, None)
         except NotFound:
@@ -108,6 +107,11 @@ class Access:
         if self.principal is not None:
             self.catalog.grants.check(self.principal, privilege, "table", name, action=action)
         return self.catalog.get_table(name)
+
+    def find_to_write(self, name: str) -> Table:
+        record = self.find(name, "MODIFY", "writeTable")
+        self._check_not_ours(record.name, "writeTable")
+        return record
 
     def make_log(self, record: Table, schema: Schema) -> DeltaTable:
         """Version 0 of a table that has a name and a place; that of somebody who was faster counts as well."""
@@ -147,12 +151,17 @@ class Access:
         run_id = run_id or self.run_id
         if run_id is None:
             return None
-        run = self.catalog.get_run(run_id)
-        if run.status != "running":
-            raise Conflict(f"run {run_id} is already {run.status}; it can read and write nothing more", param="run_id")
         principal = self.principal
+        try:
+            run = self.catalog.get_run(run_id)
+        except NotFound:
+            if principal is None or principal.is_admin:
+                raise
+            raise NotFound(f"no run {run_id!r}", param="run_id", code="run_not_found") from None  # not whose there are
         if principal is not None and not principal.is_admin and run.principal != principal.name:
             self._deny("useRun", run_id, f"{principal.name!r} may not act in run {run_id}, which is another's")
+        if run.status != "running":
+            raise Conflict(f"run {run_id} is already {run.status}; it can read and write nothing more", param="run_id")
         return run
 
     def _note_input(self, run: Run, name: str, version: int, seen: Mapping[str, Any]) -> None:

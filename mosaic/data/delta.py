@@ -175,7 +175,7 @@ def commit_lineage(storage: Storage, address: str, version: int) -> CommitLineag
             param="version",
             code="table_version_not_found",
         ) from None
-    said = next((json.loads(line)["commitInfo"] for line in lines if b'"commitInfo"' in line), {})
+    said: dict[str, str] = next((json.loads(line)["commitInfo"] for line in lines if b'"commitInfo"' in line), {})
     inputs = json.loads(said.get(INPUTS, "[]"))
     return CommitLineage(version=version, run_id=said.get(RUN_ID), principal=said.get(PRINCIPAL), inputs=inputs)
 

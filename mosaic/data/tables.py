@@ -66,6 +66,11 @@ class Tables:
         made._access = self._access.acting(principal, run_id)
         return made
 
+    @property
+    def run_id(self) -> str | None:
+        """The run that this acts in."""
+        return self._access.run_id
+
     def create(
         self,
         name: str,
@@ -211,6 +216,14 @@ class Tables:
         `columns` (None: all) and `predicate` (SQL; None: all rows) say what will be read, for the run's lineage.
         """
         return self._access.to_read(name, version, columns=columns, predicate=predicate, run_id=run_id)
+
+    def place(self, name: str, *, write: bool = False) -> tuple[str, dict[str, str]]:
+        """A table's address and what opens it there, in deltalake's spelling, for readers that open logs by themselves.
+
+        Needs SELECT, or MODIFY to write. Nothing is noted: `open` says which version is read.
+        """
+        record = self._access.find_to_write(name) if write else self._access.find(name, "SELECT", "readTable")
+        return record.location, self._storage.delta_options(record.location)
 
     def commit_lineage(self, name: str, version: int) -> CommitLineage:
         """Who made a version, in which run and from what, as the Delta log says it, without the catalog's lineage."""
