@@ -1,7 +1,7 @@
 """One SQL statement, read: what it does, to which table, with which query. Nothing is looked up and nothing is run."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mosaic.catalog.names import METASTORE, parse_catalog, parse_schema, parse_table_version
@@ -79,8 +79,9 @@ class Reader:
             case "SHOW":
                 return self._show(tokens)
             case "EXPLAIN":
-                query = self._query(between(text, tokens[0].end))
-                return Query(f"EXPLAIN {query.sql}", query.tables, query.columns)
+                measured = len(tokens) > 1 and tokens[1].word == "ANALYZE"
+                query = self._query(between(text, tokens[measured].end))
+                return replace(query, sql=f"EXPLAIN {'ANALYZE ' if measured else ''}{query.sql}")
             case "INSERT":
                 return self._insert(text, tokens)
             case "DELETE":

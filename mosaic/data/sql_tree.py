@@ -124,7 +124,7 @@ class _Walk:
         self._caller, self._table = caller, table
         self.tables: set[TableName] = set()
         self.aliases: dict[tuple[str, ...], str] = {}
-        """What a table without alias was called, in two parts or more -> its alias now."""
+        """What a table without alias may be called, in two or three parts -> its alias now."""
         self.columns: set[str] = set()
         self.reads_all = False
 
@@ -198,9 +198,8 @@ class _Walk:
         alias = parts[-1].partition("@")[0]
         if not node["alias"]:
             node["alias"] = alias
-            written = tuple(part.lower() for part in (*parts[:-1], alias))
-            for start in range(len(written) - 1):
-                self.aliases[written[start:]] = alias
+            whole = tuple(table.name.split("."))
+            self.aliases[whole] = self.aliases[whole[1:]] = alias
         node.update({"catalog_name": "", "schema_name": "", "table_name": table.engine_name, "at_clause": None})
         node["qualified_name"] = {"path": [table.engine_name]}
 
@@ -244,4 +243,5 @@ def _not_read(text: str, answer: dict[str, Any]) -> BadRequest:
             f"{word} may not be run; {KINDS} may, and {WRITING_KINDS} where writing is asked for", param="statement"
         )
     where = f" (at character {int(answer['position']) + 1})" if "position" in answer else ""
-    return BadRequest(f"{answer['error_message']}{where}", param="statement")
+    hint = "; has a parameter no value?" if answer["error_message"].endswith('near ":"') else ""
+    return BadRequest(f"{answer['error_message']}{where}{hint}", param="statement")
