@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from mosaic.catalog.unity import unity_routes
 from mosaic.data.routes import sql_routes
+from mosaic.data.run_routes import run_routes
 from mosaic.gateway.routes import parse
 from mosaic.monitoring.thread import why
 from mosaic.platform.parts import Parts
@@ -78,6 +79,7 @@ def control_app(parts: Parts, mlflow: ASGIApp) -> ASGIApp:
             Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
             *unity_routes(catalog, parts.storage),
             *sql_routes(parts.sql),
+            *run_routes(parts.tables),
             *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),
         ],
         redirect_slashes=False,
