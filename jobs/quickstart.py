@@ -123,14 +123,13 @@ def ingest(platform: Platform) -> dict[str, Any]:
     rows = read_modules(modules).sort("entry_id").materialize()
     entries = rows.filter(expr=col("error").is_null(), num_cpus=0.25).drop_columns(["error"], num_cpus=0.25)
     rejected = rows.filter(expr=col("error").is_not_null(), num_cpus=0.25)
-    version = platform.tables.overwrite(ENTRIES, entries, run_id=run_id)
-    if rejected.count():
-        platform.tables.overwrite(REJECTED, rejected, run_id=run_id)
     source = f"python:{params['python']}"
     platform.catalog.add_input(
         run_id, "source", source, None, detail={"modules": len(modules), "sha256": params["modules"]}
     )
-    platform.catalog.add_output(run_id, "table", ENTRIES, version)
+    platform.tables.overwrite(ENTRIES, entries, run_id=run_id)
+    if rejected.count():
+        platform.tables.overwrite(REJECTED, rejected, run_id=run_id)
     platform.catalog.finish_run(run_id, "finished")
     figures = {"rows": entries.count(), "rejected_modules": rejected.count(), "reused": False}
     say(f"  {figures['rows']:,} entries of {len(modules)} modules; {figures['rejected_modules']} modules rejected")
@@ -178,7 +177,8 @@ def index(platform: Platform) -> dict[str, Any]:
 
 def examples(platform: Platform, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Write the training and the held-out table; returns the held-out questions, shuffled once and for all."""
-    entries = platform.tables.to_arrow(ENTRIES).sort_by("entry_id").to_pylist()
+    read = platform.tables.version(ENTRIES)
+    entries = platform.tables.to_arrow(ENTRIES, read).sort_by("entry_id").to_pylist()
     asked = sorted(task.questions(entries), key=lambda one: hashlib.sha256(one["question"].encode()).digest())
     training = [one for one in asked if not one["held_out"]][: arguments.examples]
     held_out = [one for one in asked if one["held_out"]]
@@ -190,9 +190,8 @@ def examples(platform: Platform, arguments: argparse.Namespace) -> list[dict[str
             say(f"  reused: {table}, {rows.num_rows} examples")
             continue
         run_id = platform.catalog.start_run("examples", table, principal=platform.principal.name)
-        platform.catalog.add_input(run_id, "table", ENTRIES, platform.tables.version(ENTRIES))
-        version = platform.tables.overwrite(table, rows, run_id=run_id)
-        platform.catalog.add_output(run_id, "table", table, version)
+        platform.catalog.add_input(run_id, "table", ENTRIES, read)
+        platform.tables.overwrite(table, rows, run_id=run_id)
         platform.catalog.finish_run(run_id, "finished")
         say(f"  {table}: {rows.num_rows} examples")
     return held_out
