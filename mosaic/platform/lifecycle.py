@@ -134,7 +134,8 @@ class Platform:
         wait_for_applications([engine_app_name(model) for model in models], timeout_seconds)
 
     def embedder(self, endpoint: str) -> GatewayEmbedder:
-        """Texts to vectors by an embedding endpoint, as the indexes do it."""
+        """Texts to vectors by an embedding endpoint, as the indexes do it; raises PermissionDenied without EXECUTE."""
+        self.catalog.grants.check(self.principal, "EXECUTE", "endpoint", endpoint, action="queryEndpoint")
         return embedder(self.settings, endpoint)
 
     def fine_tuning(self) -> "FineTuning":
