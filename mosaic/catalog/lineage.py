@@ -5,10 +5,15 @@ What an edge's detail may say about a table: of an input the `columns` and the `
 the whole table), of an output the `mode` of the write (`overwrite`: nothing of the versions before is left in it).
 """
 
+import hashlib
+import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -67,6 +72,9 @@ def start(connection: sa.Connection, *, now: datetime, **columns: Any) -> str:
     run_id = new_id("run")
     values = {"status": "running", "metrics": {}, "started_at": now, **columns}
     connection.execute(run.insert().values(id=run_id, **values))
+    name, detail = _program()
+    code = {"run_id": run_id, "direction": "code", "kind": "code", "name": name, "version": None, "detail": detail}
+    connection.execute(run_edge.insert().values(code))
     return run_id
 
 
@@ -346,7 +354,19 @@ def _as_run(connection: sa.Connection, row: Row) -> Run:
         metrics={name: float(value) for name, value in row.metrics.items()},
         inputs=_edges(edge for edge in edges if edge.direction == "input"),
         outputs=_edges(edge for edge in edges if edge.direction == "output"),
+        code=next(iter(_edges(edge for edge in edges if edge.direction == "code")), None),
     )
+
+
+@cache
+def _program() -> tuple[str, dict[str, Any]]:
+    """What this process runs, as the code of its runs: a script with its checksum, otherwise mosaic at its version."""
+    detail: dict[str, Any] = {"mosaic": metadata.version("mosaic")}
+    path = Path(getattr(sys.modules.get("__main__"), "__file__", None) or ".").resolve()
+    if not path.is_file() or path.is_relative_to(sys.prefix):
+        return "mosaic", detail  # no script of the user's: a worker of Ray's, a command, a prompt
+    detail["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name, detail
 
 
 _RUN_FIELDS = ("kind", "name", "principal", "params", "status", "mlflow_run_id", "started_at", "finished_at")

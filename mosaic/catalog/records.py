@@ -318,6 +318,8 @@ class Run(Wire):
     finished_at: datetime | None
     inputs: list[RunEdge]
     outputs: list[RunEdge]
+    code: RunEdge | None = None
+    """The program that started it, with its checksum and mosaic's version; None for runs of before that was kept."""
 
 
 class LineageNode(Wire):

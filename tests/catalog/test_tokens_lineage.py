@@ -1,6 +1,8 @@
 """Tokens, and lineage: who is calling, and what was made from what."""
 
 import hashlib
+import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+import mosaic
 from mosaic.catalog import Catalog
 from mosaic.catalog.doubles import FixedClock
 from mosaic.errors import BadRequest, Conflict, NotFound, Unauthenticated
@@ -110,6 +113,24 @@ def test_runs(catalog: Catalog, clock: FixedClock) -> None:
     ):
         assert [one.run_id for one in found] == [run_id] and found[0].inputs == run.inputs
     assert catalog.runs_that_made("model", "main.ml.bot", 2) == [] == catalog.list_runs(kind="eval")
+
+
+def test_a_run_says_what_program_started_it(catalog: Catalog, tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from mosaic.catalog import Catalog\n"
+        f"print(Catalog.open({catalog.url!r}).start_run('ingest', 'main.ml.rows', principal='ann'))\n"
+    )
+    run_id = subprocess.check_output([sys.executable, str(script)], text=True, cwd=tmp_path).strip()
+    code = catalog.get_run(run_id).code
+    assert code is not None and code.name == "job.py"
+    assert code.detail == {
+        "mosaic": mosaic.__version__,
+        "sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
+    }
+    run_id = subprocess.check_output([sys.executable, "-c", script.read_text()], text=True, cwd=tmp_path).strip()
+    code = catalog.get_run(run_id).code
+    assert code is not None and (code.name, code.detail) == ("mosaic", {"mosaic": mosaic.__version__})
 
 
 def test_wrong_runs(catalog: Catalog) -> None:
