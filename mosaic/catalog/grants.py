@@ -57,8 +57,11 @@ class Grants:
             going.happened = any(applied)
             return _direct(going.connection, row)
 
-    def set_owner(self, kind: str, name: str, owner: str, *, by: Caller) -> None:
-        """Give a securable to another user, service or group, as `change`; the metastore is administrators' to give."""
+    def set_owner(self, kind: str, name: str, owner: str, *, by: Caller, expected_etag: str | None = None) -> str:
+        """Give a securable to another user, service or group, as `change`; the metastore is administrators' to give.
+
+        Its etag afterwards.
+        """
         name, caller, now = self._name(kind, name), as_principal(by), self._now()
         names.check_principal(owner)
         with change(
@@ -70,10 +73,12 @@ class Grants:
                 raise PermissionDenied(f"{caller.name!r} may not give the metastore away: only administrators may")
             principals.get(connection, owner)
             row = securables.get(connection, kind, name, lock=True)
+            securables.check_etag(row, expected_etag)
             securables.check_reserved(name, owner)
             going.happened = row.owner != owner
             if going.happened:
                 securables.set_owner(connection, row, owner, now=now, by=caller.name)
+            return securables.etag(securables.get(connection, kind, name))
 
     # Asking
 

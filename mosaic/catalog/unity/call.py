@@ -23,6 +23,8 @@ from mosaic.settings import explain
 MOST_ROWS = 10_000
 """A list is never longer, asked or not; what is beyond comes with the next page's token."""
 _NOT_KEPT = re.compile("[\0\ud800-\udfff]")
+_ETAG = re.compile(r'W/"[!#-~]*"|"([!#-~]*)"')
+"""A weak one is like no other: ours are strong."""
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -57,12 +59,15 @@ class Call:
     body: Any
     agent: str
     """What the client says it is."""
+    if_match: str | None
+    """The header, as it came."""
     operation: "Operation"
 
     def parse(self, shape: type[Shape], **in_path: str) -> Shape:
         """The body as a shape; what the path says too may be repeated in it, but not otherwise.
 
-        A field that is null asks for nothing, also one that is not known.
+        A field that is null asks for nothing, also one that is not known. Values of a shape that `hides` are in no
+        message.
         """
         assert shape is self.operation.asked, f"{self.operation.path} parses a shape that it does not state"
         if not isinstance(self.body, dict):
@@ -71,15 +76,17 @@ class Call:
         for field, value in in_path.items():
             repeated = body.pop(field, None)
             if repeated is not None and str(repeated).lower() != value.lower():
-                raise BadRequest(f"field {field!r} = {repeated!r}, but the path says {value!r}", param=field)
-        _check_texts(body)
+                said = "the field" if _hides(shape) else f"field {field!r} = {repeated!r}"
+                raise BadRequest(f"{said}, but the path says {value!r}", param=field)
+        _check_texts(body, shown=not _hides(shape))
         try:
             return shape.model_validate(body)
         except ValidationError as error:
             first = error.errors()[0]
             param = ".".join(str(part) for part in first["loc"]) or None
             kind = UnsupportedField if first["type"] == "extra_forbidden" else BadRequest
-            raise kind(explain(error, shape), param=param) from None
+            told = explain(error, shape) if not _hides(shape) else f"field {param!r}: {first['msg'].lower()}"
+            raise kind(told, param=param) from None
 
     def over(self, defaults: dict[str, str]) -> "Call":
         """The same call, its body on top of `defaults`."""
@@ -104,6 +111,26 @@ class Call:
         if value not in ("true", "false"):
             raise BadRequest(f"query parameter {parameter!r} = {value!r}: it must be true or false", param=parameter)
         return value == "true"
+
+    @property
+    def expected_etag(self) -> str | None:
+        """The etag that what is changed must have by If-Match; None if any will do."""
+        assert self.operation.conditional, f"{self.operation.path} reads If-Match, which it does not state"
+        if self.if_match is None or self.if_match.strip() == "*":
+            return None
+        found = _ETAG.fullmatch(self.if_match.strip())
+        if found is None:
+            raise BadRequest(
+                f'If-Match: {self.if_match[:80]} must be one etag in quotes, as the ETag header gave it, or "*"'
+                " without quotes",
+                param="If-Match",
+            )
+        return found[1] or found[0]
+
+    def every(self, parameter: str) -> list[str]:
+        """A query parameter that may be repeated; those that are not empty."""
+        self.find(parameter)
+        return [value for value in self.query.getlist(parameter) if value]
 
     def page(self, query: str, rows: Sequence[Row], key: Callable[[Row], str]) -> tuple[list[Row], str | None]:
         """The page of `rows` (sorted by `key`, which is unique) that is asked for, and the next one's token.
@@ -138,16 +165,21 @@ class Operation:
     handler: Callable[[Call], Wire]
     asked: type[BaseModel] | None
     query: tuple[Query, ...]
+    conditional: bool
+    """Whether If-Match is honoured."""
 
     async def answer(self, http: Request) -> Response:
         """A body is read only where the method has a use for one."""
         reads = self.method in ("POST", "PUT", "PATCH") and _has_body(http)
         body = await read_json(http.scope, http.receive, _MAX_BODY_BYTES) if reads else {}
-        call = Call(
-            http.state.principal, http.path_params, http.query_params, body, http.headers.get("user-agent", ""), self
-        )
+        agent, if_match = http.headers.get("user-agent", ""), http.headers.get("if-match")
+        if if_match is not None and not self.conditional and self.method != "GET":
+            raise BadRequest(f"If-Match is not honoured by {self.method} {self.path}; leave it out", param="If-Match")
+        call = Call(http.state.principal, http.path_params, http.query_params, body, agent, if_match, self)
         answer = await asyncio.to_thread(self.handler, call)
-        return JSONResponse(answer.model_dump(mode="json"))
+        etag = getattr(answer, "etag", None)
+        headers = {} if etag is None else {"etag": f'"{etag}"'}
+        return JSONResponse(answer.model_dump(mode="json"), headers=headers)
 
 
 def route(
@@ -157,9 +189,17 @@ def route(
     *,
     asked: type[BaseModel] | None = None,
     query: tuple[Query, ...] = (),
+    conditional: bool = False,
 ) -> Route:
-    """A route whose handler is a plain function; it answers the shape that the handler's annotation names."""
-    return Route(path, Operation(method, path, handler, asked, query).answer, methods=[method])
+    """A route whose handler is a plain function; it answers the shape that the handler's annotation names.
+
+    A `conditional` one honours If-Match; an answer with an `etag` says it as the header ETag.
+    """
+    return Route(path, Operation(method, path, handler, asked, query, conditional).answer, methods=[method])
+
+
+def _hides(shape: type[BaseModel]) -> bool:
+    return bool(getattr(shape, "hides", False))
 
 
 def _has_body(http: Request) -> bool:
@@ -178,7 +218,7 @@ def _after(token: str | None, digest: str) -> str | None:
     return after
 
 
-def _check_texts(body: object) -> None:
+def _check_texts(body: object, *, shown: bool) -> None:
     """No database keeps a NUL or half a surrogate pair in text."""
     left = [body]
     while left:
@@ -188,4 +228,5 @@ def _check_texts(body: object) -> None:
         elif isinstance(value, list):
             left += value
         elif isinstance(value, str) and _NOT_KEPT.search(value):
-            raise BadRequest(f"text {value[:80]!r} has a NUL or a lone surrogate, which cannot be kept")
+            which = f"text {value[:80]!r}" if shown else "a text"
+            raise BadRequest(f"{which} has a NUL or a lone surrogate, which cannot be kept")

@@ -38,8 +38,8 @@ class ModelRoutes:
             route("GET", f"{base}/models", self.list, query=(*_SCHEMA, *PAGE)),
             route("POST", f"{base}/models/versions", self.create_version, asked=shapes.CreateModelVersion),
             route("GET", model, self.get),
-            route("PATCH", model, self.update, asked=shapes.UpdateModel),
-            route("DELETE", model, self.delete, query=(FORCE,)),
+            route("PATCH", model, self.update, asked=shapes.UpdateModel, conditional=True),
+            route("DELETE", model, self.delete, query=(FORCE,), conditional=True),
             route("GET", f"{model}/versions", self.list_versions, query=PAGE),
             route("GET", version, self.get_version),
             route("PATCH", version, self.update_version, asked=shapes.UpdateModelVersion),
@@ -75,13 +75,15 @@ class ModelRoutes:
     def update(self, call: Call) -> shapes.RegisteredModelInfo:
         name = self._model(call, "MANAGE")
         asked = call.parse(shapes.UpdateModel, full_name=name)
-        given = self._given(call.principal, "model", name, asked)
-        return self._shown(self._catalog.registry.update_model(name, by=call.principal, **given))
+        given = self._given(call, "model", name, asked)
+        return self._shown(self._catalog.registry.update_model(name, **given))
 
     def delete(self, call: Call) -> shapes.Nothing:
         """Also with versions, when `force` says so; the protocol refuses a model that still has some."""
         name = self._model(call, "MANAGE")
-        self._catalog.registry.delete_model(name, force=call.flag("force"), by=call.principal)
+        self._catalog.registry.delete_model(
+            name, force=call.flag("force"), by=call.principal, expected_etag=call.expected_etag
+        )
         return shapes.Nothing()
 
     def create_version(self, call: Call) -> shapes.ModelVersionInfo:

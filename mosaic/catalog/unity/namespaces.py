@@ -24,13 +24,25 @@ class NamespaceRoutes:
             route("POST", f"{base}/catalogs", self.create_catalog, asked=shapes.CreateCatalog),
             route("GET", f"{base}/catalogs", self.list_catalogs, query=PAGE),
             route("GET", f"{base}/catalogs/{{name}}", self.get_catalog),
-            route("PATCH", f"{base}/catalogs/{{name}}", self.update_catalog, asked=shapes.UpdateNamespace),
-            route("DELETE", f"{base}/catalogs/{{name}}", self.delete_catalog, query=(FORCE,)),
+            route(
+                "PATCH",
+                f"{base}/catalogs/{{name}}",
+                self.update_catalog,
+                asked=shapes.UpdateNamespace,
+                conditional=True,
+            ),
+            route("DELETE", f"{base}/catalogs/{{name}}", self.delete_catalog, query=(FORCE,), conditional=True),
             route("POST", f"{base}/schemas", self.create_schema, asked=shapes.CreateSchema),
             route("GET", f"{base}/schemas", self.list_schemas, query=(_CATALOG, *PAGE)),
             route("GET", f"{base}/schemas/{{full_name}}", self.get_schema),
-            route("PATCH", f"{base}/schemas/{{full_name}}", self.update_schema, asked=shapes.UpdateNamespace),
-            route("DELETE", f"{base}/schemas/{{full_name}}", self.delete_schema, query=(FORCE,)),
+            route(
+                "PATCH",
+                f"{base}/schemas/{{full_name}}",
+                self.update_schema,
+                asked=shapes.UpdateNamespace,
+                conditional=True,
+            ),
+            route("DELETE", f"{base}/schemas/{{full_name}}", self.delete_schema, query=(FORCE,), conditional=True),
         ]
 
     def metastore_summary(self, call: Call) -> shapes.MetastoreSummary:
@@ -74,13 +86,15 @@ class NamespaceRoutes:
         name = names.parse_catalog(call.path["name"])
         asked = call.parse(shapes.UpdateNamespace, name=name)
         self._authorize(call.principal, "MANAGE", "catalog", name)
-        given = self._given(call.principal, "catalog", name, asked)
-        return _catalog(self._catalog.catalogs.update(name, by=call.principal, **given))
+        given = self._given(call, "catalog", name, asked)
+        return _catalog(self._catalog.catalogs.update(name, **given))
 
     def delete_catalog(self, call: Call) -> shapes.Nothing:
         name = names.parse_catalog(call.path["name"])
         self._authorize(call.principal, "MANAGE", "catalog", name)
-        self._catalog.catalogs.delete(name, force=call.flag("force"), by=call.principal)
+        self._catalog.catalogs.delete(
+            name, force=call.flag("force"), by=call.principal, expected_etag=call.expected_etag
+        )
         return shapes.Nothing()
 
     def create_schema(self, call: Call) -> shapes.SchemaInfo:
@@ -113,13 +127,15 @@ class NamespaceRoutes:
         name = names.parse_schema(call.path["full_name"])
         asked = call.parse(shapes.UpdateNamespace, full_name=name)
         self._authorize(call.principal, "MANAGE", "schema", name)
-        given = self._given(call.principal, "schema", name, asked)
-        return _schema(self._catalog.schemas.update(name, by=call.principal, **given))
+        given = self._given(call, "schema", name, asked)
+        return _schema(self._catalog.schemas.update(name, **given))
 
     def delete_schema(self, call: Call) -> shapes.Nothing:
         name = names.parse_schema(call.path["full_name"])
         self._authorize(call.principal, "MANAGE", "schema", name)
-        self._catalog.schemas.delete(name, force=call.flag("force"), by=call.principal)
+        self._catalog.schemas.delete(
+            name, force=call.flag("force"), by=call.principal, expected_etag=call.expected_etag
+        )
         return shapes.Nothing()
 
 

@@ -20,6 +20,7 @@ _ERRORS = {
     403: "the caller may not do this",
     404: "nothing has that name; the message says what there is",
     409: "the name is taken, or somebody else changed it",
+    412: "it is not as it was when it had the etag of If-Match",
     413: "the body is too large",
     501: "a part of the protocol that is not spoken here",
 }
@@ -29,6 +30,13 @@ _EXAMPLES = {
     "version": "1",
     "alias": "champion",
     "securable_type": "table",
+}
+_IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "required": False,
+    "description": "the ETag that it must have, in quotes; * for any",
+    "schema": {"type": "string"},
 }
 _LEVELS = {"catalogs": 1, "schemas": 2}
 """How many parts a name has, by the noun of the path; three for all others."""
@@ -125,6 +133,7 @@ def _described(operation: Operation, asked: Any, answer: Any) -> dict[str, Any]:
         "parameters": [
             *(_in_path(name, noun) for name in re.findall(r"{(\w+)}", operation.path)),
             *(_in_query(one) for one in operation.query),
+            *([_IF_MATCH] if operation.conditional else []),
         ],
         "responses": {
             "200": {"description": "done", "content": _json(answer)},

@@ -36,11 +36,16 @@ class CreateSchema(Asked):
     properties: dict[str, str] | None = None
 
 
-class UpdateNamespace(Asked):
-    """Of a catalog or a schema; a name cannot be changed, since lineage and grants hold on to it."""
+class Update(Asked):
+    """Of any securable; a name cannot be changed, since lineage and grants hold on to it."""
 
     owner: str | None = None
     comment: str | None = None
+
+
+class UpdateNamespace(Update):
+    """Of a catalog or a schema."""
+
     properties: dict[str, str] | None = None
 
 
@@ -87,9 +92,8 @@ class CreateModel(Asked):
     comment: str | None = None
 
 
-class UpdateModel(Asked):
-    owner: str | None = None
-    comment: str | None = None
+class UpdateModel(Update):
+    """Of a registered model."""
 
 
 class CreateModelVersion(Asked):
@@ -137,6 +141,12 @@ class Answer(Wire):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class Kept(Answer):
+    """A securable; its etag is the header ETag of an answer that is about it alone."""
+
+    etag: str = Field(exclude=True)
+
+
 class Nothing(Answer):
     """What a deletion answers."""
 
@@ -168,7 +178,7 @@ class EffectivePermissions(Answer):
     next_page_token: None = None
 
 
-class CatalogInfo(Answer):
+class CatalogInfo(Kept):
     name: str
     full_name: str
     comment: str | None
@@ -188,7 +198,7 @@ class Catalogs(Answer):
     next_page_token: str | None
 
 
-class SchemaInfo(Answer):
+class SchemaInfo(Kept):
     name: str
     catalog_name: str
     full_name: str
@@ -223,7 +233,7 @@ class ColumnInfo(Answer):
     partition_index: int | None
 
 
-class TableInfo(Answer):
+class TableInfo(Kept):
     name: str
     catalog_name: str
     schema_name: str
@@ -258,7 +268,7 @@ class Alias(Answer):
     version_num: int
 
 
-class RegisteredModelInfo(Answer):
+class RegisteredModelInfo(Kept):
     name: str
     catalog_name: str
     schema_name: str

@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 from mosaic.catalog.catalog import Catalog
 from mosaic.catalog.names import METASTORE
-from mosaic.catalog.records import CatalogEntry, Model, Schema, Table
+from mosaic.catalog.records import CatalogEntry, Model, Schema, Securable, Table
 from mosaic.catalog.unity.authorize import Authorize
-from mosaic.catalog.unity.shapes import UpdateModel, UpdateNamespace
+from mosaic.catalog.unity.call import Call
+from mosaic.catalog.unity.shapes import Update
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
-Owned = UpdateNamespace | UpdateModel
-Named = TypeVar("Named", CatalogEntry, Schema, Table, Model)
+Named = TypeVar("Named", CatalogEntry, Schema, Table, Model, Securable)
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,17 @@ class Surface:
     """Where managed tables and models live."""
     authorize: Authorize
 
-    def given(self, by: Principal, kind: str, name: str, asked: Owned) -> dict[str, Any]:
-        """What of a securable is to be changed; its owner, if there is to be another, is changed here and audited."""
-        given = asked.given()
+    def given(self, call: Call, kind: str, name: str, asked: Update) -> dict[str, Any]:
+        """What of a securable is to be changed, by whom, and which etag it must have.
+
+        Its owner, if there is to be another, is changed here and audited.
+        """
+        given, by, expected = asked.given(), call.principal, call.expected_etag
         owner = given.pop("owner", None)
         if owner is not None:
-            self.catalog.grants.set_owner(kind, name, owner, by=by)
-        return given
+            left = self.catalog.grants.set_owner(kind, name, owner, by=by, expected_etag=expected)
+            expected = None if expected is None else left
+        return {**given, "by": by, "expected_etag": expected}
 
     def seen(self, principal: Principal, kind: str, records: Sequence[Named]) -> list[Named]:
         """Those of the records that the principal may know of."""
@@ -49,6 +53,7 @@ def milliseconds(moment: datetime) -> int:
 def described(record: Any) -> dict[str, Any]:
     """The fields that every securable has."""
     return {
+        "etag": record.etag,
         "comment": record.comment or None,
         "owner": record.owner,
         "created_at": milliseconds(record.created_at),

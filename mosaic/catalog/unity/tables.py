@@ -34,7 +34,7 @@ class TableRoutes:
             route("GET", f"{base}/tables", self.list, query=(*_SCHEMA, *PAGE)),
             route("GET", f"{base}/tables/{{full_name}}", self.get),
             route("GET", f"{base}/tables/{{full_name}}/exists", self.exists),
-            route("DELETE", f"{base}/tables/{{full_name}}", self.delete),
+            route("DELETE", f"{base}/tables/{{full_name}}", self.delete, conditional=True),
         ]
 
     def create(self, call: Call) -> shapes.TableInfo:
@@ -76,7 +76,7 @@ class TableRoutes:
     def delete(self, call: Call) -> shapes.Nothing:
         name = names.parse_object(call.path["full_name"], "table")
         self._authorize(call.principal, "MANAGE", "table", name)
-        self._catalog.delete_table(name, by=call.principal)
+        self._catalog.delete_table(name, by=call.principal, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
     def _location(self, asked: shapes.CreateTable, name: str) -> str:
