@@ -1,7 +1,7 @@
 """Where a table's name becomes its data: the record, the grant, one version, and the run that reads or writes it.
 
-Every read and every write of `Tables` comes through here, and nothing else turns a name into an address: what may not
-be read is not opened, and what was opened in a run is in that run's lineage, whoever wrote the code that did it.
+Every read and every write of `Tables` comes through here: what may not be read is not opened, and what was opened in a
+run is in that run's lineage, whoever wrote the code that did it.
 """
 
 import threading

@@ -1,17 +1,24 @@
 """Vacuum: files that nobody needs go; those that a live model or index needs do not, and the refusal says who."""
 
+import contextlib
+import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from deltalake import DeltaTable
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mosaic.catalog import Catalog
 from mosaic.cli import main
 from mosaic.data import Tables, fold_changes
 from mosaic.errors import BadRequest, Conflict, PermissionDenied
 from mosaic.protocol import Principal
+from mosaic.storage import Storage
 
 RAW, ROWS, MODEL, INDEX = "main.test.raw", "main.test.rows", "main.test.bot", "main.test.rows_index"
 SCHEMA = pa.schema([pa.field("word", pa.string(), nullable=False), ("length", pa.int64())])
@@ -214,3 +221,76 @@ def test_the_command(made: Tables, catalog: Catalog, tmp_path: Path) -> None:
     for words in ((), (ROWS, "--dropped"), ("--dropped", "--force")):
         assert vacuum(*words)[0] == 1
     assert vacuum("main.test.nothing")[0] == 1
+
+
+class Lake:
+    """A table with a history, in a folder of its own that can be copied."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.catalog = Catalog.open(f"sqlite:///{root / 'catalog.db'}")
+        self.tables = Tables(Storage(str(root / "root")), self.catalog)
+        self.catalog.ensure_schema("main.test")
+        self.tables.create(ROWS, SCHEMA, primary_key="word", owner="ann")
+
+    def change(self, number: int, kind: str) -> None:
+        words = rows(f"w{number}", f"v{number}")
+        changes = {
+            "append": lambda: self.tables.append(ROWS, words),
+            "overwrite": lambda: self.tables.overwrite(ROWS, words),
+            "merge": lambda: self.tables.merge(ROWS, rows("w0", f"m{number}")),
+            "delete": lambda: self.tables.delete_where(ROWS, f"word >= 'w{number - 1}'"),
+            "optimize": lambda: self.tables.optimize(ROWS),
+        }
+        changes[kind]()
+
+    def readable(self, versions: set[int]) -> dict[int, pa.Table]:
+        """What deltalake itself still reads."""
+        found, place = {}, self.catalog.get_table(ROWS).location
+        for version in versions:
+            with contextlib.suppress(OSError):
+                found[version] = DeltaTable(place, version=version).to_pyarrow_table().sort_by("word")
+        return found
+
+    def forced(self) -> set[int]:
+        """The versions that could be read after a vacuum without a guard, found by doing it to a copy."""
+        place = self.catalog.get_table(ROWS).location
+        with tempfile.TemporaryDirectory() as copy:
+            shutil.copytree(place, f"{copy}/table")
+            table = DeltaTable(f"{copy}/table")
+            versions = range(table.version() + 1)
+            table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+            left = set()
+            for version in versions:
+                with contextlib.suppress(OSError):
+                    DeltaTable(f"{copy}/table", version=version).to_pyarrow_table()
+                    left.add(version)
+            return left
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    changes=st.lists(st.sampled_from(["append", "overwrite", "merge", "delete", "optimize"]), min_size=2, max_size=6),
+    chosen=st.sets(st.integers(0, 6), max_size=3),
+)
+def test_a_vacuum_is_refused_exactly_when_it_would_break_what_is_needed(changes: list[str], chosen: set[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lake = Lake(Path(folder))
+        for number, kind in enumerate(changes):
+            lake.change(number, kind)
+        needed = {min(version, lake.tables.version(ROWS)) for version in chosen}
+        for number, version in enumerate(sorted(needed), start=1):
+            trained(lake.tables, lake.catalog, ROWS, version)
+            lake.catalog.set_alias(MODEL, f"alias{number}", number)
+        before, survive = lake.readable(needed), lake.forced()
+        try:
+            lake.tables.vacuum(ROWS, retention_hours=0)
+        except Conflict as refused:
+            named = {int(version) for version in re.findall(rf"{re.escape(ROWS)}@(\d+)", refused.message)}
+            assert named == needed - survive and named
+            lake.tables.vacuum(ROWS, retention_hours=0, keep_needed=True)
+        else:
+            assert needed <= survive
+        after = lake.readable(needed)
+        assert after.keys() == needed and all(after[version].equals(before[version]) for version in needed)
+        lake.catalog.close()
