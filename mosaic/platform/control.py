@@ -9,14 +9,14 @@ from typing import Any
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route, Router
+from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import ASGIApp
 
 from mosaic.catalog.unity import unity_routes
 from mosaic.data.routes import sql_routes
 from mosaic.data.run_routes import run_routes
 from mosaic.gateway.routes import parse
-from mosaic.monitoring.thread import why
+from mosaic.monitoring.routes import thread_routes
 from mosaic.platform.parts import Parts
 from mosaic.platform.status import platform_status
 from mosaic.protocol import Principal, Wire
@@ -33,6 +33,12 @@ class IndexQuery(Wire):
 
 def control_app(parts: Parts, mlflow: ASGIApp) -> ASGIApp:
     """Control as one ASGI application, for the route prefix /api; `mlflow` is the door to the tracking server."""
+    router = Router(routes=control_routes(parts, mlflow), redirect_slashes=False)
+    return ShapeErrors(Authenticate(router, parts.catalog.check_token))
+
+
+def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
+    """Every route; `tests/platform/test_every_route_is_checked.py` asks each as somebody who may nothing."""
     catalog = parts.catalog
 
     async def status(http: Request) -> Response:
@@ -61,27 +67,16 @@ def control_app(parts: Parts, mlflow: ASGIApp) -> ASGIApp:
         found = await parts.indexes.query_async(name, asked.query_text, asked.num_results)
         return JSONResponse(found.model_dump(mode="json"))
 
-    async def thread(http: Request) -> Response:
-        return JSONResponse(
-            (await asyncio.to_thread(why, parts.tables, parts.catalog, http.path_params["request_id"])).model_dump(
-                mode="json"
-            )
-        )
-
-    router = Router(
-        routes=[
-            Route("/2.0/mosaic/status", status),
-            Route("/2.0/mosaic/tables", listing(catalog.list_tables, "table", "tables")),
-            Route("/2.0/mosaic/models", listing(catalog.list_models, "model", "models")),
-            Route("/2.0/mosaic/indexes", listing(catalog.list_indexes, "index", "indexes")),
-            Route("/2.0/mosaic/endpoints", listing(catalog.list_endpoints, "endpoint", "endpoints")),
-            Route("/2.0/mosaic/requests/{request_id}/why", thread),
-            Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
-            *unity_routes(catalog, parts.storage),
-            *sql_routes(parts.sql),
-            *run_routes(parts.tables),
-            *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),
-        ],
-        redirect_slashes=False,
-    )
-    return ShapeErrors(Authenticate(router, catalog.check_token))
+    return [
+        Route("/2.0/mosaic/status", status),
+        Route("/2.0/mosaic/tables", listing(catalog.list_tables, "table", "tables")),
+        Route("/2.0/mosaic/models", listing(catalog.list_models, "model", "models")),
+        Route("/2.0/mosaic/indexes", listing(catalog.list_indexes, "index", "indexes")),
+        Route("/2.0/mosaic/endpoints", listing(catalog.list_endpoints, "endpoint", "endpoints")),
+        *thread_routes(parts.tables, catalog),
+        Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
+        *unity_routes(catalog, parts.storage),
+        *sql_routes(parts.sql),
+        *run_routes(parts.tables),
+        *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),
+    ]
