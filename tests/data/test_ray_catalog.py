@@ -1,11 +1,13 @@
 """`ray.data.read_delta(name, catalog=MosaicCatalog(...))`: over a real socket, in process, and from S3."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -224,3 +226,21 @@ def test_a_store_that_deltalake_cannot_open_is_said(catalog: Catalog, bob: str) 
         for address in serve(catalog, storage, Tables(storage, catalog), **options):
             with pytest.raises(Unimplemented, match=told):
                 MosaicCatalog(address, bob).resolve(NAME, reader=ReaderFormat.DELTA)
+
+
+def test_the_pages_snippets_run(
+    tables: Tables, catalog: Catalog, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/data.md, with the platform's parts in the place of a platform."""
+    _, token = catalog.create_token("ann", is_admin=True)
+    principal = catalog.check_token(token)
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for base_url in serve(catalog, Storage(str(tmp_path / "root")), tables):
+        platform = SimpleNamespace(
+            tables=tables.acting(principal), catalog=catalog, principal=principal, base_url=base_url
+        )
+        names = {"platform": platform, "token": token}
+        for snippet in snippets:
+            exec(compile(snippet, "docs/data.md", "exec"), names)
+    assert capsys.readouterr().out == "1\n['table:main.docs.words@1']\n2\n2\n"
