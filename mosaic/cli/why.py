@@ -1,9 +1,11 @@
 """`mosaic why REQUEST_ID`: the thread from an answer back to its sources."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.tree import Tree
 
 from mosaic.cli.platform import chosen, with_settings
@@ -28,8 +30,17 @@ def why(file: Path | None, storage: str | None, home: str | None, request_id: st
 
 def as_tree(thread: Thread) -> Tree:
     """The thread as rich draws a tree."""
-    facts = ", ".join(f"{key} {value}" for key, value in thread.facts.items() if value is not None)
-    tree = Tree(f"{thread.label}  [dim]{facts}[/]" if facts else thread.label)
+    facts = ", ".join(f"{key} {_shown(value)}" for key, value in thread.facts.items() if value not in (None, []))
+    label = escape(f"{thread.label} (withheld)" if thread.withheld else thread.label)
+    tree = Tree(f"{label}  [dim]{escape(facts)}[/]" if facts else label)
     for part in thread.came_from:
         tree.add(as_tree(part))
     return tree
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_shown(one)}" for key, one in value.items() if one is not None)
+    if isinstance(value, list):
+        return " ".join(_shown(one) for one in value)
+    return str(value)

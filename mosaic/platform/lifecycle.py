@@ -27,6 +27,7 @@ from mosaic.catalog.records import Endpoint as EndpointRecord
 from mosaic.errors import Conflict, MosaicError, Unavailable
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
+from mosaic.monitoring.impact import ANSWERS_NAMED, Impact, impact
 from mosaic.monitoring.shipper import shipper_name
 from mosaic.monitoring.thread import Thread, why
 from mosaic.platform import deployments
@@ -154,6 +155,12 @@ class Platform:
     def why(self, request_id: str) -> Thread:
         """The thread from an answer back to its sources; raises NotFound while its row is not shipped."""
         return why(self.tables, self.catalog, request_id)
+
+    def impact(
+        self, table: str, *, where: str | None = None, version: int | None = None, limit: int = ANSWERS_NAMED
+    ) -> Impact:
+        """Every model version, index and answer that depends on a table, or on the rows for which `where` holds."""
+        return impact(self.tables, self.catalog, table, where=where, version=version, limit=limit)
 
     def flush_ledger(self) -> int:
         """Ship what the gateways of this cluster have logged so far; returns the rows shipped by this call."""

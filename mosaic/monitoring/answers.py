@@ -1,0 +1,154 @@
+"""The rows of the inference table that model versions and indexes gave, counted, the newest ones named.
+
+One pass over the rows since the first of those versions was made: Delta's own statistics leave files and row groups of
+earlier requests, and of other models and indexes, unread. What is held in memory is one batch and the newest answers.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mosaic.data import Tables
+from mosaic.monitoring.record import INFERENCE_TABLE, SCHEMA
+
+_COLUMNS = ("request_id", "request_time", "principal", "endpoint", "model", "model_version")
+_RETRIEVAL = ("retrieved_index", "retrieved_version", "retrieved_ids")
+_CLOCKS_DIFFER = timedelta(hours=1)
+"""At most: an answer's time is its gateway's, a run's that of whoever started it."""
+
+Keys = Callable[[int], pa.Array | None]
+"""The ids of the rows that are asked about, in a version of the table; None if they are not known."""
+
+
+@dataclass
+class Sought:
+    """What an answer has to come from."""
+
+    since: datetime
+    models: dict[str, set[int]] = field(default_factory=dict)
+    """Versions by model."""
+    indexes: dict[str, set[int]] = field(default_factory=dict)
+    """Versions by index; an empty set: every one."""
+    keys: dict[str, Keys] = field(default_factory=dict)
+    """By index, if only answers count that were given one of these rows."""
+
+
+@dataclass
+class Found:
+    """What came from it."""
+
+    by_endpoint: Counter[str | None] = field(default_factory=Counter)
+    by_model: Counter[tuple[str, int]] = field(default_factory=Counter)
+    by_index: Counter[str] = field(default_factory=Counter)
+    undecided: int = 0
+    """Answers that are counted in as if they had been given such rows, since which ones a version had is not known."""
+    newest: list[dict[str, Any]] = field(default_factory=list)
+    """Newest first, with `through_model`, `through_index`, and whether it is known that it was `given_rows` of them."""
+
+
+def find_answers(tables: Tables, sought: Sought, limit: int, may_name: Callable[[str], bool]) -> Found:
+    """All answers that came from what is sought; `newest` has at most `limit` of the endpoints that may be named."""
+    found = Found()
+    if not sought.models and not sought.indexes:
+        return found
+    newest: pa.Table | None = None
+    for batch in _scan(tables, sought):
+        through_model = _through_models(batch, sought.models)
+        through_index, given_rows, undecided = _through_indexes(batch, sought)
+        found.undecided += pc.sum(undecided).as_py() or 0
+        for name, mask in (("model", through_model), ("index", through_index)):
+            batch = batch.append_column(f"through_{name}", mask)
+        batch = batch.append_column("given_rows", given_rows).filter(pc.or_(through_model, through_index))
+        _count(batch, found)
+        named = [name for name in pc.unique(batch["endpoint"]).to_pylist() if name is not None and may_name(name)]
+        shown = batch.filter(pc.is_in(batch["endpoint"], pa.array(named, pa.string())))
+        newest = shown if newest is None else pa.concat_tables([newest, shown])
+        newest = newest.sort_by([("request_time", "descending"), ("request_id", "descending")]).slice(0, limit)
+    found.newest = [] if newest is None else newest.to_pylist()
+    return found
+
+
+def _scan(tables: Tables, sought: Sought) -> Iterator[pa.Table]:
+    since = (sought.since - _CLOCKS_DIFFER).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    either = [f"(model = {_text(name)} AND {_span(vs, 'model_version')})" for name, vs in sought.models.items()]
+    either += [
+        f"(retrieved_index = {_text(name)} AND {_span(vs, 'retrieved_version') if vs else 'true'})"
+        for name, vs in sought.indexes.items()
+    ]
+    predicate = f"request_time >= TIMESTAMP '{since}' AND ({' OR '.join(either)})"
+    delta = tables.delta(INFERENCE_TABLE)
+    schema = pa.schema([pa.field(name, SCHEMA.field(name).type) for name in (*_COLUMNS, *_RETRIEVAL)])
+    for batch in pa.RecordBatchReader.from_stream(delta.scan(columns=[*_COLUMNS, *_RETRIEVAL], predicate=predicate)):
+        yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)  # from the engine's own kinds of strings
+
+
+def _span(versions: set[int], column: str) -> str:
+    """What file statistics can decide; which versions exactly is decided on the rows."""
+    return f"{column} BETWEEN {min(versions)} AND {max(versions)}"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _through_models(batch: pa.Table, models: Mapping[str, set[int]]) -> pa.Array:
+    mask = _nowhere(batch)
+    for name, versions in models.items():
+        of_model = pc.and_(pc.equal(batch["model"], name), _is_in(batch["model_version"], versions))
+        mask = pc.or_(mask, pc.fill_null(of_model, False))
+    return mask
+
+
+def _through_indexes(batch: pa.Table, sought: Sought) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Which rows of the batch came from an index; which of them are known to have been given rows that are asked about;
+    for which that cannot be known."""
+    mask, given, undecided = _nowhere(batch), _nowhere(batch), _nowhere(batch)
+    for name, versions in sought.indexes.items():
+        of_index = pc.fill_null(pc.equal(batch["retrieved_index"], name), False)
+        if versions:
+            of_index = pc.and_(of_index, _is_in(batch["retrieved_version"], versions))
+        if name not in sought.keys:
+            mask = pc.or_(mask, of_index)
+            continue
+        for version in sorted(pc.unique(batch.filter(of_index)["retrieved_version"]).to_pylist(), reverse=True):
+            of_version = pc.and_(of_index, pc.equal(batch["retrieved_version"], version))
+            keys = sought.keys[name](version)
+            if keys is not None:
+                of_version = pc.and_(of_version, _given_one_of(batch["retrieved_ids"], keys))
+                given = pc.or_(given, of_version)
+            else:
+                undecided = pc.or_(undecided, of_version)
+            mask = pc.or_(mask, of_version)
+    return mask, given, undecided
+
+
+def _given_one_of(lists: pa.ChunkedArray, keys: pa.Array) -> pa.Array:
+    """Which of the lists have one of the keys."""
+    lists = lists.combine_chunks()
+    hit = pc.is_in(pc.list_flatten(lists), keys.cast(lists.type.value_type))
+    parents = pc.list_parent_indices(lists).filter(hit)
+    return pc.is_in(pa.array(range(len(lists)), parents.type), parents)
+
+
+def _is_in(column: pa.ChunkedArray, versions: set[int]) -> pa.ChunkedArray:
+    return pc.is_in(column, pa.array(sorted(versions), pa.int64()))
+
+
+def _nowhere(batch: pa.Table) -> pa.Array:
+    return pa.repeat(False, batch.num_rows)
+
+
+def _count(batch: pa.Table, found: Found) -> None:
+    for group in batch.group_by("endpoint").aggregate([([], "count_all")]).to_pylist():
+        found.by_endpoint[group["endpoint"]] += group["count_all"]
+    through = batch.filter(batch["through_model"]).group_by(["model", "model_version"])
+    for group in through.aggregate([([], "count_all")]).to_pylist():
+        found.by_model[group["model"], group["model_version"]] += group["count_all"]
+    through = batch.filter(batch["through_index"])
+    for group in through.group_by("retrieved_index").aggregate([([], "count_all")]).to_pylist():
+        found.by_index[group["retrieved_index"]] += group["count_all"]

@@ -1,0 +1,89 @@
+"""The rows of a table for which a predicate holds, version by version."""
+
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from mosaic.data import Tables
+from mosaic.errors import BadRequest, MosaicError
+
+VERSIONS_LOOKED_AT = 32
+"""So many versions of the table are searched, each costing a read of the columns that the predicate names."""
+
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
+_SUBQUERY = re.compile(r"\(\s*(select|with|values|table)\b", re.IGNORECASE)
+
+
+class Selection:
+    """A predicate over one table."""
+
+    def __init__(self, tables: Tables, table: str, predicate: str) -> None:
+        """Raises BadRequest for a predicate that the table's newest version does not take."""
+        self.table, self.predicate = table, predicate
+        self.not_searched: set[int] = set()
+        """Versions that were asked about and not searched: there were too many, or they can no longer be read."""
+        self._tables = tables
+        self._found: dict[tuple[int, str, str | None], pa.ChunkedArray] = {}
+        self._opened: dict[int, DeltaTable] = {}
+        bare = _QUOTED.sub("''", predicate)
+        if not predicate.strip():
+            raise BadRequest("where = '': name the rows, such as \"module = 'os'\", or leave it out", param="where")
+        if _SUBQUERY.search(bare) or "--" in bare or "/*" in bare or ";" in bare:
+            raise BadRequest(
+                f"where = {predicate!r}: must be one condition on the columns of table {table!r}", param="where"
+            )
+        newest = tables.delta(table)
+        try:
+            _search(newest, predicate, None, _any_column(newest))
+        except (DeltaError, pa.ArrowException) as error:
+            raise BadRequest(f"where = {predicate!r} on table {table!r}: {error}", param="where") from None
+
+    def count(self, version: int, among: str | None = None) -> int | None:
+        """How many rows of a version match, `among` those of another predicate; None if that is not known."""
+        delta = self._open(version)
+        found = None if delta is None else self._rows(delta, _any_column(delta), among)
+        return None if found is None else len(found)
+
+    def keys(self, version: int, column: str) -> pa.Array | None:
+        """The values of a column in the matching rows of a version, as texts; None if they are not known."""
+        delta = self._open(version)
+        found = None if delta is None else self._rows(delta, column, None)
+        return None if found is None else pc.cast(found, pa.string()).combine_chunks()
+
+    def _rows(self, delta: DeltaTable, column: str, among: str | None) -> pa.ChunkedArray | None:
+        asked = (delta.version(), column, among)
+        if asked not in self._found:
+            try:
+                self._found[asked] = _search(delta, self.predicate, among, column)
+            except (DeltaError, pa.ArrowException, OSError):
+                # Its files were removed, or it has other columns than the newest version.
+                self.not_searched.add(delta.version())
+                return None
+        return self._found[asked]
+
+    def _open(self, version: int) -> DeltaTable | None:
+        if version not in self._opened:
+            if len(self._opened) >= VERSIONS_LOOKED_AT or version in self.not_searched:
+                self.not_searched.add(version)
+                return None
+            try:
+                self._opened[version] = self._tables.delta(self.table, version)
+            except MosaicError:
+                self.not_searched.add(version)
+                return None
+        return self._opened[version]
+
+
+def _any_column(delta: DeltaTable) -> str:
+    return delta.schema().fields[0].name
+
+
+def _search(delta: DeltaTable, predicate: str, among: str | None, column: str) -> pa.ChunkedArray:
+    # In brackets, what follows a whole expression is a syntax error instead of being passed over.
+    both = f"({predicate})" if among is None else f"({predicate}) AND ({among})"
+    rows: Any = pa.table(delta.scan(columns=[column], predicate=both))
+    return rows[column]
