@@ -19,7 +19,7 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 
 from mosaic.errors import BadRequest, Conflict, Unavailable
 from mosaic.protocol import Wire
-from mosaic.settings import Settings
+from mosaic.runtime.settings import RaySettings
 
 MARKER = "MOSAIC_PLATFORM_ID"
 """Set in the environment of the embedded Ray and so inherited by every process under it: what `mosaic down` looks
@@ -35,21 +35,6 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 """Nothing is reported to anybody outside, and a job's output is its own."""
 MANY_SMALL_ACTORS = {"RAY_worker_maximum_startup_concurrency": "16"}
 """Ray expects about as many processes as logical CPUs; ours reserve a fraction each, and start side by side."""
-
-
-class RaySettings(Settings):
-    """Which Ray cluster the platform runs on."""
-
-    address: str | None = None
-    """Address of a running cluster to join (`auto` or `host:port`); None starts an embedded one on this machine."""
-    num_cpus: float = 2
-    """Logical CPUs of the embedded cluster; the whole main job fits into 2."""
-    num_gpus: int = 0
-    """GPUs of the embedded cluster."""
-    object_store_memory_bytes: int = 1_000_000_000
-    """Shared memory of the embedded cluster's object store."""
-    dashboard_port: int = 8265
-    """Port of the embedded cluster's dashboard and job submission, on loopback."""
 
 
 class Cluster(Wire):

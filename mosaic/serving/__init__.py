@@ -1,15 +1,13 @@
 """Models on Ray Serve: each served model is an application of its own, without a route, that speaks the engine
 protocol."""
 
-from mosaic.serving.deploy import (
-    EngineSettings,
-    deploy_echo,
-    deploy_embedder,
-    deploy_vllm,
-    engine_app_name,
-    start_engine,
-)
-from mosaic.serving.engine import ServeEngine
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mosaic.serving.deploy import deploy_echo, deploy_embedder, deploy_vllm, engine_app_name, start_engine
+    from mosaic.serving.engine import ServeEngine
+    from mosaic.serving.settings import EngineSettings
 
 __all__ = [
     "EngineSettings",
@@ -20,3 +18,20 @@ __all__ = [
     "engine_app_name",
     "start_engine",
 ]
+
+_HOMES = {
+    "deploy_echo": "deploy",
+    "deploy_embedder": "deploy",
+    "deploy_vllm": "deploy",
+    "engine_app_name": "deploy",
+    "start_engine": "deploy",
+    "ServeEngine": "engine",
+    "EngineSettings": "settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when it is asked for: whoever only wants the settings does not pay for Ray Serve.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"mosaic.serving.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'mosaic.serving' has no attribute {name!r}")
