@@ -169,10 +169,9 @@ class Sql:
         for privilege in ("SELECT", "MODIFY"):
             self._catalog.grants.check(asked.principal, privilege, "table", delete.target, action="writeTable")
         opened = self._tables.open(delete.target)
-        names = arrow_schema(opened.delta).names
         condition = "true"
         if delete.condition is not None:
-            condition = predicate(self._parser, delete.condition, names, asked.parameters)
+            condition = predicate(self._parser, delete.condition, arrow_schema(opened.delta), asked.parameters)
         with self._run(asked, None, {}) as run_id:
             version = self._tables.acting(asked.principal, run_id).delete_where(delete.target, condition)
             outputs = self._catalog.get_run(run_id).outputs
