@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 import httpx
 from starlette.types import Receive, Scope, Send
@@ -81,10 +81,14 @@ class MlflowProxy:
         self._base = "http://localhost" if local else str(upstream).rstrip("/")
         # uvicorn closes what is idle for 5 s: a connection is given up here before that, or a call could be lost on it.
         limits = httpx.Limits(max_connections=100, keepalive_expiry=2.0)
-        self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(upstream) if local else None, limits=limits),
-            timeout=httpx.Timeout(60.0, connect=5.0, read=300.0),
-            follow_redirects=False,
+        # Files have connections of their own, or a few slow ones could keep all calls waiting.
+        self._client, self._files = (
+            httpx.AsyncClient(
+                transport=httpx.AsyncHTTPTransport(uds=str(upstream) if local else None, limits=limits),
+                timeout=httpx.Timeout(60.0, connect=5.0, read=300.0),
+                follow_redirects=False,
+            )
+            for _ in range(2)
         )
         self._deny, self._trusted = deny, trusted
         self._max_body_bytes, self._max_artifact_bytes = max_body_bytes, max_artifact_bytes
@@ -92,6 +96,8 @@ class MlflowProxy:
         self._kept: dict[tuple[Kind, str], tuple[float, _Owned]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1000})
         method, path = scope["method"], scope["path"]
         principal: Principal = scope["state"]["principal"]
         rule = rules.find_rule(method, path)
@@ -100,28 +106,28 @@ class MlflowProxy:
                 if method != "GET":
                     await self._check_file(rule, principal)
                 upload = self._upload(scope, receive) if method == "PUT" else None
-                return await self._forward(scope, receive, send, upload)
+                return await self._forward(scope, receive, send, upload, self._files)
             body = await _read(receive, self._max_body_bytes)
             if rule.changes or rule.makes:
                 said = _parse(body)
-                said = await self._change(rule, said, scope, principal) if rule.changes else said
+                said = await self._change(rule, said, principal) if rule.changes else said
                 said = await self._make(rule, said, principal) if rule.makes else said
                 body = json.dumps(said).encode() if body else b""
-            await self._forward(scope, receive, send, body)
+            await self._forward(scope, receive, send, body, self._client)
 
     async def close(self) -> None:
         """Give the connections back."""
         await self._client.aclose()
+        await self._files.aclose()
 
-    async def _change(self, rule: Rule, body: dict[str, Any], scope: Scope, principal: Principal) -> dict[str, Any]:
+    async def _change(self, rule: Rule, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
         """The body of a change, once the caller may make it."""
         assert rule.changes is not None
         for one in rules.named_ids(rule, body):
             name = f"{rule.ids['trace_id']}/assessments/{one}" if rule.changes == "assessment" else one
             await self._require_owner(rule, rule.changes, name, principal)
         if principal.name not in self._trusted:
-            query = {key: values[0] for key, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
-            rules.check_tags(rule, body, query)
+            rules.check_tags(rule, body)
         return rules.changed_by(rule, body)
 
     async def _make(self, rule: Rule, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
@@ -193,7 +199,12 @@ class MlflowProxy:
             yield chunk
 
     async def _forward(
-        self, scope: Scope, receive: Receive, send: Send, body: bytes | AsyncIterator[bytes] | None
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        body: bytes | AsyncIterator[bytes] | None,
+        client: httpx.AsyncClient,
     ) -> None:
         """Send it on and the answer back; a client that goes away ends both."""
         headers = [(key, value) for key, value in scope["headers"] if key in _REQUEST_HEADERS]
@@ -204,17 +215,17 @@ class MlflowProxy:
             content = body or None
         else:
             length = header(scope, b"content-length")
-            if length is not None:
+            if length is not None and header(scope, b"transfer-encoding") is None:
                 if int(length) > self._max_artifact_bytes:
                     raise _too_large(self._max_artifact_bytes)
                 headers.append((b"content-length", length.encode()))
             content = _noting_the_end(body, received)
         # The path is written anew from what was judged: no second spelling of it gets through.
         url = self._base + quote(scope["path"], safe="/:@!$&'()*+,=~")
-        if scope["query_string"]:
+        if scope["query_string"] and scope["method"] == "GET":  # MLflow reads one of no other call
             url += "?" + quote(scope["query_string"].decode("latin-1"), safe="%/?:@!$&'()*+,;=~")
         request = httpx.Request(scope["method"], url, headers=headers, content=content)
-        relay = asyncio.ensure_future(self._relay(request, send))
+        relay = asyncio.ensure_future(_relay(client, request, send))
         gone = asyncio.ensure_future(_disconnected(receive, received))
         try:
             await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -225,19 +236,20 @@ class MlflowProxy:
                 task.cancel()
             await asyncio.gather(relay, gone, return_exceptions=True)
 
-    async def _relay(self, request: httpx.Request, send: Send) -> None:
-        try:
-            answer = await self._client.send(request, stream=True)
-        except httpx.TransportError as error:
-            raise _absent(error) from None
-        try:
-            headers = [(key.lower(), value) for key, value in answer.headers.raw if key.lower() in _RESPONSE_HEADERS]
-            await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-            async for chunk in answer.aiter_raw():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            await answer.aclose()
+
+async def _relay(client: httpx.AsyncClient, request: httpx.Request, send: Send) -> None:
+    try:
+        answer = await client.send(request, stream=True)
+    except httpx.TransportError as error:
+        raise _absent(error) from None
+    try:
+        headers = [(key.lower(), value) for key, value in answer.headers.raw if key.lower() in _RESPONSE_HEADERS]
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+        async for chunk in answer.aiter_raw():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        await answer.aclose()
 
 
 def _tags(pairs: Any) -> dict[str, str]:

@@ -19,6 +19,8 @@ _USER = "mlflow.user"
 _KEPT_TAGS = frozenset({STAMP, _USER, "mlflow.artifactLocation", "mlflow.trace.spansLocation"})
 """Tags that no client sets: whose it is, and where the server looks for its files."""
 
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
 Kind = Literal["experiment", "run", "model", "trace", "assessment"]
 
 
@@ -61,10 +63,9 @@ def named_ids(rule: Rule, body: Mapping[str, Any]) -> list[str]:
     ids = [rule.ids[name] for name in rule.named_by if name in rule.ids] or [
         value for name in rule.named_by for value in _values(body, name) if value not in (None, "")
     ]
-    wrong = next((one for one in ids if not isinstance(one, str)), None)
-    if wrong is not None or not ids:
-        raise BadRequest(f"field {rule.named_by[0]!r} = {wrong!r} must be the id of {rule.changes}, as a string")
-    return list(dict.fromkeys(ids))
+    if not ids:
+        raise BadRequest(f"field {rule.named_by[0]!r} must name the {rule.changes}", code="invalid_parameter_value")
+    return list(dict.fromkeys(_id(one, rule.named_by[0]) for one in ids))
 
 
 def artifact_owner(path: str) -> tuple[Kind, str, str]:
@@ -80,17 +81,17 @@ def artifact_owner(path: str) -> tuple[Kind, str, str]:
         raise BadRequest(f"artifact path {path!r} must be a plain relative path", code="invalid_parameter_value")
     match parts:
         case [experiment, "models", model, "artifacts", _, *_]:
-            return "model", model, experiment
+            return "model", _id(model, "artifact_path"), _id(experiment, "artifact_path")
         case [experiment, "traces", trace, "artifacts", _, *_]:
-            return "trace", trace, experiment
+            return "trace", _id(trace, "artifact_path"), _id(experiment, "artifact_path")
         case [experiment, run, "artifacts", _, *_]:
-            return "run", run, experiment
+            return "run", _id(run, "artifact_path"), _id(experiment, "artifact_path")
     raise PermissionDenied(f"artifact path {path!r} is not under a run, a logged model or a trace")
 
 
-def check_tags(rule: Rule, body: Mapping[str, Any], query: Mapping[str, str]) -> None:
+def check_tags(rule: Rule, body: Mapping[str, Any]) -> None:
     """Raises BadRequest if a change touches a tag that is the platform's."""
-    keys = [rule.ids.get("tag_key"), query.get("key"), *_values(body, "key")]
+    keys = [rule.ids.get("tag_key"), *_values(body, "key")]
     keys += [key for tag in _listed(body, "tags") for key in _values(tag, "key")]
     for key in keys:
         if key in _KEPT_TAGS:
@@ -135,9 +136,16 @@ def new_trace_id(body: Mapping[str, Any]) -> str | None:
         for info in _values(trace, "trace_info")
         for one in _values(info, "trace_id")
     ]
-    if len(ids) > 1 or any(not isinstance(one, str) for one in ids):
-        raise BadRequest("field 'trace_id' must be one string", param="trace_id")
-    return ids[0] if ids else None
+    if len(ids) > 1:
+        raise BadRequest("field 'trace_id' is there twice", param="trace_id")
+    return _id(ids[0], "trace_id") if ids else None
+
+
+def _id(value: Any, name: str) -> str:
+    """An id, which stands in addresses: nothing in it may be read as more."""
+    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+        raise BadRequest(f"field {name!r} = {value!r} must be an id of MLflow's", code="invalid_parameter_value")
+    return value
 
 
 def _stamped(tags: Mapping[str, Any], owner: str) -> dict[str, Any]:
@@ -150,6 +158,9 @@ def _unstamped(tags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stamped_trace(info: Mapping[str, Any], owner: str) -> dict[str, Any]:
     said = _with(info, "trace_metadata", lambda metadata: {**metadata, _USER: owner})
+    if assessments := _listed(said, "assessments"):
+        stamped = [_with(one, "metadata", lambda metadata: _stamped(metadata, owner)) for one in assessments]
+        said = {**said, "assessments": stamped}
     return _with(said, "tags", lambda tags: _stamped(tags, owner))
 
 

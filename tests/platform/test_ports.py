@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from mosaic.platform import Platform
+from mosaic.platform.parts import internal_token
 from mosaic.runtime.cluster import marked_processes
 from mosaic.runtime.home import read_record
 
@@ -70,6 +71,20 @@ def test_what_listens_is_what_the_document_says(platform: Platform) -> None:
     optional = {"vLLM's processes among themselves"}
     missing = set(expected) - {what for what, _, _ in found} - optional
     assert not missing, f"documented, but nothing listens: {missing}"
+
+
+def test_the_platforms_own_token_is_in_no_command_line_or_environment(platform: Platform) -> None:
+    record, secret = read_record(platform.settings.home_folder), internal_token(platform.settings)
+    assert record is not None and secret.startswith("mosaic_")
+    seen = 0
+    for process in marked_processes(record["platform_id"]):
+        try:
+            said = [*process.cmdline(), *process.environ().values()]
+        except psutil.Error:
+            continue
+        assert not any(secret in one for one in said), process
+        seen += 1
+    assert seen > 5
 
 
 def test_the_ports_that_are_open_to_all_refuse_without_rays_token(platform: Platform) -> None:
