@@ -14,6 +14,8 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "/catalogs": ("lake", {"name": "lake"}),
     "/schemas": ("main.new", {"name": "new", "catalog_name": "main"}),
     "/models": ("main.ml.thing", PLACE),
+    "/tables": ("main.ml.thing", PLACE | {"table_type": "MANAGED"}),
+    "/volumes": ("main.ml.thing", PLACE | {"volume_type": "MANAGED"}),
 }
 """How one of each noun is made, and its name."""
 

@@ -115,9 +115,23 @@ def test_what_is_not_spoken_is_told_from_what_is_not_there(unity: Unity) -> None
 
 
 def routes(unity: Unity) -> list[Route]:
-    return [
-        one for one in unity_routes(unity.catalog, unity.storage) if not any(noun in one.path for noun in NOT_SPOKEN)
-    ]
+    """Those that do something."""
+    known = unity_routes(unity.catalog, unity.storage)
+    return [one for one in known if one.path.partition("unity-catalog/")[2].split("/")[0] not in NOT_SPOKEN]
+
+
+PATH = {
+    "name": "main",
+    "full_name": "main.ml.bot",
+    "version": "1",
+    "alias": "champion",
+    "securable_type": "registered_model",
+    "subentity_name": "1",
+    "entity_type": "registered_models",
+    "entity_name": "main.ml.bot",
+    "tag_key": "stage",
+}
+"""What stands in a path."""
 
 
 def test_every_route_asks_before_it_does_anything(unity: Unity, catalog: Catalog) -> None:
@@ -126,13 +140,18 @@ def test_every_route_asks_before_it_does_anything(unity: Unity, catalog: Catalog
         raise PermissionDenied("closed", code="closed")
 
     table = catalog.create_table("main.docs.t", "/t", columns=[], primary_key=None, owner="ann")
+    where = {"volume_type": "EXTERNAL", "location": "/v"}
+    volume = catalog.volumes.create("main.docs.v", spec=where, owner="ann")
     closed = Unity(catalog, unity.storage, refuse)
-    body: dict[str, Any] = {"catalog_name": "main", "schema_name": "docs", "name": "x", "table_type": "MANAGED"}
+    named = {"catalog_name": "main", "schema_name": "docs", "name": "x"}
     bodies = {
         "/catalogs": {"name": "x"},
         "/schemas": {"name": "x", "catalog_name": "main"},
-        "/tables": body,
-        "/models": {key: body[key] for key in ("catalog_name", "schema_name", "name")},
+        "/tables": {**named, "table_type": "MANAGED"},
+        "/volumes": {**named, "volume_type": "MANAGED"},
+        "/temporary-volume-credentials": {"volume_id": volume.id, "operation": "READ_VOLUME"},
+        "/temporary-path-credentials": {"url": "/v/x", "operation": "PATH_READ"},
+        "/models": named,
         "/models/versions": {"catalog_name": "main", "schema_name": "ml", "model_name": "bot", "source": "x"},
         "/temporary-table-credentials": {"table_id": table.id, "operation": "READ"},
         "/temporary-model-version-credentials": {
@@ -145,9 +164,7 @@ def test_every_route_asks_before_it_does_anything(unity: Unity, catalog: Catalog
     }
     for route in routes(unity):
         asked: list[tuple[str, str, str]] = []
-        path = "/api" + route.path.format(
-            name="main", full_name="main.ml.bot", version=1, alias="champion", securable_type="registered_model"
-        )
+        path = "/api" + route.path.format(**PATH)
         path = path.replace("/schemas/main.ml.bot", "/schemas/main.ml")
         for method in (route.methods or set()) - {"HEAD"}:
             given_body = bodies.get(route.path.partition("unity-catalog")[2], {}) if method == "POST" else {}
@@ -159,10 +176,12 @@ def test_every_route_asks_before_it_does_anything(unity: Unity, catalog: Catalog
 
 HOSTILE = ["' OR 1=1 --", '"; DROP TABLE securable; --', "main.docs", "main.ml.bot", "../../etc/passwd", "%00", "\0"]
 HOSTILE += ["\ud800", "{x}", "%s%n", "a" * 300, "1e999", "-1", "0", "null", "\u202e", "system.x", "main.ml.bot/1"]
+HOSTILE += ["EXTERNAL", "s3://b/x", "PATH_READ"]
 hostile = st.text(max_size=40) | st.sampled_from(HOSTILE)
 hostile_value = st.one_of(hostile, st.none(), st.integers(), st.booleans(), st.lists(hostile, max_size=2))
 FIELDS = ["name", "catalog_name", "schema_name", "model_name", "full_name", "comment", "owner", "source", "run_id"]
 FIELDS += ["table_type", "storage_location", "columns", "properties", "version", "version_num", "table_id", "operation"]
+FIELDS += ["volume_type", "volume_id", "url"]
 
 
 @given(
@@ -183,11 +202,11 @@ def test_nothing_hostile_is_a_500(
     method = next(iter((route.methods or set()) - {"HEAD"}))
     path = "/api" + route.path.format(
         **{
-            name: quote(part.encode("utf-8", "surrogatepass"), safe="")
-            for name, part in zip(("name", "full_name", "alias"), parts, strict=True)
+            name: quote(parts[place % 3].encode("utf-8", "surrogatepass"), safe="")
+            for place, name in enumerate(PATH)
+            if not name.endswith("_type") or number % 2
         },
-        version=quote(parts[2].encode("utf-8", "surrogatepass"), safe=""),
-        securable_type=quote(parts[0].encode("utf-8", "surrogatepass"), safe="") if number % 2 else "schema",
+        **({} if number % 2 else {"securable_type": "schema", "entity_type": "schemas"}),
     )
     if route.path.endswith("/tables") and method == "POST":
         # Good but for what is hostile, so that the columns are reached.

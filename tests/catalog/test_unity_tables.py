@@ -245,3 +245,48 @@ def test_wrong_tables(unity: Unity) -> None:
     assert "not 'STRING'" in told(columns=[{"name": "x", "type_text": "int", "type_name": "STRING"}])
     assert "have a name twice" in told(columns=[{"name": "x", "type_text": "int"}, {"name": "X", "type_text": "int"}])
     assert "is none of Delta's" in told(columns=[{"name": "x", "type_text": "string collate UTF8_LCASE_"[7:]}])
+
+
+def test_tables_are_described_anew(unity: Unity, catalog: Catalog) -> None:
+    made = unity.make("/tables", **TABLE, table_type="MANAGED", columns=COLUMNS)
+    catalog.principals.create("carl", by=catalog.check_token(unity.admin))
+    body = {"comment": "c", "properties": {"a": "b"}, "owner": "carl"}
+    changed = unity("PATCH", "/tables/main.docs.rows", json=body).json()
+    assert changed == made | body | {"updated_by": "ann"} == unity("GET", "/tables/main.docs.rows").json()
+    assert unity("PATCH", "/tables/main.docs.rows", json=body, token=unity.reader).status_code == 403
+    assert "unknown field 'columns'" in unity("PATCH", "/tables/main.docs.rows", json={"columns": []}).text
+    assert unity("PATCH", "/tables/main.docs.none", json={"comment": "x"}).status_code == 404
+    asked = "/tables?catalog_name=main&schema_name=docs"
+    (lean,) = unity("GET", f"{asked}&omit_columns=true&omit_properties=true").json()["tables"]
+    assert lean == changed | {"columns": None, "properties": None}
+    assert unity("GET", f"{asked}&omit_columns=maybe").status_code == 400
+
+
+def test_summaries(unity: Unity, catalog: Catalog) -> None:
+    catalog.ensure_schema("main.d_cs")
+    for schema, name in (("docs", "a1"), ("docs", "b1"), ("ml", "a2"), ("d_cs", "a3")):
+        unity.make("/tables", **TABLE | {"schema_name": schema, "name": name}, table_type="MANAGED")
+
+    def names(query: str, token: str | None = None) -> list[str]:
+        told = unity("GET", f"/table-summaries?catalog_name=main{query}", token=token).json()
+        assert {one["table_type"] for one in told["tables"]} <= {"MANAGED"} and told["next_page_token"] is None
+        return [one["full_name"] for one in told["tables"]]
+
+    every = ["main.d_cs.a3", "main.docs.a1", "main.docs.b1", "main.ml.a2"]
+    assert names("") == every == names("&schema_name_pattern=%25&table_name_pattern=")
+    assert names("&schema_name_pattern=D_cs") == every[:3] and names("&schema_name_pattern=d%25") == every[:3]
+    assert names("&table_name_pattern=a_") == [every[0], every[1], every[3]]
+    assert names("&table_name_pattern=.*") == [] == names("&schema_name_pattern=doc")
+    for pattern in ("[a]1", "%5Ba%5D1", "a*", "a?", "!a1", "%5E"):
+        assert names("&table_name_pattern=" + pattern) == []
+    first = unity("GET", "/table-summaries?catalog_name=main&max_results=3").json()
+    after = f"&max_results=3&page_token={first['next_page_token']}"
+    assert [one["full_name"] for one in first["tables"]] + names(after) == every
+    assert unity("GET", f"/table-summaries?catalog_name=main{after}&table_name_pattern=a%25").status_code == 400
+    catalog.grants.revoke("catalog", "main", "users", ["SELECT", "EXECUTE"], by=catalog.check_token(unity.admin))
+    catalog.grants.revoke("catalog", "main", "users", ["USE SCHEMA"], by=catalog.check_token(unity.admin))
+    catalog.grants.grant("table", "main.ml.a2", "bob", ["SELECT"], by=catalog.check_token(unity.admin))
+    assert names("", unity.reader) == ["main.ml.a2"]
+    unity.make("/tables", **TABLE | {"schema_name": "ml", "name": "a" * 250}, table_type="MANAGED")
+    assert names("&table_name_pattern=" + "%25a" * 40 + "b") == []  # at once
+    assert unity("GET", "/table-summaries").status_code == 400

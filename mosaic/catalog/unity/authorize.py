@@ -8,7 +8,7 @@ from mosaic.catalog.privileges import BROWSE, MANAGE
 from mosaic.catalog.securables import check_reserved
 from mosaic.protocol import Principal
 
-READING = frozenset({BROWSE, "USE_CATALOG", "USE_SCHEMA", "SELECT", "EXECUTE"})
+READING = frozenset({BROWSE, "USE_CATALOG", "USE_SCHEMA", "SELECT", "EXECUTE", "READ_VOLUME"})
 """Privileges that change nothing."""
 _HELD_BY = {"CREATE_MODEL_VERSION": MANAGE}
 """What the protocol asks about and Unity Catalog's grants have no word for."""
@@ -17,8 +17,8 @@ _HELD_BY = {"CREATE_MODEL_VERSION": MANAGE}
 class Authorize(Protocol):
     """Raises PermissionDenied unless the principal has the privilege on the securable.
 
-    Privileges are Unity Catalog's with underscores; kinds are metastore (its name is ""), catalog, schema, table and
-    model; names are whole and in lower case. Whether the securable exists is not known yet.
+    Privileges are Unity Catalog's with underscores; kinds are metastore (its name is "") and those of
+    the catalog; names are whole and in lower case. Whether the securable exists is not known yet.
     """
 
     def __call__(self, principal: Principal, privilege: str, securable_kind: str, full_name: str) -> None: ...

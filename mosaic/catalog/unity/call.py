@@ -45,6 +45,10 @@ PAGE = (
     Query("max_results", f"rows of a page; without it, or with 0, all, up to {MOST_ROWS}", "integer"),
     Query("page_token", "the next_page_token of the page before"),
 )
+IN_SCHEMA = (
+    Query("catalog_name", "the catalog of the schema", required=True),
+    Query("schema_name", "what is in which", required=True),
+)
 FORCE = Query("force", "whether to delete it with all that it holds", "boolean")
 PRINCIPAL = Query("principal", "whose privileges")
 

@@ -1,24 +1,28 @@
-"""Temporary credentials for the files of a table or a model version.
+"""Temporary credentials for the files of a table, a volume or a model version, or for a path.
 
 On local disk there is nothing to give: whoever reaches the files reads them, and the answer says only where they are.
 For an object store somebody has to make credentials that end and reach no further than one folder; who does is handed
 in. The platform's own keys are never given away.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from starlette.routing import Route
 
 from mosaic.catalog import names
+from mosaic.catalog.audit import of_securable
 from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import Call, Query, route
-from mosaic.catalog.unity.places import is_local, to_uri
+from mosaic.catalog.unity.locations import Locations
+from mosaic.catalog.unity.places import contains, is_local, to_address, to_uri
 from mosaic.catalog.unity.surface import Surface, milliseconds
-from mosaic.errors import BadRequest, Unimplemented
+from mosaic.errors import BadRequest, NotFound, PermissionDenied, Unimplemented
 from mosaic.protocol import Wire
 
 _LOCAL_LIFE = timedelta(hours=1)
+_USE = {"table": ("SELECT", "MODIFY"), "volume": ("READ_VOLUME", "WRITE_VOLUME")}
+"""With what privilege the files are read, and written."""
 # Old polars sends a query and no body.
 _OLD_WAY = (Query("table_id", "as in the body"), Query("operation", "as in the body"))
 
@@ -39,8 +43,11 @@ Vend = Callable[[str, bool], Credentials]
 
 
 class CredentialRoutes:
+    """What is given out is written into the audit before it is; what cannot be written down is not given."""
+
     def __init__(self, surface: Surface, vend: Vend | None) -> None:
         self._catalog, self._authorize, self._vend = surface.catalog, surface.authorize, vend
+        self._locations = Locations(surface.catalog, surface.storage)
 
     def routes(self, base: str, base_20: str) -> list[Route]:
         of_table, of_version = shapes.TableCredentials, shapes.ModelVersionCredentials
@@ -49,6 +56,8 @@ class CredentialRoutes:
             route("POST", f"{base}/{path}", self.of_table, asked=of_table, query=_OLD_WAY),
             # where databricks-sdk asks
             route("POST", f"{base_20}/{path}", self.of_table, asked=of_table, query=_OLD_WAY),
+            route("POST", f"{base}/temporary-volume-credentials", self.of_volume, asked=shapes.VolumeCredentials),
+            route("POST", f"{base}/temporary-path-credentials", self.of_path, asked=shapes.PathCredentials),
             route("POST", f"{base}/temporary-model-version-credentials", self.of_model_version, asked=of_version),
         ]
 
@@ -57,8 +66,43 @@ class CredentialRoutes:
         asked = call.over({field: value for field, value in said.items() if value}).parse(shapes.TableCredentials)
         # An id has to be looked up before anything can be asked about its table. Ids cannot be guessed.
         table = self._catalog.get_table_by_id(asked.table_id)
-        self._authorize(call.principal, "SELECT" if asked.operation == "READ" else "MODIFY", "table", table.name)
-        return self._for(table.location, write=asked.operation == "READ_WRITE")
+        write = asked.operation == "READ_WRITE"
+        self._check_use(call, "table", table.name, write=write)
+        named = of_securable("table", table.name, operation=asked.operation)
+        return self._give(call, "generateTemporaryTableCredential", named, table.location, write=write)
+
+    def of_volume(self, call: Call) -> shapes.TemporaryCredentials:
+        asked = call.parse(shapes.VolumeCredentials)
+        volume = self._catalog.volumes.get_by_id(asked.volume_id)
+        write = asked.operation == "WRITE_VOLUME"
+        self._check_use(call, "volume", volume.name, write=write)
+        named = of_securable("volume", volume.name, operation=asked.operation)
+        return self._give(call, "generateTemporaryVolumeCredential", named, str(volume.spec["location"]), write=write)
+
+    def of_path(self, call: Call) -> shapes.TemporaryCredentials:
+        """Within a volume or an external table; all that a path touches must be the caller's to use so.
+
+        A refusal does not tell whether anything is there.
+        """
+        asked = call.parse(shapes.PathCredentials)
+        address, write = to_address(asked.url, "url"), asked.operation == "PATH_READ_WRITE"
+        action, named = "generateTemporaryPathCredential", {"url": to_uri(address), "operation": asked.operation}
+        refused = PermissionDenied(
+            f"no volume and no external table that {call.principal.name!r} may use for {asked.operation} has "
+            f"{asked.url[:200]!r} within",
+            param="url",
+        )
+        touched = [*self._locations.around(address)]
+        managed_table = any(one.kind == "table" and self._locations.is_managed(one.address) for one in touched)
+        if managed_table or not any(contains(one.address, address) for one in touched):
+            self._catalog.audit.deny(action, named, refused, by=call.principal)
+            raise refused
+        for one in touched:
+            try:
+                self._check_use(call, one.kind, one.name, write=write)
+            except (PermissionDenied, NotFound):
+                raise refused from None
+        return self._give(call, action, named, address, write=write)
 
     def of_model_version(self, call: Call) -> shapes.TemporaryCredentials:
         asked = call.parse(shapes.ModelVersionCredentials)
@@ -68,9 +112,19 @@ class CredentialRoutes:
         version = self._catalog.get_model_version(f"{name}/{asked.version}")
         if write and version.status == "READY":
             raise BadRequest(f"{version.full_name!r} is READY; its files do not change", code="failed_precondition")
-        return self._for(version.source, write=write)
+        named = of_securable("model", name, version=str(asked.version), operation=asked.operation)
+        return self._give(call, "generateTemporaryModelVersionCredential", named, version.source, write=write)
 
-    def _for(self, address: str, *, write: bool) -> shapes.TemporaryCredentials:
+    def _check_use(self, call: Call, kind: str, name: str, *, write: bool) -> None:
+        """Credentials to write read as well."""
+        reading, writing = _USE[kind]
+        self._authorize(call.principal, reading, kind, name)
+        if write:
+            self._authorize(call.principal, writing, kind, name)
+
+    def _give(
+        self, call: Call, action: str, named: Mapping[str, str], address: str, *, write: bool
+    ) -> shapes.TemporaryCredentials:
         if is_local(address):
             found = Credentials(expires_at=datetime.now(UTC) + _LOCAL_LIFE)
         elif self._vend is None:
@@ -79,6 +133,7 @@ class CredentialRoutes:
             )
         else:
             found = self._vend(address, write)
+        self._catalog.audit.note(action, named, by=call.principal)
         return shapes.TemporaryCredentials(
             aws_temp_credentials=found.aws,
             azure_user_delegation_sas=found.azure,

@@ -20,7 +20,7 @@ def to_uri(address: str) -> str:
     return PurePosixPath(address).as_uri() if is_local(address) else address
 
 
-def to_address(uri: str) -> str:
+def to_address(uri: str, field: str = "storage_location") -> str:
     """A client's location: file:// or an absolute path, s3://, gs://, abfss://; raises BadRequest for others.
 
     There is one spelling of every place, so that comparing addresses compares places.
@@ -31,11 +31,11 @@ def to_address(uri: str) -> str:
     path = path.rstrip("/")
     if not path or "\0" in path:
         raise BadRequest(
-            f"storage_location {uri[:200]!r} must be an absolute file:///path, s3://, gs:// or abfss://",
-            param="storage_location",
+            f"{field} {uri[:200]!r} must be an absolute file:///path, s3://, gs:// or abfss://",
+            param=field,
         )
     if any(part in ("", ".", "..") for part in path.split("/")):
-        raise BadRequest(f"storage_location {uri[:200]!r} may not have '..', '.' or '//'", param="storage_location")
+        raise BadRequest(f"{field} {uri[:200]!r} may not have '..', '.' or '//'", param=field)
     return address.rstrip("/")
 
 

@@ -20,6 +20,7 @@ from mosaic.catalog.unity.permissions import PermissionRoutes
 from mosaic.catalog.unity.shapes import Nothing
 from mosaic.catalog.unity.surface import Surface
 from mosaic.catalog.unity.tables import TableRoutes
+from mosaic.catalog.unity.volumes import VolumeRoutes
 from mosaic.errors import Unimplemented
 from mosaic.storage import Storage
 
@@ -27,15 +28,11 @@ BASE = "/2.1/unity-catalog"
 BASE_20 = "/2.0/unity-catalog"
 
 NOT_SPOKEN = (
-    "volumes",
     "functions",
     "staging-tables",
     "credentials",
     "storage-credentials",
     "external-locations",
-    "table-summaries",
-    "temporary-volume-credentials",
-    "temporary-path-credentials",
     "delta",
     "iceberg-rest",
 )
@@ -54,6 +51,7 @@ def unity_routes(
     spoken = [
         *NamespaceRoutes(surface).routes(BASE),
         *TableRoutes(surface).routes(BASE),
+        *VolumeRoutes(surface).routes(BASE),
         *ModelRoutes(surface).routes(BASE),
         *PermissionRoutes(surface).routes(BASE),
         *CredentialRoutes(surface, vend).routes(BASE, BASE_20),

@@ -85,6 +85,25 @@ class CreateTable(Asked):
     properties: dict[str, str] | None = None
 
 
+class UpdateTable(Update):
+    """Of a table; its columns are its data's to say."""
+
+    properties: dict[str, str] | None = None
+
+
+class CreateVolume(Asked):
+    name: str
+    catalog_name: str
+    schema_name: str
+    volume_type: Literal["MANAGED", "EXTERNAL"]
+    storage_location: str | None = None
+    comment: str | None = None
+
+
+class UpdateVolume(Update):
+    """Of a volume; its files stay where they are."""
+
+
 class CreateModel(Asked):
     name: str
     catalog_name: str
@@ -124,6 +143,16 @@ class SetAlias(Asked):
 class TableCredentials(Asked):
     table_id: str
     operation: Literal["READ", "READ_WRITE"]
+
+
+class VolumeCredentials(Asked):
+    volume_id: str
+    operation: Literal["READ_VOLUME", "WRITE_VOLUME"]
+
+
+class PathCredentials(Asked):
+    url: str
+    operation: Literal["PATH_READ", "PATH_READ_WRITE"]
 
 
 class ModelVersionCredentials(Asked):
@@ -240,10 +269,11 @@ class TableInfo(Kept):
     full_name: str
     table_type: Literal["MANAGED", "EXTERNAL"]
     data_source_format: Literal["DELTA"] = "DELTA"
-    columns: list[ColumnInfo]
+    columns: list[ColumnInfo] | None
+    """null in a list that was asked for without them; so are the properties."""
     storage_location: str
     comment: str | None
-    properties: dict[str, str]
+    properties: dict[str, str] | None
     owner: str
     created_at: int
     created_by: str
@@ -252,6 +282,37 @@ class TableInfo(Kept):
     table_id: str
     view_definition: None = None
     view_dependencies: None = None
+
+
+class TableSummary(Answer):
+    full_name: str
+    table_type: Literal["MANAGED", "EXTERNAL"]
+
+
+class TableSummaries(Answer):
+    tables: list[TableSummary]
+    next_page_token: str | None
+
+
+class VolumeInfo(Kept):
+    name: str
+    catalog_name: str
+    schema_name: str
+    full_name: str
+    volume_type: Literal["MANAGED", "EXTERNAL"]
+    storage_location: str
+    comment: str | None
+    owner: str
+    created_at: int
+    created_by: str
+    updated_at: int
+    updated_by: str | None
+    volume_id: str
+
+
+class Volumes(Answer):
+    volumes: list[VolumeInfo]
+    next_page_token: str | None
 
 
 class Tables(Answer):

@@ -2,22 +2,28 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 from starlette.routing import Route
 
 from mosaic.catalog import Table, names
 from mosaic.catalog.unity import shapes
-from mosaic.catalog.unity.call import PAGE, Call, Query, route
-from mosaic.catalog.unity.places import contains, to_address, to_uri
+from mosaic.catalog.unity.call import IN_SCHEMA, PAGE, Call, Query, route
+from mosaic.catalog.unity.locations import Locations
+from mosaic.catalog.unity.places import to_uri
 from mosaic.catalog.unity.spark import SparkType, parse_json, parse_type
 from mosaic.catalog.unity.surface import Surface, described, split
 from mosaic.errors import BadRequest, NotFound
-from mosaic.ids import new_id
 
-_SCHEMA = (
-    Query("catalog_name", "the catalog of the schema", required=True),
-    Query("schema_name", "whose tables", required=True),
+_LEAN = (
+    Query("omit_columns", "whether the columns are left out", "boolean"),
+    Query("omit_properties", "whether the properties are left out", "boolean"),
+)
+_SUMMARY = (
+    Query("catalog_name", "whose tables", required=True),
+    Query("schema_name_pattern", "of schemas whose names are so, as by SQL's LIKE; without it of all"),
+    Query("table_name_pattern", "whose names are so, as by SQL's LIKE"),
 )
 
 
@@ -25,15 +31,18 @@ class TableRoutes:
     """Making a table here gives it a name and a place; its Delta log is written by the first who writes to it."""
 
     def __init__(self, surface: Surface) -> None:
-        self._catalog, self._storage, self._authorize = surface.catalog, surface.storage, surface.authorize
-        self._seen = surface.seen
+        self._catalog, self._authorize = surface.catalog, surface.authorize
+        self._locations = Locations(surface.catalog, surface.storage)
+        self._seen, self._given = surface.seen, surface.given
 
     def routes(self, base: str) -> list[Route]:
         return [
             route("POST", f"{base}/tables", self.create, asked=shapes.CreateTable),
-            route("GET", f"{base}/tables", self.list, query=(*_SCHEMA, *PAGE)),
+            route("GET", f"{base}/tables", self.list, query=(*IN_SCHEMA, *_LEAN, *PAGE)),
+            route("GET", f"{base}/table-summaries", self.list_summaries, query=(*_SUMMARY, *PAGE)),
             route("GET", f"{base}/tables/{{full_name}}", self.get),
             route("GET", f"{base}/tables/{{full_name}}/exists", self.exists),
+            route("PATCH", f"{base}/tables/{{full_name}}", self.update, asked=shapes.UpdateTable, conditional=True),
             route("DELETE", f"{base}/tables/{{full_name}}", self.delete, conditional=True),
         ]
 
@@ -43,7 +52,7 @@ class TableRoutes:
         self._authorize(call.principal, "CREATE_TABLE", "schema", name.rpartition(".")[0])
         table = self._catalog.create_table(
             name,
-            self._location(asked, name),
+            self._locations.choose("table", name, asked.table_type, asked.storage_location),
             columns=[_kept_column(column, position) for position, column in enumerate(_in_order(asked.columns))],
             primary_key=None,
             owner=call.principal.name,
@@ -58,7 +67,26 @@ class TableRoutes:
         self._authorize(call.principal, "USE_SCHEMA", "schema", schema)
         tables = self._seen(call.principal, "table", self._catalog.list_tables(schema))
         page, token = call.page(f"tables of {schema}", tables, lambda table: table.name)
-        return shapes.Tables(tables=[self._shown(table) for table in page], next_page_token=token)
+        left_out = {field: None for field in ("columns", "properties") if call.flag(f"omit_{field}")}
+        shown = [self._shown(table).model_copy(update=left_out) for table in page]
+        return shapes.Tables(tables=shown, next_page_token=token)
+
+    def list_summaries(self, call: Call) -> shapes.TableSummaries:
+        """Over the schemas of a catalog, as far as the caller may know of them."""
+        catalog = names.parse_catalog(call.asked("catalog_name"))
+        self._authorize(call.principal, "USE_CATALOG", "catalog", catalog)
+        of_schema, of_table = _glob(call.find("schema_name_pattern")), _glob(call.find("table_name_pattern"))
+        schemas = [one for one in self._catalog.schemas.list(catalog) if fnmatchcase(_last(one.name), of_schema)]
+        tables = [
+            table
+            for schema in schemas
+            for table in self._seen(call.principal, "table", self._catalog.list_tables(schema.name))
+            if fnmatchcase(_last(table.name), of_table)
+        ]
+        asked = f"summaries of {catalog} {of_schema} {of_table}"
+        page, token = call.page(asked, sorted(tables, key=lambda table: table.name), lambda table: table.name)
+        shown = [shapes.TableSummary(full_name=table.name, table_type=self._type(table)) for table in page]
+        return shapes.TableSummaries(tables=shown, next_page_token=token)
 
     def get(self, call: Call) -> shapes.TableInfo:
         name = names.parse_object(call.path["full_name"], "table")
@@ -73,47 +101,40 @@ class TableRoutes:
             return shapes.TableExists(table_exists=False)
         return shapes.TableExists(table_exists=self._catalog.find_table(name) is not None)
 
+    def update(self, call: Call) -> shapes.TableInfo:
+        name = names.parse_object(call.path["full_name"], "table")
+        self._authorize(call.principal, "MANAGE", "table", name)
+        asked = call.parse(shapes.UpdateTable, full_name=name)
+        return self._shown(self._catalog.update_table(name, **self._given(call, "table", name, asked)))
+
     def delete(self, call: Call) -> shapes.Nothing:
         name = names.parse_object(call.path["full_name"], "table")
         self._authorize(call.principal, "MANAGE", "table", name)
         self._catalog.delete_table(name, by=call.principal, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
-    def _location(self, asked: shapes.CreateTable, name: str) -> str:
-        if asked.table_type == "EXTERNAL":
-            if asked.storage_location is None:
-                raise BadRequest(
-                    f"an EXTERNAL table needs a storage_location; {name!r} has none", param="storage_location"
-                )
-            location = to_address(asked.storage_location)
-            if self._is_managed(location) or contains(location, self._storage.root):
-                raise BadRequest(
-                    f"storage_location {asked.storage_location!r} is in the platform's own root, or has it within; "
-                    "tables there are MANAGED, and get their place from the platform",
-                    param="storage_location",
-                )
-            return location
-        if asked.storage_location is not None:
-            raise BadRequest(
-                f"a MANAGED table gets its place from the platform; leave storage_location out of {name!r}",
-                param="storage_location",
-            )
-        # A place of its own, never a deleted table's with the same name.
-        return self._storage.address("managed", new_id("tbl"))
-
-    def _is_managed(self, location: str) -> bool:
-        return contains(self._storage.root, location)
-
     def _shown(self, table: Table) -> shapes.TableInfo:
         return shapes.TableInfo(
             **split(table.name),
-            table_type="MANAGED" if self._is_managed(table.location) else "EXTERNAL",
+            table_type=self._type(table),
             columns=[column_info(column, position) for position, column in enumerate(table.columns)],
             storage_location=to_uri(table.location),
             table_id=table.id,
             properties=table.properties,
             **described(table),
         )
+
+    def _type(self, table: Table) -> Literal["MANAGED", "EXTERNAL"]:
+        return "MANAGED" if self._locations.is_managed(table.location) else "EXTERNAL"
+
+
+def _glob(pattern: str | None) -> str:
+    """SQL's LIKE as fnmatch says it, which takes no longer for patterns with many `%`; without a pattern everything."""
+    return "".join({"%": "*", "_": "?"}.get(sign, f"[{sign}]") for sign in (pattern or "%").lower())
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def column_info(column: Mapping[str, Any], position: int) -> shapes.ColumnInfo:
