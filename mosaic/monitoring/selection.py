@@ -85,5 +85,10 @@ def _any_column(delta: DeltaTable) -> str:
 def _search(delta: DeltaTable, predicate: str, among: str | None, column: str) -> pa.ChunkedArray:
     # In brackets, what follows a whole expression is a syntax error instead of being passed over.
     both = f"({predicate})" if among is None else f"({predicate}) AND ({among})"
-    rows: Any = pa.table(delta.scan(columns=[column], predicate=both))
+    try:
+        rows: Any = pa.table(delta.scan(columns=[column], predicate=both))
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # which is how deltalake refuses subqueries
+            raise DeltaError(f"{predicate!r} cannot be computed: {error}") from None
+        raise
     return rows[column]
