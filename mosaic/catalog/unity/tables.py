@@ -130,7 +130,8 @@ class TableRoutes:
 
 def _glob(pattern: str | None) -> str:
     """SQL's LIKE as fnmatch says it, which takes no longer for patterns with many `%`; without a pattern everything."""
-    return "".join({"%": "*", "_": "?"}.get(sign, f"[{sign}]") for sign in (pattern or "%").lower())
+    said = {"%": "*", "_": "?", "*": "[*]", "?": "[?]", "[": "[[]"}
+    return "".join(said.get(sign, sign) for sign in (pattern or "%").lower())
 
 
 def _last(name: str) -> str:
