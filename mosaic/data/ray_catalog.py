@@ -96,6 +96,12 @@ class MosaicCatalog(Catalog):
         self._pinned: dict[str, int] = {}
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}  # Ray's writer takes its catalog along to the workers
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def __repr__(self) -> str:
         return f"MosaicCatalog({self._source!r})"
 

@@ -14,11 +14,14 @@ from deltalake.exceptions import CommitFailedError
 from pyarrow import fs
 
 from mosaic.catalog import Catalog, LineageNode, Table
+from mosaic.catalog.names import SYSTEM_OWNER
 from mosaic.data.access import Writing
 from mosaic.data.delta import open_delta
 from mosaic.errors import BadRequest, Conflict, NotFound
-from mosaic.protocol import Wire
+from mosaic.protocol import Principal, Wire
 from mosaic.storage import Storage
+
+PLATFORM = Principal(name=SYSTEM_OWNER, kind="service")
 
 RETENTION_HOURS = 168
 """How long the files of past versions are kept if nothing else is said."""
@@ -85,6 +88,9 @@ def vacuum(
         return Vacuumed(table=record.name, dry_run=dry_run, files=tuple(sorted(doomed)), needed=hit)
     if hit and not force:
         raise Conflict(_refusal(record.name, hit), code="table_version_needed")
+    said = {"retention_hours": str(retention_hours), "force": str(force).lower(), "files": str(len(doomed))}
+    named = {"securable_type": "table", "securable_full_name": record.name, **said}
+    catalog.audit.note("vacuumTable", named, by=writing.access.principal or PLATFORM)
     try:
         removed = table.vacuum(
             retention_hours,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pyarrow as pa
 import pytest
 import ray.data
@@ -140,6 +141,46 @@ def test_over_http_in_a_run(url: str, tables: Tables, catalog: Catalog, bob: str
     with pytest.raises(PermissionDenied, match="missing SELECT"):
         MosaicCatalog(url, bob, run_id=again).pin(NAME)
     assert catalog.get_run(again).inputs == []
+
+
+def test_ray_writes_where_it_may(url: str, tables: Tables, catalog: Catalog, bob: str, ray_cluster: None) -> None:
+    data = ray.data.from_blocks([rows("dddd")])
+    for mine in (MosaicCatalog(url, bob), MosaicCatalog.of(tables.acting(catalog.check_token(bob)))):
+        catalog.grants.grant("table", NAME, "bob", ["SELECT"], by=ADMIN)
+        with pytest.raises(PermissionDenied, match="missing MODIFY"):
+            data.write_delta(NAME, catalog=mine, ray_remote_args={"num_cpus": 0.25})
+        catalog.grants.grant("table", NAME, "bob", ["MODIFY"], by=ADMIN)
+        before = tables.version(NAME)
+        data.write_delta(NAME, catalog=mine, ray_remote_args={"num_cpus": 0.25})
+        assert tables.version(NAME) == before + 1
+        catalog.grants.revoke("table", NAME, "bob", ["MODIFY"], by=ADMIN)
+    assert tables.to_arrow(NAME)["word"].to_pylist().count("dddd") == 2
+
+
+def test_the_route_that_notes_inputs_refuses_what_it_does_not_know(url: str, catalog: Catalog, bob: str) -> None:
+    catalog.grants.grant("table", NAME, "bob", ["SELECT"], by=ADMIN)
+    run_id = catalog.start_run("training", "main.test.bot", principal="bob")
+
+    def note(body: object, run: str = run_id, token: str = bob) -> tuple[int, str]:
+        headers = {"authorization": f"Bearer {token}"}
+        answer = httpx.post(f"{url}/api/2.0/mosaic/runs/{run}/inputs", json=body, headers=headers)
+        return answer.status_code, answer.json().get("message", "")
+
+    assert note({"table": NAME, "version": 1, "columns": ["word"], "predicate": "length > 1"})[0] == 200
+    for body, field in (
+        ({"table": NAME, "versoin": 1}, "versoin"),
+        ({"version": 1}, "table"),
+        ({"table": NAME, "version": -1}, "version"),
+        ({"table": NAME, "columns": ["wrod"]}, "wrod"),
+        ({"table": "words"}, "words"),
+        ([NAME], "object"),
+    ):
+        status, message = note(body)
+        assert status == 400 and field in message, (body, message)
+    assert note({"table": NAME}, run="run_other")[0] == 404
+    assert note({"table": NAME}, token="mosaic_no")[0] == 401
+    (edge,) = catalog.get_run(run_id).inputs
+    assert (edge.version, edge.detail) == (1, {"columns": ["word"], "predicate": "length > 1"})
 
 
 def test_what_goes_wrong_over_http(url: str, catalog: Catalog, bob: str) -> None:

@@ -171,6 +171,9 @@ def test_vacuum_is_checked_and_named_in_the_commit(made: Tables, catalog: Catalo
     with pytest.raises(PermissionDenied, match="missing MANAGE"):
         made.acting(bob).vacuum(ROWS, retention_hours=0, force=True)
     assert len(made.acting(bob).vacuum(ROWS, retention_hours=0).files) == 2
+    event = catalog.audit.newest(1)[0]
+    assert (event.action_name, event.user_identity.email) == ("vacuumTable", "bob")
+    assert event.request_params.items() >= {"securable_full_name": ROWS, "files": "2", "force": "false"}.items()
     history = made.delta(ROWS).history(2)
     assert [(one["operation"], one["mosaic.principal"]) for one in history] == [
         ("VACUUM END", "bob"),
