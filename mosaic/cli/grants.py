@@ -1,30 +1,23 @@
-"""`mosaic grants`: who may do what, and why."""
+"""`mosaic grants` (or `mosaic grant`): who may do what, and why."""
 
-from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.privileges import PRIVILEGES
-from mosaic.cli.platform import chosen, with_settings
-from mosaic.platform.parts import build_parts
-from mosaic.protocol import Principal
+from mosaic.cli.options import ADMIN, json_option, listed, together, with_catalog
+from mosaic.cli.show import as_plain, dumped, show
 
-ADMIN = Principal(name="admin", is_admin=True)
-"""Whoever reaches the catalog's database from a terminal is its administrator."""
+__all__ = ["ADMIN", "grants", "on_a_securable"]
 
+of_a_principal = together(click.argument("principal"), click.argument("privilege"))
+"""PRINCIPAL PRIVILEGE"""
 
-def of_a_principal(command: Any) -> Any:
-    """PRINCIPAL PRIVILEGE"""
-    return click.argument("principal")(click.argument("privilege")(command))
-
-
-def on_a_securable(command: Any) -> Any:
-    """KIND NAME"""
-    return click.argument("kind", type=click.Choice(list(PRIVILEGES)))(click.argument("name")(command))
+on_a_securable = together(
+    click.argument("kind", metavar="KIND", type=click.Choice(list(PRIVILEGES))), click.argument("name")
+)
+"""KIND NAME"""
 
 
 @click.group()
@@ -33,53 +26,64 @@ def grants() -> None:
 
 
 @grants.command()
-@with_settings
+@with_catalog
 @of_a_principal
 @on_a_securable
-def add(
-    file: Path | None, storage: str | None, home: str | None, principal: str, privilege: str, kind: str, name: str
-) -> None:
+def add(catalog: Catalog, principal: str, privilege: str, kind: str, name: str) -> None:
     """Grant PRIVILEGE on the KIND called NAME to PRINCIPAL, a user, service or group."""
-    _catalog(file, storage, home).grants.grant(kind, name, principal, [privilege], by=ADMIN)
+    catalog.grants.grant(kind, name, principal, [privilege], by=ADMIN)
     click.echo(f"{principal} has {privilege.upper()} on {kind} {name}")
 
 
 @grants.command()
-@with_settings
+@with_catalog
 @of_a_principal
 @on_a_securable
-def remove(
-    file: Path | None, storage: str | None, home: str | None, principal: str, privilege: str, kind: str, name: str
-) -> None:
+def remove(catalog: Catalog, principal: str, privilege: str, kind: str, name: str) -> None:
     """Take back what was granted on the KIND called NAME itself; it holds for the next request."""
-    _catalog(file, storage, home).grants.revoke(kind, name, principal, [privilege], by=ADMIN)
+    catalog.grants.revoke(kind, name, principal, [privilege], by=ADMIN)
     click.echo(f"{principal} no longer has {privilege.upper()} granted on {kind} {name}")
 
 
 @grants.command("list")
-@with_settings
+@with_catalog
+@listed
+@click.option("--principal", help="Only what this user, service or group itself was granted.")
 @on_a_securable
-def list_grants(file: Path | None, storage: str | None, home: str | None, kind: str, name: str) -> None:
+def list_grants(
+    catalog: Catalog, kind: str, name: str, principal: str | None, as_json: bool, limit: int | None
+) -> None:
     """Show what is granted on the KIND called NAME itself."""
-    table = Table("principal", "privilege", "granted by", "at", box=None)
-    for grant in _catalog(file, storage, home).grants.list(kind, name):
-        table.add_row(grant.principal, grant.privilege, grant.granted_by, f"{grant.granted_at:%Y-%m-%d %H:%M:%S}")
-    Console().print(table)
+    found = catalog.grants.list(kind, name, principal)
+    columns = ("principal", "privilege", "granted_by", "granted_at")
+    show(found, columns, as_json, what="grants", limit=limit)
 
 
 @grants.command()
-@with_settings
+@with_catalog
+@listed
+@click.argument("principal")
+@on_a_securable
+def effective(catalog: Catalog, principal: str, kind: str, name: str, as_json: bool, limit: int | None) -> None:
+    """Show every privilege that PRINCIPAL holds on the KIND called NAME, and from where."""
+    found = catalog.grants.effective(principal, kind, name)
+    if as_json:
+        show(found, (), as_json, what="privileges", limit=limit)
+    else:
+        rows: list[dict[str, Any]] = [
+            {"privilege": one.privilege, "usable": one.usable, "because": str(one.reason)} for one in found
+        ]
+        show(rows, ("privilege", "usable", "because"), as_json, what="privileges", limit=limit)
+
+
+@grants.command()
+@with_catalog
+@json_option
 @of_a_principal
 @on_a_securable
-def explain(
-    file: Path | None, storage: str | None, home: str | None, principal: str, privilege: str, kind: str, name: str
-) -> None:
+def explain(catalog: Catalog, principal: str, privilege: str, kind: str, name: str, as_json: bool) -> None:
     """Say why PRINCIPAL has PRIVILEGE on the KIND called NAME, or what is missing; ends with 1 if it has not."""
-    told = _catalog(file, storage, home).grants.explain(principal, privilege, kind, name)
-    click.echo(str(told))
+    told = catalog.grants.explain(principal, privilege, kind, name)
+    click.echo(dumped(as_plain(told)) if as_json else str(told))
     if not told.allowed:
         raise SystemExit(1)
-
-
-def _catalog(file: Path | None, storage: str | None, home: str | None) -> Catalog:
-    return build_parts(chosen(file, storage, home)).catalog

@@ -2,39 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from mosaic.platform import PlatformSettings, load_settings
+from mosaic.cli.options import chosen as chosen
+from mosaic.cli.options import with_settings as with_settings
+from mosaic.platform import PlatformSettings
 from mosaic.platform import down as stop_platform
 from mosaic.platform import up as start_platform
 from mosaic.platform.lifecycle import Started, join
 
 COLOURS = {"healthy": "green", "starting": "yellow", "failed": "red", "stopped": "dim"}
-
-settings_options = [
-    click.option(
-        "-f", "--file", type=click.Path(dir_okay=False, path_type=Path), help="YAML settings (cluster/local.yaml)."
-    ),
-    click.option("--storage", help="Root of all data: a folder, s3://, gs:// or abfss://.  [default: ~/.mosaic]"),
-    click.option("--home", help="Folder on this machine for logs, caches and the SQLite catalog."),
-]
-
-
-def with_settings(command: Any) -> Any:
-    """The options that say which platform."""
-    for option in reversed(settings_options):
-        command = option(command)
-    return command
-
-
-def chosen(file: Path | None, storage: str | None, home: str | None, **more: Any) -> PlatformSettings:
-    """The settings that the options mean."""
-    given = {key: value for key, value in {"storage": storage, "home": home, **more}.items() if value is not None}
-    return load_settings(file, **given)
 
 
 @click.command()

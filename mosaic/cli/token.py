@@ -1,13 +1,15 @@
 """`mosaic token`: make, list and revoke access tokens."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from mosaic.cli.platform import chosen, with_settings
-from mosaic.platform.parts import build_parts
+from mosaic.catalog import Catalog
+from mosaic.catalog.identity import ALL_APIS, SCOPES
+from mosaic.cli.options import ADMIN, Duration, comment_option, json_option, listed, with_catalog
+from mosaic.cli.show import as_plain, dumped, show
+from mosaic.errors import BadRequest
 
 
 @click.group()
@@ -16,43 +18,57 @@ def token() -> None:
 
 
 @token.command()
-@with_settings
-@click.argument("principal")
+@with_catalog
 @click.option("--service", is_flag=True, help="For a service, not a person.")
 @click.option("--admin", is_flag=True, help="May change the platform itself.")
-@click.option("--comment", default="", help="What it is for.")
+@click.option("--scope", "scopes", multiple=True, help=f"What it opens: {', '.join(SCOPES)}.  [default: {ALL_APIS}]")
+@click.option("--expires-in", "lasts", type=Duration(), help="How long it holds, such as 30d.  [default: for ever]")
+@comment_option
+@json_option
+@click.argument("principal")
 def create(
-    file: Path | None, storage: str | None, home: str | None, principal: str, service: bool, admin: bool, comment: str
+    catalog: Catalog,
+    principal: str,
+    service: bool,
+    admin: bool,
+    scopes: Sequence[str],
+    lasts: timedelta | None,
+    comment: str,
+    as_json: bool,
 ) -> None:
-    """Make a token for PRINCIPAL and print it."""
-    catalog = build_parts(chosen(file, storage, home)).catalog
-    kind = "service" if service else "user"
-    _, secret = catalog.create_token(principal, kind=kind, is_admin=admin, comment=comment)  # type: ignore[arg-type]
-    click.echo(secret)
+    """Make a token for PRINCIPAL and print it: its secret is shown this once. JSON has it as `secret`."""
+    try:
+        expires_at = None if lasts is None else datetime.now(UTC) + lasts
+    except OverflowError:
+        raise BadRequest(f"--expires-in {lasts} ends after the year 9999; leave it out for ever") from None
+    record, secret = catalog.create_token(
+        principal,
+        kind="service" if service else "user",
+        is_admin=admin,
+        comment=comment,
+        expires_at=expires_at,
+        scopes=scopes or (ALL_APIS,),
+        by=ADMIN,
+    )
+    click.echo(dumped({**as_plain(record), "secret": secret}) if as_json else secret)
 
 
 @token.command("list")
-@with_settings
-def list_tokens(file: Path | None, storage: str | None, home: str | None) -> None:
-    """Show tokens, without their secrets."""
-    table = Table("id", "principal", "kind", "admin", "comment", "revoked", "last used", box=None)
-    for record in build_parts(chosen(file, storage, home)).catalog.list_tokens():
-        table.add_row(
-            record.id,
-            record.principal,
-            record.kind,
-            "yes" if record.is_admin else "",
-            record.comment,
-            str(record.revoked_at or ""),
-            str(record.last_used_at or ""),
-        )
-    Console().print(table)
+@with_catalog
+@listed
+def list_tokens(catalog: Catalog, as_json: bool, limit: int | None) -> None:
+    """Show tokens, without their secrets, oldest first."""
+    columns = (
+        *("id", "principal", "kind", "is_admin", "scopes", "comment"),
+        *("expires_at", "revoked_at", "last_used_at"),
+    )
+    show(catalog.list_tokens(), columns, as_json, what="tokens", limit=limit)
 
 
 @token.command()
-@with_settings
+@with_catalog
 @click.argument("token_id")
-def revoke(file: Path | None, storage: str | None, home: str | None, token_id: str) -> None:
+def revoke(catalog: Catalog, token_id: str) -> None:
     """Revoke TOKEN_ID; refused everywhere within a second."""
-    build_parts(chosen(file, storage, home)).catalog.revoke_token(token_id)
+    catalog.revoke_token(token_id, by=ADMIN)
     click.echo(f"{token_id} is revoked")
