@@ -30,7 +30,8 @@ from ray.data.expressions import col
 from rich.console import Console
 
 import mosaic
-from mosaic.data.pydoc import entry_schema, module_names, read_modules
+from mosaic.data.manifest import note_source
+from mosaic.data.pydoc import entry_schema, module_names, read_modules, source_files
 from mosaic.evaluation import loss_reduction, mean_loss, proportion
 from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
@@ -38,6 +39,8 @@ from mosaic.training import FineTuned, LoraSettings, TrainSettings
 from mosaic.vector import IndexSettings
 
 ENTRIES, REJECTED = "main.stdlib.entries", "main.stdlib.rejected_modules"
+SOURCES = "main.stdlib.source_files"
+ENTRY_COLUMNS = ["entry_id", "module", "kind", "summary"]
 TRAIN, HELD_OUT = "main.stdlib.train", "main.stdlib.held_out"
 INDEX, MODEL = "main.stdlib.entries_index", "main.stdlib.assistant"
 BASE, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"
@@ -80,6 +83,8 @@ def main(arguments: argparse.Namespace) -> None:
             served = ledger_figures(platform)
             shown = next((one for one in asked["split"] if one["served_entity"] == "tuned"), asked["split"][0])
             thread = platform.why(shown["request_id"])
+            entry = shown["retrieved"]["ids"][0]
+            affected = platform.impact(ENTRIES, where=f"entry_id = '{entry}'")
     report = {
         "mosaic": mosaic.__version__,
         "ingest": ingested,
@@ -90,6 +95,7 @@ def main(arguments: argparse.Namespace) -> None:
         "gateway": served,
         "engine": {"output_tokens_per_second": asked["tokens_per_second"]},
         "lineage": thread.model_dump(mode="json"),
+        "impact": affected.model_dump(mode="json"),
         "seconds": {**seconds, "total": time.monotonic() - started},
         "peak_memory_bytes": memory["peak"],
     }
@@ -123,9 +129,14 @@ def ingest(platform: Platform) -> dict[str, Any]:
     rows = read_modules(modules).sort("entry_id").materialize()
     entries = rows.filter(expr=col("error").is_null(), num_cpus=0.25).drop_columns(["error"], num_cpus=0.25)
     rejected = rows.filter(expr=col("error").is_not_null(), num_cpus=0.25)
-    source = f"python:{params['python']}"
-    platform.catalog.add_input(
-        run_id, "source", source, None, detail={"modules": len(modules), "sha256": params["modules"]}
+    note_source(
+        platform.tables,
+        platform.catalog,
+        run_id,
+        f"python:{params['python']}",
+        source_files(modules),
+        manifest=SOURCES,
+        owner=platform.principal.name,
     )
     platform.tables.overwrite(ENTRIES, entries, run_id=run_id)
     if rejected.count():
@@ -178,7 +189,7 @@ def index(platform: Platform) -> dict[str, Any]:
 def examples(platform: Platform, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Write the training and the held-out table; returns the held-out questions, shuffled once and for all."""
     read = platform.tables.version(ENTRIES)
-    entries = platform.tables.to_arrow(ENTRIES, read).sort_by("entry_id").to_pylist()
+    entries = platform.tables.to_arrow(ENTRIES, read, columns=ENTRY_COLUMNS).sort_by("entry_id").to_pylist()
     asked = sorted(task.questions(entries), key=lambda one: hashlib.sha256(one["question"].encode()).digest())
     training = [one for one in asked if not one["held_out"]][: arguments.examples]
     held_out = [one for one in asked if one["held_out"]]
@@ -190,7 +201,8 @@ def examples(platform: Platform, arguments: argparse.Namespace) -> list[dict[str
             say(f"  reused: {table}, {rows.num_rows} examples")
             continue
         run_id = platform.catalog.start_run("examples", table, principal=platform.principal.name)
-        platform.catalog.add_input(run_id, "table", ENTRIES, read)
+        platform.catalog.add_input(run_id, "table", ENTRIES, read, detail={"columns": ENTRY_COLUMNS})
+        platform.catalog.add_input(run_id, "index", INDEX, read)
         platform.tables.overwrite(table, rows, run_id=run_id)
         platform.catalog.finish_run(run_id, "finished")
         say(f"  {table}: {rows.num_rows} examples")

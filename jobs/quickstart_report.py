@@ -66,6 +66,7 @@ def print_report(report: dict[str, Any], platform: Platform, file: Path) -> None
         figures.add_row(name, value)
     CONSOLE.print(figures)
     CONSOLE.print(_tree(report["lineage"]))
+    say(_impact(report["impact"]))
     say(f"\nAll figures: {file.resolve()}")
     say(f"Gateway: {platform.base_url}/v1   MLflow: {platform.mlflow_uri}\n")
     say("If the platform stays up (`make demo KEEP=1`), make a token with `mosaic token create you` and ask:\n")
@@ -81,6 +82,19 @@ def _tree(node: dict[str, Any]) -> Tree:
     for part in node["came_from"]:
         tree.children.append(_tree(part))
     return tree
+
+
+def _impact(impact: dict[str, Any]) -> str:
+    things = [
+        f"{one['kind']} {one['name']} {', '.join(str(version) for version in one['versions'])}"
+        for one in impact["dependents"]
+    ]
+    given = impact["answers"]["given_rows"]
+    total = impact["answers"]["total"]
+    return (
+        f'The other way, `mosaic impact {impact["table"]} --where "{impact["where"]}"`: {"; ".join(things)}; '
+        f"{total:,} answers, {given:,} of them given that row"
+    )
 
 
 def _short(value: Any) -> str:

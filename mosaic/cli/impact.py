@@ -73,7 +73,8 @@ def _dependent(one: Dependent) -> Tree:
 
 def _answers(answers: Answers) -> Tree:
     counts = ", ".join(f"{endpoint} {count:,}" for endpoint, count in answers.by_endpoint.items())
-    tree = Tree(escape(f"{answers.total:,} answers") + (f"  [dim]{escape(counts)}[/]" if counts else ""))
+    given = f", {answers.given_rows:,} of them given such rows" if answers.given_rows else ""
+    tree = Tree(escape(f"{answers.total:,} answers{given}") + (f"  [dim]{escape(counts)}[/]" if counts else ""))
     for answer in answers.newest:
         facts = f"{answer.time:%Y-%m-%d %H:%M:%S}, {answer.endpoint}, through {' and '.join(answer.through)}"
         known = ", given such rows" if answer.known == "rows" else ""

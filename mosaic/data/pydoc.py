@@ -18,14 +18,18 @@ import pkgutil
 import platform
 import re
 import sys
+import sysconfig
 import types
 import warnings
 from collections.abc import Iterable, Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 
+from mosaic.data import manifest
 from mosaic.errors import BadRequest
 
 MAX_TEXT_CHARACTERS = 2000
@@ -33,6 +37,8 @@ _TEST_PARTS = frozenset({"test", "tests", "idle_test", "testing"})
 # These open windows or browsers, print, or start servers when they are imported.
 _ACT_ON_IMPORT = frozenset({"antigravity", "this", "idlelib", "turtledemo"})
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_ROOTS = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib", "platstdlib"))
+"""Folders in which modules lie; purelib is below stdlib, so it comes first."""
 _ROUTINES = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 
 
@@ -74,6 +80,21 @@ def module_names(package: str | None = None) -> list[str]:
     return sorted(names)
 
 
+def source_files(names: Iterable[str]) -> pa.Table:
+    """The file of each module with its checksum, as a manifest lists them (`manifest.py`); nothing is imported.
+
+    What is built into the interpreter has the interpreter as its file; names that are no modules are left out.
+    """
+    rows = []
+    for name in names:
+        file = _file_of(name)
+        if file is not None:
+            sha256, size = _checksum(file)
+            shown = next((str(file.relative_to(root)) for root in _ROOTS if file.is_relative_to(root)), file.name)
+            rows.append({"uri": f"{_origin(name)}/{name}", "sha256": sha256, "file": shown, "bytes": size})
+    return pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
+
+
 def read_modules(names: Iterable[str], *, num_cpus: float = 0.25) -> ray.data.Dataset:
     """The entries of all these modules, columns as in `entry_schema()`, in no fixed order (sort by `entry_id`)."""
     rows = [{"module": name} for name in names]
@@ -112,6 +133,32 @@ def entries(module_name: str) -> Iterator[dict[str, Any]]:
             "sha256": hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest(),
             "error": None,
         }
+
+
+def _file_of(module_name: str) -> Path | None:
+    """Found on the path, as an import would without importing the packages above; also what is frozen."""
+    parts, spec, folders = module_name.split("."), None, None
+    for depth in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), folders)
+        if spec is None:
+            break
+        folders = list(spec.submodule_search_locations or [])
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).resolve()
+    return _interpreter() if module_name in sys.builtin_module_names else None
+
+
+@functools.cache
+def _interpreter() -> Path:
+    """The file that has the modules which are built in."""
+    library = Path(sysconfig.get_config_var("LIBDIR") or "") / str(sysconfig.get_config_var("INSTSONAME"))
+    return library.resolve() if library.is_file() else Path(sys.executable).resolve()
+
+
+@functools.cache
+def _checksum(file: Path) -> tuple[str, int]:
+    content = file.read_bytes()
+    return hashlib.sha256(content).hexdigest(), len(content)
 
 
 def _is_wanted(name: str) -> bool:

@@ -45,6 +45,7 @@ class Found:
     by_endpoint: Counter[str | None] = field(default_factory=Counter)
     by_model: Counter[tuple[str, int]] = field(default_factory=Counter)
     by_index: Counter[str] = field(default_factory=Counter)
+    given_rows: int = 0
     undecided: int = 0
     """Answers that are counted in as if they had been given such rows, since which ones a version had is not known."""
     newest: list[dict[str, Any]] = field(default_factory=list)
@@ -60,6 +61,7 @@ def find_answers(tables: Tables, sought: Sought, limit: int, may_name: Callable[
     for batch in _scan(tables, sought):
         through_model = _through_models(batch, sought.models)
         through_index, given_rows, undecided = _through_indexes(batch, sought)
+        found.given_rows += pc.sum(given_rows).as_py() or 0
         found.undecided += pc.sum(undecided).as_py() or 0
         for name, mask in (("model", through_model), ("index", through_index)):
             batch = batch.append_column(f"through_{name}", mask)

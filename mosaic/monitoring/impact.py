@@ -79,6 +79,8 @@ class Answer(Wire):
 
 class Answers(Wire):
     total: int
+    given_rows: int
+    """Those that are known to have been given rows that were asked about; 0 if no rows were."""
     by_endpoint: dict[str, int]
     """Those of endpoints that the caller may not know of are in `total` alone."""
     newest: tuple[Answer, ...]
@@ -294,6 +296,7 @@ def _answers(viewer: Viewer, found: Found, limit: int) -> Answers:
         )
     return Answers(
         total=sum(found.by_endpoint.values()),
+        given_rows=found.given_rows,
         by_endpoint={name: n for name, n in sorted(named.items()) if viewer.may_browse("endpoint", name)},
         newest=tuple(newest),
         limit=limit,

@@ -178,6 +178,7 @@ def test_impact_of_some_rows(history: History) -> None:
         answers["walk"]: "rows",
         answers["plain"]: "table",
     }
+    assert (os_rows.answers.total, os_rows.answers.given_rows) == (2, 1)
     assert "which rows of a version a run used is not recorded" in os_rows.notes[0]
     matched = impact(history.tables, history.catalog, ENTRIES, where="module = 're'")
     assert answered(matched) == [answers["new"]] and named(matched) == {f"{MODEL}/2": (2,), INDEX: (2,), TRAIN: (2,)}
