@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, a
 
 EXECUTE = "EXECUTE"
 """The privilege on an endpoint with which it may be asked."""
+_MOST_KEPT = 10_000
+"""Names as callers write them, in any case: there could be many for one endpoint."""
 
 
 @dataclass(frozen=True)
@@ -60,43 +63,69 @@ class Endpoint:
 
 
 class Endpoints:
-    """Endpoints by name, read from the catalog and kept for `fresh_seconds`: a change is live everywhere within
-    that."""
+    """Endpoints by name and who may use them, kept as long as the catalog's revision stays the same.
+
+    The revision is read at most every `fresh_seconds`, by the first request after that, so a change, also a grant that
+    is taken back, is live in every replica within that. A denial is never kept: each is checked, and audited.
+    """
 
     def __init__(
         self,
         catalog: Catalog,
         *,
         trusted: frozenset[str] = frozenset(),
-        fresh_seconds: float = 0.5,
+        fresh_seconds: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`trusted` principals may use every endpoint: the platform's own calls."""
         self._catalog, self._trusted = catalog, trusted
         self._fresh_seconds, self._clock = fresh_seconds, clock
-        self._kept: dict[str, tuple[float, Endpoint]] = {}
+        self._revision, self._seen_at = -1, -math.inf
+        self._renewing = asyncio.Lock()
+        self._kept: dict[str, Endpoint] = {}
+        self._allowed: set[tuple[str, bool, str]] = set()
 
     async def get(self, name: str) -> Endpoint:
         """The endpoint; raises NotFound (`model_not_found`) listing what exists."""
-        now = self._clock()
-        kept = self._kept.get(name)
-        if kept is not None and now - kept[0] < self._fresh_seconds:
-            return kept[1]
-        try:
-            endpoint = await asyncio.to_thread(self._read, name)  # a database: never on the loop that streams
-        except NotFound as error:
-            self._kept.pop(name, None)
-            raise NotFound(error.message, param="model", code="model_not_found") from None
-        self._kept[name] = (now, endpoint)
-        return endpoint
+        await self._renew()
+        return await self._get(name)
 
     async def use(self, name: str, principal: Principal, request_id: str) -> Endpoint:
         """The endpoint for a request of that principal; raises as `get`, and PermissionDenied without EXECUTE on it."""
-        endpoint = await self.get(name)
-        if principal.name not in self._trusted:
+        await self._renew()
+        endpoint = await self._get(name)
+        if principal.name in self._trusted:
+            return endpoint
+        # By reference, as in `_get`: what is checked while others see a new revision is not kept for that one.
+        allowed, asked = self._allowed, (principal.name, principal.is_admin, endpoint.name)
+        if asked not in allowed:
             check = functools.partial(self._catalog.grants.check, action="queryEndpoint")
             await asyncio.to_thread(check, principal, EXECUTE, "endpoint", endpoint.name)
+            allowed.add(asked)
         return endpoint
+
+    async def _get(self, name: str) -> Endpoint:
+        kept = self._kept
+        if name in kept:
+            return kept[name]
+        try:
+            endpoint = await asyncio.to_thread(self._read, name)  # a database: never on the loop that streams
+        except NotFound as error:
+            raise NotFound(error.message, param="model", code="model_not_found") from None
+        kept[name] = endpoint
+        return endpoint
+
+    async def _renew(self) -> None:
+        """Forget what is kept if the catalog may have changed since."""
+        if self._clock() - self._seen_at < self._fresh_seconds:
+            return
+        async with self._renewing:
+            now = self._clock()
+            if now - self._seen_at >= self._fresh_seconds:
+                revision = await asyncio.to_thread(self._catalog.revision)
+                if revision != self._revision or len(self._kept) > _MOST_KEPT:
+                    self._revision, self._kept, self._allowed = revision, {}, set()
+                self._seen_at = now
 
     async def list(self, principal: Principal) -> Sequence[Endpoint]:
         """The endpoints that the principal may use, by name."""
