@@ -15,7 +15,7 @@ from deltalake.exceptions import CommitFailedError
 from mosaic.catalog import Catalog, Run, RunEdge, Table
 from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER, parse_object
 from mosaic.data.columns import delta_schema
-from mosaic.data.delta import CONFIGURATION, arrow_schema, check_columns, commit_properties, open_delta
+from mosaic.data.delta import CONFIGURATION, LOG_IS_KEPT, arrow_schema, check_columns, commit_properties, open_delta
 from mosaic.errors import Conflict, MosaicError, NotFound, PermissionDenied
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
@@ -116,13 +116,15 @@ class Access:
     def make_log(self, record: Table, schema: Schema) -> DeltaTable:
         """Version 0 of a table that has a name and a place; that of somebody who was faster counts as well."""
         address = record.location
+        # The platform's own get a commit every few seconds, and nothing is made from them.
+        is_ours = record.name.partition(".")[0] == RESERVED_CATALOG
         try:
             DeltaTable.create(
                 address,
                 schema=schema,
                 mode="ignore",
                 name=record.name,
-                configuration=CONFIGURATION,
+                configuration=CONFIGURATION if is_ours else CONFIGURATION | LOG_IS_KEPT,
                 storage_options=self.storage.delta_options(address) or None,
                 # Tried again after it has lost, deltalake would make the table anew, in version 1.
                 commit_properties=commit_properties(principal=self._principal_name(None), retries=0),

@@ -29,6 +29,10 @@ WRITE_ID = "mosaic.write_id"
 CONFIGURATION = {"delta.enableChangeDataFeed": "true"}
 """How tables are made: with a change feed, for indexes to follow; without column mapping or deletion vectors."""
 
+LOG_IS_KEPT = {"delta.enableExpiredLogCleanup": "false"}
+"""For tables whose past versions somebody may need: otherwise Delta forgets, at the first checkpoint after 30 days, how
+they were, whatever a vacuum spares."""
+
 _UNSUPPORTED = {"columnMapping": "column mapping", "deletionVectors": "deletion vectors"}
 
 

@@ -5,9 +5,9 @@ no other record points at, into or around. First it is written down that the dat
 back to an empty place, then the folder goes; a note under the root finishes what was killed in between.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from mosaic.catalog import Catalog
@@ -90,7 +90,10 @@ def _finish(storage: Storage, catalog: Catalog, by: Principal | str, at: Callabl
     """What an earlier purge had begun and written down as purged."""
     waiting = {one.id for one in catalog.dropped()}
     for note in storage.list(storage.address("purging")):
-        thing = Purged.model_validate(json.loads(storage.read_bytes(note)))
+        try:
+            thing = Purged.model_validate_json(storage.read_bytes(note))
+        except NotFound:  # another purge finished it
+            continue
         if thing.id in waiting:  # it had not been written down: it may still come back, and is looked at anew
             storage.delete(note)
         elif _remove(storage, catalog, thing, by, at):
@@ -106,10 +109,9 @@ def _remove(storage: Storage, catalog: Catalog, thing: Purged, by: Principal | s
         storage.delete(note)
         return False
     at("marked")
-    try:
-        storage.delete(thing.location)
-    except NotFound:  # another purge removes it too
-        return False
+    while storage.exists(thing.location):
+        with suppress(NotFound):  # another purge removes it too
+            storage.delete(thing.location)
     at("removed")
     storage.delete(note)
     return True

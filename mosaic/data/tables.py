@@ -31,7 +31,7 @@ from mosaic.data.delta import (
 )
 from mosaic.data.files import ParquetSink, read_files
 from mosaic.data.vacuum import RETENTION_HOURS, Vacuumed, optimize, vacuum
-from mosaic.errors import AlreadyExists, BadRequest, Conflict, MosaicError, NotFound
+from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound
 from mosaic.ids import new_id
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
@@ -264,8 +264,11 @@ class Tables:
         place = self._storage.address("managed", new_id("tbl"))
         try:
             return self._catalog.create_table(name, place, **described)
-        except AlreadyExists:  # somebody was faster
-            return self._catalog.get_table(name)
+        except Conflict:
+            there = self._catalog.find_table(name)
+            if there is None:
+                raise
+            return there  # somebody was faster
 
     def _finish(self, record: Table, wanted: Schema, primary_key: str | None) -> Table:
         """The table of this name as it is asked for, its log made if it has none."""

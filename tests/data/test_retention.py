@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -160,6 +161,30 @@ def test_a_link_is_removed_and_not_followed(words: Tables, storage: Storage, cat
     catalog.delete_table(NAME)
     assert len(purged(storage, catalog).removed) == 1
     assert not place.is_symlink() and (precious / "_delta_log").is_dir()
+
+
+def test_purges_at_the_same_time_do_not_meet(tables: Tables, storage: Storage, catalog: Catalog) -> None:
+    places = []
+    for number in range(6):
+        places.append(made(tables, f"main.test.t{number}"))
+        for part in range(50):
+            (places[-1] / f"part-{part}.parquet").write_bytes(b"x")
+        catalog.delete_table(f"main.test.t{number}")
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            purged(storage, catalog)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and not any(place.exists() for place in places)
+    assert storage.list(storage.address("purging")) == [] and catalog.dropped() == []
 
 
 KILLED = """

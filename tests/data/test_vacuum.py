@@ -1,15 +1,17 @@
 """Vacuum: files that nobody needs go; those that a live model or index needs do not, and the refusal says who."""
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -224,6 +226,18 @@ def test_the_command(made: Tables, catalog: Catalog, tmp_path: Path) -> None:
     for words in ((), (ROWS, "--dropped"), ("--dropped", "--force")):
         assert vacuum(*words)[0] == 1
     assert vacuum("main.test.nothing")[0] == 1
+
+
+def test_the_log_of_past_versions_is_kept(made: Tables, catalog: Catalog) -> None:
+    """Delta's own clean-up, at a checkpoint after 30 days, would make a version that is needed unreadable."""
+    place, long_ago = Path(catalog.get_table(ROWS).location), time.time() - 40 * 24 * 3600
+    for word in range(97):
+        write_deltalake(place, rows(str(word)), mode="append")
+    for file in (place / "_delta_log").iterdir():
+        os.utime(file, (long_ago, long_ago))
+    made.append(ROWS, rows("last"))
+    assert list((place / "_delta_log").glob("*.checkpoint.parquet"))
+    assert readable(made) == [1, 2, 3]
 
 
 class Lake:
