@@ -10,11 +10,14 @@ from mosaic.catalog import Catalog
 from tests.catalog.conftest import Unity
 
 PLACE = {"catalog_name": "main", "schema_name": "ml", "name": "thing"}
+CODE = {"input_params": {}, "data_type": "INT", "full_data_type": "int", "routine_body": "EXTERNAL"}
+CODE |= {"external_language": "PYTHON", "routine_definition": "return 1"}
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "/catalogs": ("lake", {"name": "lake"}),
     "/schemas": ("main.new", {"name": "new", "catalog_name": "main"}),
     "/models": ("main.ml.thing", PLACE),
     "/tables": ("main.ml.thing", PLACE | {"table_type": "MANAGED"}),
+    "/functions": ("main.ml.thing", {"function_info": PLACE | CODE}),
     "/volumes": ("main.ml.thing", PLACE | {"volume_type": "MANAGED"}),
 }
 """How one of each noun is made, and its name."""

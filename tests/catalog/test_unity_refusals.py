@@ -17,6 +17,7 @@ from mosaic.catalog.unity.routes import NOT_SPOKEN
 from mosaic.errors import PermissionDenied
 from mosaic.protocol import Principal
 from tests.catalog.conftest import Unity
+from tests.catalog.test_unity_etags import CODE
 
 BAD_NAMES = ["a/b", "a'b", 'a"b', "a;--", "a b", "a.b", "", "x" * 300, "\u00fc", "\0", "..", "%", "a\nb"]
 
@@ -149,6 +150,7 @@ def test_every_route_asks_before_it_does_anything(unity: Unity, catalog: Catalog
         "/schemas": {"name": "x", "catalog_name": "main"},
         "/tables": {**named, "table_type": "MANAGED"},
         "/volumes": {**named, "volume_type": "MANAGED"},
+        "/functions": {"function_info": {**named, **CODE}},
         "/temporary-volume-credentials": {"volume_id": volume.id, "operation": "READ_VOLUME"},
         "/temporary-path-credentials": {"url": "/v/x", "operation": "PATH_READ"},
         "/models": named,

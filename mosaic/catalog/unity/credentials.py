@@ -50,14 +50,16 @@ class CredentialRoutes:
         self._locations = Locations(surface.catalog, surface.storage)
 
     def routes(self, base: str, base_20: str) -> list[Route]:
-        of_table, of_version = shapes.TableCredentials, shapes.ModelVersionCredentials
-        path = "temporary-table-credentials"
+        both = (base, base_20)  # databricks-sdk asks for credentials of all but model versions under 2.0
+        of_table, of_volume, of_path = shapes.TableCredentials, shapes.VolumeCredentials, shapes.PathCredentials
+        of_version = shapes.ModelVersionCredentials
         return [
-            route("POST", f"{base}/{path}", self.of_table, asked=of_table, query=_OLD_WAY),
-            # where databricks-sdk asks
-            route("POST", f"{base_20}/{path}", self.of_table, asked=of_table, query=_OLD_WAY),
-            route("POST", f"{base}/temporary-volume-credentials", self.of_volume, asked=shapes.VolumeCredentials),
-            route("POST", f"{base}/temporary-path-credentials", self.of_path, asked=shapes.PathCredentials),
+            *(
+                route("POST", f"{one}/temporary-table-credentials", self.of_table, asked=of_table, query=_OLD_WAY)
+                for one in both
+            ),
+            *(route("POST", f"{one}/temporary-volume-credentials", self.of_volume, asked=of_volume) for one in both),
+            *(route("POST", f"{one}/temporary-path-credentials", self.of_path, asked=of_path) for one in both),
             route("POST", f"{base}/temporary-model-version-credentials", self.of_model_version, asked=of_version),
         ]
 

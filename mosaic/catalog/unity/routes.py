@@ -13,6 +13,7 @@ from mosaic.catalog.catalog import Catalog
 from mosaic.catalog.unity.authorize import Authorize, by_grants
 from mosaic.catalog.unity.call import Call, route
 from mosaic.catalog.unity.credentials import CredentialRoutes, Vend
+from mosaic.catalog.unity.functions import FunctionRoutes
 from mosaic.catalog.unity.models import ModelRoutes
 from mosaic.catalog.unity.namespaces import NamespaceRoutes
 from mosaic.catalog.unity.openapi import document_route
@@ -28,7 +29,6 @@ BASE = "/2.1/unity-catalog"
 BASE_20 = "/2.0/unity-catalog"
 
 NOT_SPOKEN = (
-    "functions",
     "staging-tables",
     "credentials",
     "storage-credentials",
@@ -52,6 +52,7 @@ def unity_routes(
         *NamespaceRoutes(surface).routes(BASE),
         *TableRoutes(surface).routes(BASE),
         *VolumeRoutes(surface).routes(BASE),
+        *FunctionRoutes(surface).routes(BASE),
         *ModelRoutes(surface).routes(BASE),
         *PermissionRoutes(surface).routes(BASE),
         *CredentialRoutes(surface, vend).routes(BASE, BASE_20),
