@@ -1,7 +1,8 @@
 """What the foreign clients find: the protocol's application on a port of loopback, over a catalog and tables on disk.
 
-`main.docs.people` is a real Delta table of four commits; `main.many` holds 150 tables, of which `t120` has rows. Ann
-may read all of it, make catalogs, and make models in `main.ml`; Bob may use catalog and schemas, but nothing in them.
+`main.docs.people` is a real Delta table of four commits; `main.many` holds 150 tables, of which `t120` has rows;
+`main.docs.far` is said to be in an object store. Ann may read all of it, make catalogs, and make models in `main.ml`;
+Bob may use catalog and schemas, but nothing in them.
 """
 
 import datetime as dt
@@ -113,6 +114,7 @@ def make_tables(catalog: Catalog, tables: Tables) -> list[list[object]]:
     tables.create("main.many.t120", few, primary_key=None, owner="admin")
     tables.append("main.many.t120", pa.table({"n": [120]}, schema=few))
     columns = [{"name": "n", "type": "int64", "nullable": True}]
+    catalog.create_table("main.docs.far", "s3://far/away", columns=columns, primary_key=None, owner="admin")
     for number in range(MANY):
         if number != 120:
             where = f"/nowhere/{number:03}"

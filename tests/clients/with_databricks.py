@@ -55,7 +55,11 @@ calls.works(
     "tables.get", lambda: w.tables.get("main.docs.people"), lambda one: one.columns[7].type_text == "decimal(10,2)"
 )
 calls.refused("tables.get, one that is not there", lambda: w.tables.get("lake.docs.no"), "no table 'lake.docs.no'")
-calls.refused("tables.list_summaries", lambda: list(w.tables.list_summaries("lake")), "is not spoken by this version")
+calls.works(
+    "tables.list_summaries",
+    lambda: list(w.tables.list_summaries("lake", schema_name_pattern="d%")),
+    lambda all: [one.full_name for one in all] == ["lake.docs.rows"],
+)
 credentials = w.temporary_table_credentials.generate_temporary_table_credentials
 calls.works(
     "temporary_table_credentials, on local disk",
@@ -68,6 +72,62 @@ calls.refused(
         table_id=w.tables.get("main.docs.people").table_id, operation=uc.TableOperation.READ
     ),
     "PermissionDenied",
+)
+
+# Volumes and functions
+kept = calls.works(
+    "volumes.create",
+    lambda: w.volumes.create("lake", "docs", "files", uc.VolumeType.MANAGED, comment="theirs"),
+    lambda one: one.full_name == "lake.docs.files",
+)
+calls.works(
+    "volumes.list", lambda: list(w.volumes.list("lake", "docs")), lambda all: [one.name for one in all] == ["files"]
+)
+calls.works("volumes.read", lambda: w.volumes.read("lake.docs.files"), lambda one: one.volume_id == kept.volume_id)
+calls.works("volumes.update", lambda: w.volumes.update("lake.docs.files", comment="c"), lambda one: one.comment == "c")
+calls.works(
+    "temporary_volume_credentials",
+    lambda: w.temporary_volume_credentials.generate_temporary_volume_credentials(
+        volume_id=kept.volume_id, operation=uc.VolumeOperation.WRITE_VOLUME
+    ),
+    lambda given: given.url.startswith("file:///"),
+)
+calls.works(
+    "temporary_path_credentials, of a path in a table",
+    lambda: w.temporary_path_credentials.generate_temporary_path_credentials(
+        "file:///data/rows/part", uc.PathOperation.PATH_READ
+    ),
+    lambda given: given.url == "file:///data/rows/part",
+)
+parameter = uc.FunctionParameterInfo(name="x", type_text="string", type_name=uc.ColumnTypeName.STRING, position=0)
+shout = uc.CreateFunction(
+    name="shout",
+    catalog_name="lake",
+    schema_name="docs",
+    input_params=uc.FunctionParameterInfos([parameter]),
+    data_type=uc.ColumnTypeName.STRING,
+    full_data_type="STRING",
+    routine_body=uc.CreateFunctionRoutineBody.EXTERNAL,
+    routine_definition="return x.upper()",
+    external_language="python",
+    parameter_style=uc.CreateFunctionParameterStyle.S,
+    is_deterministic=True,
+    sql_data_access=uc.CreateFunctionSqlDataAccess.NO_SQL,
+    is_null_call=False,
+    security_type=uc.CreateFunctionSecurityType.DEFINER,
+    specific_name="shout",
+)
+calls.works(
+    "functions.create", lambda: w.functions.create(shout), lambda one: one.routine_definition == "return x.upper()"
+)
+calls.works(
+    "functions.list", lambda: list(w.functions.list("lake", "docs")), lambda all: [one.name for one in all] == ["shout"]
+)
+calls.works(
+    "functions.get", lambda: w.functions.get("lake.docs.shout"), lambda one: one.input_params.parameters[0].name == "x"
+)
+calls.works(
+    "functions.update", lambda: w.functions.update("lake.docs.shout", owner="ann"), lambda one: one.owner == "ann"
 )
 
 # Models and their versions
@@ -157,6 +217,8 @@ calls.refused("storage_credentials.list", lambda: list(w.storage_credentials.lis
 
 # Away again
 calls.refused("catalogs.delete, one that holds something", lambda: w.catalogs.delete("lake"), "lake")
+calls.works("functions.delete", lambda: w.functions.delete("lake.docs.shout"))
+calls.works("volumes.delete", lambda: w.volumes.delete("lake.docs.files"))
 calls.works("tables.delete", lambda: w.tables.delete("lake.docs.rows"))
 calls.works("registered_models.delete", lambda: w.registered_models.delete("lake.docs.bot"))
 calls.works("schemas.delete", lambda: w.schemas.delete("lake.docs"))

@@ -72,6 +72,9 @@ calls.refused(
 )
 other = connect(calls.offered.without_select)
 other.execute("ATTACH 'main' AS lake (TYPE unity_catalog, DEFAULT_SCHEMA 'docs')")
+calls.refused(
+    "SELECT from an object store, without MODIFY", lambda: rows(database, "SELECT * FROM lake.docs.far"), "403"
+)
 calls.refused("SELECT, without SELECT", lambda: rows(other, "SELECT * FROM lake.docs.people"), "does not exist")
 unknown = connect("mosaic_no")
 calls.refused(

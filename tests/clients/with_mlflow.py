@@ -90,7 +90,7 @@ calls.works("delete a model version", lambda: client.delete_model_version("main.
 calls.refused(
     "get a version that is not there", lambda: client.get_model_version("main.ml.bot", "1"), "no version 1 of model"
 )
-not_here = "Method"
+not_here = "Method not implemented"
 calls.not_offered("set an alias", lambda: client.set_registered_model_alias("main.ml.bot", "champion", "2"), not_here)
 calls.not_offered(
     "get a version by alias", lambda: client.get_model_version_by_alias("main.ml.bot", "champion"), not_here

@@ -96,6 +96,57 @@ calls.refused("tables: get one that is not there", ask(Tables, "get_table", "oss
 staging = uc.CreateStagingTable(**place, name="x")
 calls.refused("tables: staging", ask(Tables, "create_staging_table", staging), "is not spoken by this version")
 
+# Volumes and functions
+Volumes, Functions = uc.VolumesApi, uc.FunctionsApi
+volume = uc.CreateVolumeRequestContent(**place, name="files", volume_type="MANAGED", comment="theirs")
+kept = calls.works(
+    "volumes: create", ask(Volumes, "create_volume", volume), lambda one: one.full_name == "oss.raw.files"
+)
+calls.works(
+    "volumes: list",
+    ask(Volumes, "list_volumes", "oss", "raw"),
+    lambda all: [one.name for one in all.volumes] == ["files"],
+)
+calls.works("volumes: get", ask(Volumes, "get_volume", "oss.raw.files"), lambda one: one.volume_id == kept.volume_id)
+change = uc.UpdateVolumeRequestContent(comment="ours")
+calls.works(
+    "volumes: update", ask(Volumes, "update_volume", "oss.raw.files", change), lambda one: one.comment == "ours"
+)
+text = {"type_text": "string", "type_name": "STRING", "type_json": '{"name":"x","type":"string"}'}
+function = uc.CreateFunction(
+    **place,
+    name="shout",
+    input_params=uc.FunctionParameterInfos(parameters=[uc.FunctionParameterInfo(name="x", position=0, **text)]),
+    data_type="STRING",
+    full_data_type="STRING",
+    routine_body="EXTERNAL",
+    routine_definition="return x.upper()",
+    external_language="PYTHON",
+    parameter_style="S",
+    is_deterministic=True,
+    sql_data_access="NO_SQL",
+    is_null_call=False,
+    security_type="DEFINER",
+    specific_name="shout",
+    properties="null",
+)
+wanted = uc.CreateFunctionRequest(function_info=function)
+calls.works(
+    "functions: create",
+    ask(Functions, "create_function", wanted),
+    lambda one: one.routine_definition == "return x.upper()" and one.external_language == "PYTHON",
+)
+calls.works(
+    "functions: list",
+    ask(Functions, "list_functions", "oss", "raw"),
+    lambda all: [one.name for one in all.functions] == ["shout"],
+)
+calls.works(
+    "functions: get",
+    ask(Functions, "get_function", "oss.raw.shout"),
+    lambda one: [parameter.name for parameter in one.input_params.parameters] == ["x"],
+)
+
 # Models and their versions
 Models, Versions = uc.RegisteredModelsApi, uc.ModelVersionsApi
 model = uc.CreateRegisteredModel(**place, name="bot", comment="says it again")
@@ -149,6 +200,14 @@ calls.works(
     ask(Grants, "get", "catalog", "oss"),
     lambda held: [p.value for p in held.privilege_assignments[0].privileges] == ["USE CATALOG"],
 )
+owner = uc.UpdatePermissions(
+    changes=[uc.PermissionsChange(principal="bob", add=["CREATE SCHEMA"], remove=["USE CATALOG"])]
+)
+calls.works(
+    "permissions: add one and remove another",
+    ask(Grants, "update", "catalog", "oss", owner),
+    lambda held: [p.value for p in held.privilege_assignments[0].privileges] == ["CREATE SCHEMA"],
+)
 calls.refused("permissions: get, of what others own", ask(Grants, "get", "catalog", "main"), "PERMISSION_DENIED")
 
 # Temporary credentials
@@ -176,11 +235,29 @@ calls.works(
     ask(Credentials, "generate_temporary_model_version_credentials", wanted),
     lambda given: given.expiration_time > 0,
 )
-wanted = uc.GenerateTemporaryPathCredential(url="file:///r", operation="PATH_READ")
-calls.refused(
-    "temporary credentials: path",
+if kept is not None:
+    wanted = uc.GenerateTemporaryVolumeCredential(volume_id=kept.volume_id, operation="WRITE_VOLUME")
+    calls.works(
+        "temporary credentials: volume",
+        ask(Credentials, "generate_temporary_volume_credentials", wanted),
+        lambda given: given.expiration_time > 0,
+    )
+    calls.refused(
+        "temporary credentials: volume, without WRITE VOLUME",
+        ask(Credentials, "generate_temporary_volume_credentials", wanted, token=calls.offered.without_select),
+        "PERMISSION_DENIED",
+    )
+wanted = uc.GenerateTemporaryPathCredential(url="file:///r/part", operation="PATH_READ")
+calls.works(
+    "temporary credentials: path in a table",
     ask(Credentials, "generate_temporary_path_credentials", wanted),
-    "is not spoken by this version",
+    lambda given: given.expiration_time > 0,
+)
+elsewhere = uc.GenerateTemporaryPathCredential(url="file:///etc", operation="PATH_READ")
+calls.refused(
+    "temporary credentials: path elsewhere",
+    ask(Credentials, "generate_temporary_path_credentials", elsewhere),
+    "PERMISSION_DENIED",
 )
 
 # What is not spoken, and who is not known
@@ -196,6 +273,8 @@ calls.not_offered(
 # Away again
 calls.refused("models: delete one with versions", ask(Models, "delete_registered_model", "oss.raw.bot"), "version")
 calls.works("models: delete by force", ask(Models, "delete_registered_model", "oss.raw.bot", force=True))
+calls.works("functions: delete", ask(Functions, "delete_function", "oss.raw.shout"))
+calls.works("volumes: delete", ask(Volumes, "delete_volume", "oss.raw.files"))
 calls.works("tables: delete", ask(Tables, "delete_table", "oss.raw.rows"))
 calls.works("schemas: delete", ask(Schemas, "delete_schema", "oss.raw"))
 calls.works("catalogs: delete", ask(Catalogs, "delete_catalog", "oss"))
