@@ -53,20 +53,23 @@ def chosen(file: Path | None, storage: str | None, home: str | None, **more: Any
     return load_settings(file, **given)
 
 
-def with_parts(command: Command) -> Command:
-    """The options that say which platform; the command gets its `Parts` first."""
+def with_access(command: Command) -> Command:
+    """The options that say which platform; the command gets first what opens its tables, which asks for no grants."""
 
     @functools.wraps(command)
     def opened(*, file: Path | None, storage: str | None, home: str | None, **given: Any) -> None:
-        from mosaic.platform.parts import build_parts
+        from mosaic.data.access import Access
+        from mosaic.platform.settings import open_catalog
+        from mosaic.storage import Storage
 
-        command(build_parts(chosen(file, storage, home)), **given)
+        settings = chosen(file, storage, home)
+        command(Access(Storage(settings.storage, settings.storage_options), open_catalog(settings)), **given)
 
     return with_settings(opened)
 
 
 def with_catalog(command: Command) -> Command:
-    """The options that say which platform; the command gets its `Catalog` first, and needs no Ray."""
+    """The options that say which platform; the command gets its `Catalog` first."""
 
     @functools.wraps(command)
     def opened(*, file: Path | None, storage: str | None, home: str | None, **given: Any) -> None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mosaic.catalog import Table, parse_table_version
-from mosaic.cli.options import ADMIN, as_option, json_option, listed, with_parts
+from mosaic.cli.options import ADMIN, as_option, json_option, listed, with_access
 from mosaic.cli.show import show, show_one
 from mosaic.cli.verbs import Noun, add_delete, add_list, add_update, check_seen_by
 from mosaic.errors import NotFound
 from mosaic.protocol import Principal, Wire
 
 if TYPE_CHECKING:
-    from mosaic.platform.parts import Parts
+    from mosaic.data.access import Access
 
 NOUN = Noun(
     kind="table",
@@ -51,15 +51,15 @@ add_list(table, NOUN)
 
 
 @table.command()
-@with_parts
+@with_access
 @json_option
 @as_option
 @click.argument("name")
-def get(parts: "Parts", name: str, as_json: bool, principal: Principal) -> None:
+def get(access: "Access", name: str, as_json: bool, principal: Principal) -> None:
     """Show columns, location, owner, newest Delta version and tags of the table called NAME."""
-    check_seen_by(parts.catalog, principal, "table", name)
-    record = parts.catalog.get_table(name)
-    show_one(record, as_json, delta_version=_newest(parts, record), tags=parts.catalog.tags.list("table", name))
+    check_seen_by(access.catalog, principal, "table", name)
+    record = access.catalog.get_table(name)
+    show_one(record, as_json, delta_version=_newest(access, record), tags=access.catalog.tags.list("table", name))
 
 
 add_update(table, NOUN, lambda catalog, name, **given: catalog.update_table(name, **given))
@@ -67,16 +67,16 @@ add_delete(table, NOUN, lambda catalog, name, **given: catalog.delete_table(name
 
 
 @table.command()
-@with_parts
+@with_access
 @listed
 @as_option
 @click.argument("name")
-def history(parts: "Parts", name: str, as_json: bool, limit: int | None, principal: Principal) -> None:
+def history(access: "Access", name: str, as_json: bool, limit: int | None, principal: Principal) -> None:
     """Show the versions of the table called NAME with their runs, newest first, as far as its Delta log reaches."""
-    check_seen_by(parts.catalog, principal, "table", name)
-    record = parts.catalog.get_table(name)
+    check_seen_by(access.catalog, principal, "table", name)
+    record = access.catalog.get_table(name)
     wanted = limit or (None if as_json else 200)
-    commits = [*itertools.islice(_commits(parts, record), wanted)]
+    commits = [*itertools.islice(_commits(access, record), wanted)]
     columns = ("version", "at", "operation", "rows_added", "principal", "run_id")
     show(commits, columns, as_json, what="versions")
     if len(commits) == wanted and commits[-1].version:
@@ -84,45 +84,44 @@ def history(parts: "Parts", name: str, as_json: bool, limit: int | None, princip
 
 
 @table.command()
-@with_parts
+@with_access
 @json_option
 @as_option
 @click.option("--rows", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many.")
 @click.argument("name")
-def preview(parts: "Parts", name: str, as_json: bool, principal: Principal, rows: int) -> None:
+def preview(access: "Access", name: str, as_json: bool, principal: Principal, rows: int) -> None:
     """Show the first rows of the table called NAME, or of one version (`main.docs.entries@3`)."""
     import pyarrow.dataset as ds
 
     from mosaic.data.delta import list_files
 
     table, version = parse_table_version(name)
-    tables = parts.tables if principal is ADMIN else parts.tables.acting(principal)
-    record, delta = tables.open(table, version)
-    files = list_files(parts.storage, record.location, delta)
-    filesystem, _ = parts.storage.filesystem(record.location)
-    paths = [parts.storage.filesystem(file)[1] for file in files.addresses]
+    record, delta = (access if principal is ADMIN else access.acting(principal, None)).to_read(table, version)
+    files = list_files(access.storage, record.location, delta)
+    filesystem, _ = access.storage.filesystem(record.location)
+    paths = [access.storage.filesystem(file)[1] for file in files.addresses]
     dataset = ds.dataset(paths, schema=files.schema, filesystem=filesystem, format="parquet")
     found = dataset.head(rows).to_pylist() if paths else []
     show(found, files.schema.names, as_json, what="rows", limit=rows)
 
 
-def _newest(parts: "Parts", record: Table) -> int | None:
+def _newest(access: "Access", record: Table) -> int | None:
     """None while nobody has written it."""
     from mosaic.data.delta import open_delta
 
     try:
-        return int(open_delta(parts.storage, record.location).version())
+        return int(open_delta(access.storage, record.location).version())
     except NotFound:
         return None
 
 
-def _commits(parts: "Parts", record: Table) -> Iterator[Commit]:
+def _commits(access: "Access", record: Table) -> Iterator[Commit]:
     """Newest first, by the log itself: deltalake's `history()` counts from a handle's version, wrongly once somebody
     else has committed."""
-    newest = _newest(parts, record)
+    newest = _newest(access, record)
     for version in range(-1 if newest is None else newest, -1, -1):
         try:
-            content = parts.storage.read_bytes(f"{record.location}/_delta_log/{version:020d}.json")
+            content = access.storage.read_bytes(f"{record.location}/_delta_log/{version:020d}.json")
         except NotFound:
             return  # a checkpoint took the place of what is older
         said = (json.loads(line).get("commitInfo") for line in content.splitlines() if b'"commitInfo"' in line)
