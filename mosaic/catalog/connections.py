@@ -5,6 +5,7 @@ HTTP, and are in no record and no audit row. `secrets` gives them to the platfor
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -24,7 +25,12 @@ from mosaic.catalog.store import Store
 from mosaic.errors import BadRequest, Conflict, Unavailable
 
 SECRET_OPTIONS = ("api_key", "token", "password", "client_secret", "secret_access_key", "private_key", "access_key")
-"""Options whose values are secrets: kept encrypted, and shown as names alone."""
+"""Options whose values are secrets: kept encrypted, and shown as names alone; so is what sounds like one."""
+_SOUNDS_SECRET = re.compile(
+    r"passw|passphrase|pwd|secret|token|key|credential|private|bearer|authorization|(^|_)(sas|pat|auth)(_|$)"
+)
+_OPEN = ("token_endpoint", "token_url", "token_uri", "access_key_id", "private_key_id", "client_key_id", "key_id")
+_USER_IN_URL = re.compile(r"://[^/?#]*@")
 
 
 class Connections:
@@ -138,8 +144,19 @@ class Connections:
 
 def _parted(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     given = values.texts(options, "options")
-    secrets = {key: value for key, value in given.items() if key.lower() in SECRET_OPTIONS}
+    secrets = {key: value for key, value in given.items() if _is_secret(key)}
+    for key, value in given.items():
+        if key not in secrets and _USER_IN_URL.search(value):
+            raise BadRequest(
+                f"option {key!r} is an address with a user in it, and would be shown; say user and password apart",
+                param="options",
+            )
     return {key: value for key, value in given.items() if key not in secrets}, secrets
+
+
+def _is_secret(option: str) -> bool:
+    name = option.lower().replace("-", "_")
+    return name not in _OPEN and _SOUNDS_SECRET.search(name) is not None
 
 
 def _read_or_make_key(file: Path) -> bytes:

@@ -18,6 +18,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "/models": ("main.ml.thing", PLACE),
     "/tables": ("main.ml.thing", PLACE | {"table_type": "MANAGED"}),
     "/functions": ("main.ml.thing", {"function_info": PLACE | CODE}),
+    "/connections": ("lake", {"name": "lake", "connection_type": "HTTP", "options": {"host": "https://h"}}),
     "/volumes": ("main.ml.thing", PLACE | {"volume_type": "MANAGED"}),
 }
 """How one of each noun is made, and its name."""

@@ -150,6 +150,7 @@ def test_every_route_asks_before_it_does_anything(unity: Unity, catalog: Catalog
         "/schemas": {"name": "x", "catalog_name": "main"},
         "/tables": {**named, "table_type": "MANAGED"},
         "/volumes": {**named, "volume_type": "MANAGED"},
+        "/connections": {"name": "x", "connection_type": "HTTP", "options": {}},
         "/functions": {"function_info": {**named, **CODE}},
         "/temporary-volume-credentials": {"volume_id": volume.id, "operation": "READ_VOLUME"},
         "/temporary-path-credentials": {"url": "/v/x", "operation": "PATH_READ"},

@@ -8,7 +8,7 @@ from mosaic.catalog.privileges import BROWSE, MANAGE
 from mosaic.catalog.securables import check_reserved
 from mosaic.protocol import Principal
 
-READING = frozenset({BROWSE, "USE_CATALOG", "USE_SCHEMA", "SELECT", "EXECUTE", "READ_VOLUME"})
+READING = frozenset({BROWSE, "USE_CATALOG", "USE_SCHEMA", "SELECT", "EXECUTE", "READ_VOLUME", "USE_CONNECTION"})
 """Privileges that change nothing."""
 _HELD_BY = {"CREATE_MODEL_VERSION": MANAGE}
 """What the protocol asks about and Unity Catalog's grants have no word for."""

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from mosaic.catalog.catalog import Catalog
 from mosaic.catalog.unity.authorize import Authorize, by_grants
 from mosaic.catalog.unity.call import Call, route
+from mosaic.catalog.unity.connections import ConnectionRoutes
 from mosaic.catalog.unity.credentials import CredentialRoutes, Vend
 from mosaic.catalog.unity.functions import FunctionRoutes
 from mosaic.catalog.unity.models import ModelRoutes
@@ -53,6 +54,7 @@ def unity_routes(
         *TableRoutes(surface).routes(BASE),
         *VolumeRoutes(surface).routes(BASE),
         *FunctionRoutes(surface).routes(BASE),
+        *ConnectionRoutes(surface).routes(BASE),
         *ModelRoutes(surface).routes(BASE),
         *PermissionRoutes(surface).routes(BASE),
         *CredentialRoutes(surface, vend).routes(BASE, BASE_20),
