@@ -45,7 +45,7 @@ def as_tree(found: Impact) -> Tree:
     where = "" if found.where is None else f" where {found.where}"
     tree = Tree(escape(f"table {found.table}{version}{where}"))
     for dependent in found.dependents:
-        tree.add(_dependent(dependent))
+        tree.add(_dependent(dependent, by_rows=found.where is not None))
     tree.add(_answers(found.answers))
     if found.cut_off:
         tree.add("[yellow]there is more downstream that was not followed[/]")
@@ -54,13 +54,19 @@ def as_tree(found: Impact) -> Tree:
     return tree
 
 
-def _dependent(one: Dependent) -> Tree:
+def _dependent(one: Dependent, *, by_rows: bool) -> Tree:
+    if one.withheld:
+        return Tree(f"{one.kind} (withheld)")
     versions = "" if not one.versions else f", version {_range(one.versions)}"
     facts = [f"alias {alias}" for alias in one.aliases]
     if one.matching_rows is not None:
-        facts.append(f"{one.matching_rows:,} of these rows in what it was made from")
+        facts.append(
+            f"{one.matching_rows:,} of these rows {'in it' if one.known == 'rows' else 'in what its run read'}"
+        )
+    elif by_rows:
+        facts.append("may or may not depend on these rows")
     if one.kind in ("model", "index"):
-        facts.append(f"{one.answers:,} answers")
+        facts.append(_counted(one.answers))
     if one.deleted:
         facts.append("deleted")
     tree = Tree(escape(f"{one.kind} {one.name}{versions}") + f"  [dim]{escape(', '.join(facts))}[/]")
@@ -74,7 +80,7 @@ def _dependent(one: Dependent) -> Tree:
 def _answers(answers: Answers) -> Tree:
     counts = ", ".join(f"{endpoint} {count:,}" for endpoint, count in answers.by_endpoint.items())
     given = f", {answers.given_rows:,} of them given such rows" if answers.given_rows else ""
-    tree = Tree(escape(f"{answers.total:,} answers{given}") + (f"  [dim]{escape(counts)}[/]" if counts else ""))
+    tree = Tree(escape(f"{_counted(answers.total)}{given}") + (f"  [dim]{escape(counts)}[/]" if counts else ""))
     for answer in answers.newest:
         facts = f"{answer.time:%Y-%m-%d %H:%M:%S}, {answer.endpoint}, through {' and '.join(answer.through)}"
         known = ", given such rows" if answer.known == "rows" else ""
@@ -82,6 +88,10 @@ def _answers(answers: Answers) -> Tree:
     if len(answers.newest) < answers.total:
         tree.add(f"[dim]and {answers.total - len(answers.newest):,} more (--limit, --json)[/]")
     return tree
+
+
+def _counted(answers: int) -> str:
+    return f"{answers:,} answer{'' if answers == 1 else 's'}"
 
 
 def _range(versions: tuple[int, ...]) -> str:

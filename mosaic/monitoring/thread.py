@@ -178,7 +178,8 @@ class _Drawing:
             "mlflow_run_id": run.mlflow_run_id,
         }
         if run.code is not None:
-            facts["code"] = " ".join([run.code.name, *(f"{k} {v}" for k, v in (run.code.detail or {}).items())])
+            detail = run.code.detail or {}
+            facts |= {"code": run.code.name, "code_sha256": detail.get("sha256"), "mosaic": detail.get("mosaic")}
         # Parameters name what a run read: they are for who may know of all of it.
         if all(self._viewer.may_browse(edge.kind, edge.name) for edge in (*run.inputs, *run.outputs)):
             facts["params"] = run.params

@@ -1,5 +1,6 @@
 """A small real history, made through the public API: a raw source, tables, a trained model, an index, answers."""
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from mosaic.storage import Storage
 ENTRIES, TRAIN, SOURCES = "main.docs.entries", "main.docs.train", "main.docs.sources"
 INDEX, MODEL = "main.docs.entries_index", "main.docs.bot"
 START = datetime(2026, 11, 1, 10, 0, tzinfo=UTC)
+
+
+def sha(text: str) -> str:
+    """Stands for the checksum of a docstring, or of a file."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class History:
@@ -41,7 +47,7 @@ class History:
         run_id = self.run("ingest", ENTRIES, python="3.11.9")
         tables = self.tables.acting(None, run_id)
         rows = [
-            {"entry_id": name, "module": module, "source": f"python:3.11.9/{module}#{name}", "sha256": f"{name}-sha"}
+            {"entry_id": name, "module": module, "source": f"python:3.11.9/{module}#{name}", "sha256": sha(name)}
             for name, module in entries.items()
         ]
         schema = pa.schema([(name, pa.string()) for name in ("entry_id", "module", "source", "sha256")])
@@ -49,7 +55,7 @@ class History:
         version = tables.overwrite(ENTRIES, pa.Table.from_pylist(rows, schema=schema))
         modules = sorted(set(entries.values()))
         files = [
-            {"uri": f"python:3.11.9/{name}", "sha256": f"{name}-file-sha", "file": f"{name}.py", "bytes": 10}
+            {"uri": f"python:3.11.9/{name}", "sha256": sha(f"{name}.py"), "file": f"{name}.py", "bytes": 10}
             for name in modules
         ]
         manifest_schema = pa.schema(
@@ -57,7 +63,7 @@ class History:
         )
         tables.create(SOURCES, manifest_schema, primary_key="uri", owner="ann")
         written = tables.overwrite(SOURCES, pa.Table.from_pylist(files, schema=manifest_schema))
-        detail = {"documents": len(files), "manifest": f"{SOURCES}@{written}", "sha256": "manifest-sha"}
+        detail = {"documents": len(files), "manifest": f"{SOURCES}@{written}", "sha256": sha("manifest")}
         self.catalog.add_input(run_id, "source", "python:3.11.9", None, detail=detail)
         self.catalog.finish_run(run_id, "finished")
         return version

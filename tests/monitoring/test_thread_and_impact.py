@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from starlette.routing import Router
 
+import mosaic
 from mosaic.cli import main
 from mosaic.errors import BadRequest, NotFound, PermissionDenied
 from mosaic.monitoring import INFERENCE_TABLE
@@ -19,7 +20,7 @@ from mosaic.monitoring.selection import VERSIONS_LOOKED_AT
 from mosaic.monitoring.thread import Thread, why
 from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
-from tests.monitoring.history import ENTRIES, INDEX, MODEL, SOURCES, TRAIN, History
+from tests.monitoring.history import ENTRIES, INDEX, MODEL, SOURCES, TRAIN, History, sha
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_why_names_everything_as_it_was_at_that_moment(history: History) -> None
     assert training.label == f"run {history.catalog.get_model_version(f'{MODEL}/1').run_id}"
     assert training.facts["mlflow_run_id"] == "mlflow1" and training.facts["kind"] == "training"
     assert training.facts["params"] == {"train_table": f"{TRAIN}@1", "learning_rate": 0.002}
-    assert "mosaic 0." in training.facts["code"]
+    assert training.facts["mosaic"] == mosaic.__version__ and training.facts["code"]
     assert [part.label for part in training.came_from] == [
         f"table {TRAIN}, version 1",
         "base_model smollm2-135m-instruct",
@@ -106,7 +107,7 @@ def test_why_names_everything_as_it_was_at_that_moment(history: History) -> None
     entries = find(training, f"table {ENTRIES}")
     assert entries.label == f"table {ENTRIES}, version 1" and entries.facts["columns"] == ["entry_id", "module"]
     source = find(entries, "source ")
-    assert source.facts == {"documents": 2, "manifest": f"{SOURCES}@1", "sha256": "manifest-sha"}
+    assert source.facts == {"documents": 2, "manifest": f"{SOURCES}@1", "sha256": sha("manifest")}
 
 
 def test_why_names_the_retrieved_rows_and_their_files(history: History) -> None:
@@ -116,10 +117,10 @@ def test_why_names_the_retrieved_rows_and_their_files(history: History) -> None:
     assert retrieved.label == f"retrieved from index {INDEX}, version 1"
     walk, loads = retrieved.came_from[:2]
     assert (walk.label, loads.label) == ("entry os.walk", "entry json.loads")
-    assert walk.facts == {"source": "python:3.11.9/os#os.walk", "sha256": "os.walk-sha"}
+    assert walk.facts == {"source": "python:3.11.9/os#os.walk", "sha256": sha("os.walk")}
     (document,) = walk.came_from
     assert document.label == "document python:3.11.9/os"
-    assert document.facts == {"sha256": "os-file-sha", "file": "os.py", "bytes": 10, "listed_in": f"{SOURCES}@1"}
+    assert document.facts == {"sha256": sha("os.py"), "file": "os.py", "bytes": 10, "listed_in": f"{SOURCES}@1"}
     assert find(retrieved, "run ").facts["kind"] == "index"
     newest = find(why(history.tables, history.catalog, answers["new"]), "document ")
     assert newest.facts["listed_in"] == f"{SOURCES}@2"
@@ -138,7 +139,7 @@ def test_why_where_parts_are_gone_or_never_were(history: History) -> None:
     history.catalog.delete_index(INDEX)
     history.catalog.delete_model(MODEL)
     thread = why(history.tables, history.catalog, answers["walk"])
-    assert find(thread, "entry os.walk").facts["sha256"] == "os.walk-sha"
+    assert find(thread, "entry os.walk").facts["sha256"] == sha("os.walk")
     assert find(thread, f"model {MODEL}").facts["asked_as"] == "champion"
     with pytest.raises(NotFound, match="no row of request 'req_x' in"):
         why(history.tables, history.catalog, "req_x")
@@ -308,7 +309,7 @@ def test_over_http_and_on_the_command_line(history: History, tmp_path: Path) -> 
         assert answer.status_code == status and message in answer.text, answer.text
 
     def run(*arguments: str) -> Result:
-        return CliRunner().invoke(main, [*arguments, "--storage", str(tmp_path)])
+        return CliRunner().invoke(main, [*arguments, "--storage", str(tmp_path)], env={"COLUMNS": "250"})
 
     shown = run("impact", ENTRIES, "--where", "module = 'os'")
     assert shown.exit_code == 0, shown.output
@@ -323,7 +324,7 @@ def test_over_http_and_on_the_command_line(history: History, tmp_path: Path) -> 
     told_json = run("impact", ENTRIES, "--where", "module = 'os'", "--version", "1", "--limit", "1", "--json")
     assert Impact.model_validate_json(told_json.output) == wanted
     shown = run("why", answers["walk"])
-    for part in (f"model {MODEL}, version 1", "mlflow1", "document python:3.11.9/os", "manifest-sha"):
+    for part in (f"model {MODEL}, version 1", "mlflow1", "document python:3.11.9/os", sha("manifest")):
         assert part in shown.output, shown.output
     wrong = run("impact", "main.docs.none")
     assert wrong.exit_code == 1 and "no table 'main.docs.none'" in wrong.output
@@ -365,7 +366,18 @@ def test_what_may_not_be_browsed_is_withheld(history: History) -> None:
     answers = two_generations(history)
     bob = principal(history, "bob")
     text = why(history.tables, history.catalog, answers["walk"], principal=bob).model_dump_json()
-    for secret in (MODEL, TRAIN, ENTRIES, SOURCES, "mlflow1", "learning_rate", "run_", "python:3.11.9", "-sha"):
+    for secret in (
+        MODEL,
+        TRAIN,
+        ENTRIES,
+        SOURCES,
+        "mlflow1",
+        "learning_rate",
+        "run_",
+        "python:3.11.9",
+        sha("os.walk"),
+        sha("os.py"),
+    ):
         assert secret not in text, secret
     history.catalog.grants.grant("table", ENTRIES, "bob", ["BROWSE"], by=ADMIN)
     thread = why(history.tables, history.catalog, answers["walk"], principal=bob)
@@ -377,7 +389,7 @@ def test_what_may_not_be_browsed_is_withheld(history: History) -> None:
     history.catalog.grants.grant("schema", "main.docs", "bob", ["SELECT", "USE SCHEMA"], by=ADMIN)
     history.catalog.grants.grant("catalog", "main", "bob", ["USE CATALOG"], by=ADMIN)
     thread = why(history.tables, history.catalog, answers["walk"], principal=bob)
-    assert find(thread, "entry os.walk").facts["sha256"] == "os.walk-sha"
+    assert find(thread, "entry os.walk").facts["sha256"] == sha("os.walk")
 
 
 def test_an_impact_is_for_who_may_read_or_manage_the_table(history: History) -> None:
