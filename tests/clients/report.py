@@ -98,14 +98,14 @@ class Found:
 
 def ask_all(folder: Path) -> dict[str, Found]:
     """Every client's script, two at a time."""
+    if not PYTHON.exists():
+        raise FileNotFoundError(f"{PYTHON} is not there; `make clients` makes it")
     with offered(folder) as told, ThreadPoolExecutor(2) as pool:
         return dict(zip(CLIENTS, pool.map(lambda name: ask(name, told), CLIENTS), strict=True))
 
 
 def ask(name: str, told: Offered) -> Found:
     """Runs a script in the clients' environment, with nothing of ours but its own files."""
-    if not PYTHON.exists():
-        raise FileNotFoundError(f"{PYTHON} is not there; `make clients` makes it")
     ran = subprocess.run(
         [str(PYTHON), "-m", f"tests.clients.with_{name}"],
         cwd=ROOT,
