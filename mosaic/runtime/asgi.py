@@ -178,7 +178,7 @@ class ShapeErrors:
         except HTTPException as error:
             if begun:
                 raise
-            await send_error(_from_framework(error, scope), scope, send)
+            await send_error(_from_framework(error, scope), scope, send, allow=(error.headers or {}).get("Allow"))
         except Exception:
             # The one boundary where everything is caught: a client gets a shape, the log gets the traceback.
             logger.exception("request %s failed", header(scope, b"x-request-id"))
@@ -268,14 +268,16 @@ async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
         raise BadRequest(f"the body is not JSON: {error}") from None
 
 
-async def send_error(error: MosaicError, scope: Scope, send: Send) -> None:
-    """Answer with the error in the path's shape."""
+async def send_error(error: MosaicError, scope: Scope, send: Send, *, allow: str | None = None) -> None:
+    """Answer with the error in the path's shape; `allow` says which methods the path takes, where that is known."""
     state = scope["state"]
     state["error"] = error
     body = json.dumps(error_body(error, scope["path"], header(scope, b"x-request-id") or "")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if allow is not None:
+        headers.append((b"allow", allow.encode()))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
