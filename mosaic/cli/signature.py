@@ -165,16 +165,22 @@ def _literal(default: ast.expr, parameter: str) -> str:
 
 def _body(source: str, found: ast.FunctionDef) -> str:
     """The statements after the docstring, which mean the same when they are indented into a function again."""
-    statements = found.body[1:] if ast.get_docstring(found, clean=False) is not None else found.body
+    has_docstring = ast.get_docstring(found, clean=False) is not None
+    statements = found.body[1:] if has_docstring else found.body
     if not statements:
         raise BadRequest(f"line {found.lineno}: {found.name} has no body but its docstring")
-    first, last = statements[0], statements[-1]
-    lines = source.splitlines()[first.lineno - 1 : last.end_lineno]
-    if not lines[0][: len(lines[0].encode()[: first.col_offset].decode())].strip():  # not beside the def
+    first = statements[0]
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # as `ast` counts them
+    start, above = first.lineno, found.body[0].end_lineno if has_docstring else found.lineno
+    if not lines[start - 1].encode()[: first.col_offset].strip():  # not beside the def
+        while start - 1 > (above or 0) and lines[start - 2].lstrip().startswith("#"):
+            start -= 1  # comments above it belong to it
         margin = first.col_offset
-        body = "\n".join(line[margin:] if not line[:margin].strip() else line for line in lines)
-        if _means(body, statements):
-            return body
+        moved = [
+            line if line[:margin].strip() else line[margin:] for line in lines[start - 1 : statements[-1].end_lineno]
+        ]
+        if _means("\n".join(moved), statements):
+            return "\n".join(moved)
     body = "\n".join(map(ast.unparse, statements))
     if _means(body, statements):
         return body
