@@ -1,6 +1,8 @@
 """`why` and `impact` name exactly the right things, also after aliases have moved and tables have newer versions."""
 
 import asyncio
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -328,6 +330,23 @@ def test_over_http_and_on_the_command_line(history: History, tmp_path: Path) -> 
         assert part in shown.output, shown.output
     wrong = run("impact", "main.docs.none")
     assert wrong.exit_code == 1 and "no table 'main.docs.none'" in wrong.output
+
+
+def test_the_page_shows_what_the_commands_print(history: History, tmp_path: Path) -> None:
+    two_generations(history)
+    page = (Path(__file__).parents[2] / "docs" / "lineage.md").read_text()
+    shown = re.findall(r"^    \$ mosaic (.*)\n((?:    .*\n)+)", page, re.MULTILINE)
+    assert [command.split()[0] for command, _ in shown] == ["why", "impact"]
+
+    def masked(text: str) -> str:
+        return re.sub(r"run_[0-9a-z]{26}", "run_x", re.sub(r"mosaic \d+\.\d+\.\d+", "mosaic x", text))
+
+    for command, output in shown:
+        asked = [*shlex.split(command), "--storage", str(tmp_path)]
+        printed = CliRunner().invoke(main, asked, env={"COLUMNS": "118"}).output
+        assert [line.strip() for line in masked(printed).splitlines()] == [
+            line.strip() for line in masked(output).splitlines()
+        ]
 
 
 # For whom
