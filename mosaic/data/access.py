@@ -5,7 +5,8 @@ run is in that run's lineage, whoever wrote the code that did it.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -15,12 +16,24 @@ from deltalake.exceptions import CommitFailedError
 from mosaic.catalog import Catalog, Run, RunEdge, Table
 from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER, parse_object
 from mosaic.data.columns import delta_schema
-from mosaic.data.delta import CONFIGURATION, LOG_IS_KEPT, arrow_schema, check_columns, commit_properties, open_delta
+from mosaic.data.delta import (
+    CONFIGURATION,
+    LOG_IS_KEPT,
+    arrow_schema,
+    check_columns,
+    commit_lineage,
+    commit_properties,
+    open_delta,
+)
 from mosaic.errors import Conflict, MosaicError, NotFound, PermissionDenied
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
 _NOTING = threading.Lock()
+
+
+KILL_POINTS = ("after-name", "after-commit")
+"""A table's name is taken, its Delta log is not there yet; rows are committed, their run does not say so yet."""
 
 
 class Opened(NamedTuple):
@@ -41,6 +54,8 @@ class Access:
     catalog: Catalog
     principal: Principal | None = None
     run_id: str | None = None
+    at: Callable[[str], None] = lambda point: None
+    """Told each of KILL_POINTS."""
 
     def acting(self, principal: Principal | None, run_id: str | None) -> Self:
         return replace(self, principal=principal, run_id=run_id)
@@ -65,6 +80,7 @@ class Access:
         check_columns(arrow_schema(delta), columns, record.name)
         run = self._run(run_id)
         if run is not None:
+            self._note_lost_output(record, delta.version())
             seen = {"columns": list(names if columns is None else columns), "predicate": predicate}
             self._note_input(run, record.name, delta.version(), seen)
         return opened
@@ -166,6 +182,15 @@ class Access:
             raise Conflict(f"run {run_id} is already {run.status}; it can read and write nothing more", param="run_id")
         return run
 
+    def _note_lost_output(self, record: Table, version: int) -> None:
+        """Whoever wrote the version may have died before its run had it; the commit still says so."""
+        if self.catalog.runs_that_made("table", record.name, version):
+            return
+        with suppress(NotFound, Conflict):  # the commit is no longer in the log; the run is none of ours, or has ended
+            said = commit_lineage(self.storage, record.location, version)
+            if said.run_id is not None:
+                self.catalog.add_output(said.run_id, "table", record.name, version, detail={"recovered": True})
+
     def _note_input(self, run: Run, name: str, version: int, seen: Mapping[str, Any]) -> None:
         """Together with what the run is known to have read of that version before."""
         with _NOTING:
@@ -215,6 +240,7 @@ class Writing:
         """Note the version as the run's output, and give it back."""
         if self.run is None:
             return version
+        self.access.at("after-commit")
         detail = {"mode": mode, **({} if num_rows is None else {"rows": num_rows})}
         try:
             self.access.catalog.add_output(self.run.run_id, "table", self.record.name, version, detail=detail)

@@ -36,9 +36,6 @@ from mosaic.ids import new_id
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
-KILL_POINTS = ("after-name",)
-"""What `at` is told while a table is made: its name is taken, its Delta log is not there yet."""
-
 _NUM_CPUS = 0.25  # logical; the platform's own actors leave half a CPU for data on a machine with two
 
 
@@ -53,16 +50,16 @@ class Tables:
     """
 
     def __init__(self, storage: Storage, catalog: Catalog, *, at: Callable[[str], None] = lambda point: None) -> None:
-        """`at` is told each of KILL_POINTS."""
-        self._storage, self._catalog, self._at = storage, catalog, at
-        self._access = Access(storage, catalog)
+        """`at` is told each of KILL_POINTS (`access.py`)."""
+        self._storage, self._catalog = storage, catalog
+        self._access = Access(storage, catalog, at=at)
 
     def acting(self, principal: Principal | None, run_id: str | None = None) -> "Tables":
         """The same tables for a principal, who then needs SELECT to read, MODIFY to write, CREATE TABLE to create.
 
         With a run, whatever this one reads and writes is in its lineage.
         """
-        made = Tables(self._storage, self._catalog, at=self._at)
+        made = Tables(self._storage, self._catalog)
         made._access = self._access.acting(principal, run_id)
         return made
 
@@ -100,7 +97,7 @@ class Tables:
                 owner=owner,
                 by=self._access.principal or owner,
             )
-            self._at("after-name")
+            self._access.at("after-name")
         return self._finish(record, wanted, primary_key)
 
     def append(self, name: str, data: ray.data.Dataset | pa.Table, *, run_id: str | None = None) -> int:

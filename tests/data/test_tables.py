@@ -16,7 +16,7 @@ from ray.data.expressions import col
 
 from mosaic.catalog import Catalog
 from mosaic.data import Tables
-from mosaic.data.tables import KILL_POINTS
+from mosaic.data.access import KILL_POINTS
 from mosaic.errors import BadRequest, Conflict, NotFound
 from mosaic.storage import Storage
 
@@ -54,21 +54,48 @@ import os, signal, sys
 from mosaic.catalog import Catalog
 from mosaic.data import Tables
 from mosaic.storage import Storage
-from tests.data.test_tables import NAME, SCHEMA
+from tests.data.test_tables import NAME, SCHEMA, rows
 
 def at(point):
-    assert point == {point!r}
-    os.kill(os.getpid(), signal.SIGKILL)
+    if point == {point!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-Tables(Storage({root!r}), Catalog.open({url!r}), at=at).create(NAME, SCHEMA, primary_key="word", owner="ann")
+tables = Tables(Storage({root!r}), Catalog.open({url!r}), at=at)
+tables.create(NAME, SCHEMA, primary_key="word", owner="ann")
+tables.append(NAME, rows("a"), run_id={run_id!r})
 """
 
 
-@pytest.mark.parametrize("point", KILL_POINTS)
-def test_create_survives_kill_9_at_every_point(tables: Tables, catalog: Catalog, tmp_path: Path, point: str) -> None:
-    script = KILLED.format(point=point, root=str(tmp_path / "root"), url=catalog.url)
+def kill(catalog: Catalog, root: Path, point: str) -> str:
+    """A process that makes the table and appends to it dies at the point; its run."""
+    run_id = catalog.start_run("ingest", NAME, principal="ann")
+    script = KILLED.format(point=point, root=str(root), url=catalog.url, run_id=run_id)
     killed = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    return run_id
+
+
+def test_the_kill_points_are_those_of_the_tests_below() -> None:
+    assert KILL_POINTS == ("after-name", "after-commit")
+
+
+def test_kill_9_between_a_commit_and_its_lineage(tables: Tables, catalog: Catalog, tmp_path: Path) -> None:
+    """What is made from those rows later leads to the run that wrote them all the same."""
+    killed = kill(catalog, tmp_path / "root", "after-commit")
+    assert tables.to_arrow(NAME).num_rows == 1 and tables.commit_lineage(NAME, 1).run_id == killed
+    assert catalog.get_run(killed).outputs == []
+    later = catalog.start_run("copy", "main.test.copy", principal="ann")
+    tables.create("main.test.copy", SCHEMA, primary_key=None, owner="ann")
+    acting = tables.acting(None, later)
+    acting.append("main.test.copy", acting.to_arrow(NAME))
+    (output,) = catalog.get_run(killed).outputs
+    assert (output.name, output.version, output.detail) == (NAME, 1, {"recovered": True})
+    (parent,) = catalog.trace("table", "main.test.copy", 1).parents
+    assert (parent.version, parent.run_id) == (1, killed)
+
+
+def test_kill_9_between_a_name_and_its_log(tables: Tables, catalog: Catalog, tmp_path: Path) -> None:
+    kill(catalog, tmp_path / "root", "after-name")
     reserved = catalog.get_table(NAME)
     for read in (tables.version, tables.to_arrow, tables.read, tables.delta):
         with pytest.raises(NotFound, match="a place, but no Delta log yet") as raised:
@@ -86,7 +113,8 @@ def test_a_reserved_name_gets_its_log_by_the_first_write(tables: Tables, catalog
         pass
 
     def at(point: str) -> None:
-        raise Killed(point)
+        if point == "after-name":
+            raise Killed(point)
 
     dying = Tables(Storage(str(tmp_path / "root")), catalog, at=at)
     nested = pa.schema([("id", pa.string()), ("said", pa.list_(pa.struct([("role", pa.string())])))])
