@@ -6,7 +6,7 @@ may stand in a condition: columns, constants of their types, comparisons, IN, BE
 
 import datetime as dt
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -28,13 +28,16 @@ _OPERATORS = {
     "OPERATOR_IS_NOT_NULL": "({0} IS NOT NULL)",
 }
 _LIKES = {"~~": "LIKE", "!~~": "NOT LIKE"}
-_CASTS = {"DATE": "date", "TIMESTAMP": "moment"}
+_CASTS = ("DATE", "TIMESTAMP")
 
 
 class _Term(NamedTuple):
+    """A column, a constant (its `value`), or a condition."""
+
     sql: str
-    family: str
-    """Of its type; `text constant` fits a date or a moment too, which both engines read in it."""
+    kind: pa.DataType | None = None
+    """Of a column, and of a condition; a constant has that of the column that it is compared with."""
+    value: Any = None
 
 
 def predicate(parser: Parser, condition: str, schema: pa.Schema, parameters: Mapping[str, Any]) -> str:
@@ -58,8 +61,8 @@ class _Writer:
     def condition(self, node: dict[str, Any]) -> str:
         """What is true, false or neither."""
         term = self.term(node)
-        if term.family != "boolean":
-            raise BadRequest(f"a condition is true or false, but {term.sql[:80]} is {term.family}", param="statement")
+        if term.kind != pa.bool_() and not isinstance(term.value, bool):
+            raise BadRequest(f"a condition is true or false, but {term.sql[:80]} is neither", param="statement")
         return term.sql
 
     def term(self, node: dict[str, Any]) -> _Term:
@@ -100,13 +103,19 @@ class _Writer:
         )
 
     def _alike(self, *nodes: dict[str, Any]) -> list[str]:
-        """Terms of one type; the engines would make one of the other, each in its own way."""
+        """Columns of one type, and constants that are exactly of it.
+
+        deltalake 1.6 makes a constant one of the column's type, whatever is lost by it: to `n = 1.5` it finds 1.
+        """
         terms = [self.term(node) for node in nodes]
-        families = {term.family for term in terms} - {"text constant"}
-        constants = len(families) == 1 and families <= {"text", "date", "moment"}
-        if len(families) > 1 or (len(families) == 1 and not constants and any(_is_text(term) for term in terms)):
-            shown = ", ".join(f"{term.sql[:80]} ({term.family})" for term in terms)
-            raise BadRequest(f"a DELETE's condition compares like with like, not {shown}", param="statement")
+        kinds = {term.kind for term in terms if term.kind is not None}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if kind is None or not all(term.kind == kind or _is_exactly(term.value, kind) for term in terms):
+            shown = ", ".join(term.sql[:80] + (f" ({term.kind})" if term.kind else "") for term in terms)
+            raise BadRequest(
+                f"a DELETE's condition compares columns of one type with constants of it, not {shown}",
+                param="statement",
+            )
         return [term.sql for term in terms]
 
     def _column(self, names: list[str]) -> _Term:
@@ -114,21 +123,25 @@ class _Writer:
         if len(names) != 1 or name is None:
             raise BadRequest(f"no column {'.'.join(names)!r}; there are {self._schema.names}", param="statement")
         quoted = name.replace('"', '""')
-        return _Term(f'"{quoted}"', _family(self._schema.field(name).type))
+        return _Term(f'"{quoted}"', self._schema.field(name).type)
 
     def _like(self, node: dict[str, Any]) -> _Term:
         value, pattern = (self.term(argument["expression"]) for argument in node["arguments"])
-        if value.family != "text" or pattern.family != "text constant" or "\\" in pattern.sql:
+        if value.kind != pa.string() or not isinstance(pattern.value, str) or "\\" in pattern.sql:
             raise BadRequest("LIKE of a DELETE takes a column of text and a constant without backslash")
         return _boolean(f"({value.sql} {_LIKES[node['function_name']]} {pattern.sql})")
 
     def _cast(self, node: dict[str, Any]) -> _Term:
         """Only of constants: `DATE '2026-01-01'`, `TIMESTAMP '2026-01-01 10:00:00'`."""
-        family = _CASTS.get(node["type_expr"]["type_name"].upper())
-        child = node["child"]
-        if family is None or node["try_cast"] or child["class"] != "CONSTANT" or child["literal"]["kind"] != "STRING":
+        child, target = node["child"], node["type_expr"]["type_name"].upper()
+        constant = child["class"] == "CONSTANT" and child["literal"]["kind"] == "STRING"
+        if target not in _CASTS or node["try_cast"] or not constant:
             raise BadRequest("a DELETE's condition takes DATE '...' and TIMESTAMP '...', no other CAST")
-        return _moment(child["literal"]["text"], family)
+        text = child["literal"]["text"]
+        moment = _moment(text, dt.date if target == "DATE" else dt.datetime)
+        if moment is None:
+            raise BadRequest(f"{text[:80]!r} is no {target} in ISO form", param="statement")
+        return _Term(_quoted(text), value=moment)
 
     def _parameter(self, name: str) -> _Term:
         if name not in self._parameters:
@@ -137,36 +150,63 @@ class _Writer:
         if value is None:
             raise _null()
         if isinstance(value, bool):
-            return _boolean(str(value).lower())
-        if isinstance(value, int | float | Decimal):
-            return _Term(repr(value) if isinstance(value, float) else str(value), "number")
+            return _Term(str(value).lower(), value=value)
+        if isinstance(value, int | float | Decimal) and Decimal(value).is_finite():
+            return _number(repr(value) if isinstance(value, float) else str(value))
         if isinstance(value, str):
-            return _Term(_quoted(value), "text constant")
+            return _Term(_quoted(value), value=value)
         if isinstance(value, dt.date):
-            return _moment(value.isoformat(), "moment" if isinstance(value, dt.datetime) else "date")
+            return _Term(_quoted(value.isoformat()), value=value)
         raise BadRequest(f"parameter {name!r} of a DELETE may not be a {type(value).__name__}", param="parameters")
 
 
 def _constant(literal: dict[str, Any]) -> _Term:
     kind, text = literal["kind"], str(literal.get("text", ""))
     if kind == "STRING":
-        return _Term(_quoted(text), "text constant")
+        return _Term(_quoted(text), value=text)
     if kind in ("INTEGER", "NUMERIC"):
-        return _Term(text, "number")
+        return _number(text)
     if kind == "BOOLEAN":
-        return _boolean(text)
+        return _Term(text, value=text == "true")
     if kind == "NULL_LITERAL":
         raise _null()
     raise BadRequest(f"a DELETE's condition may not have a constant of the kind {kind}", param="statement")
 
 
-def _moment(text: str, family: str) -> _Term:
-    """As text, which deltalake reads in the column's own unit and zone; by CAST it would compare different ones."""
+def _number(text: str) -> _Term:
     try:
-        dt.datetime.fromisoformat(text) if family == "moment" else dt.date.fromisoformat(text)
+        return _Term(text, value=Decimal(text))
+    except InvalidOperation:
+        raise BadRequest(f"a DELETE's condition may not have the number {text[:80]}", param="statement") from None
+
+
+def _is_exactly(value: Any, kind: pa.DataType) -> bool:
+    """Whether a constant is a value of a column's type, nothing lost."""
+    if isinstance(value, bool):
+        return bool(pa.types.is_boolean(kind))
+    if isinstance(value, Decimal):
+        if pa.types.is_signed_integer(kind):
+            whole = value.as_tuple().exponent == 0
+            return bool(whole and -(2 ** (kind.bit_width - 1)) <= value < 2 ** (kind.bit_width - 1))
+        if pa.types.is_decimal(kind):
+            exponent = value.as_tuple().exponent
+            scale = -exponent if isinstance(exponent, int) else kind.scale + 1
+            return bool(0 <= scale <= kind.scale and abs(value) < Decimal(10) ** (kind.precision - kind.scale))
+        return bool(pa.types.is_float64(kind)) and abs(value) < Decimal("1e300")
+    if pa.types.is_date(kind):
+        moment = _moment(value, dt.date) if isinstance(value, str) else value
+        return isinstance(moment, dt.date) and not isinstance(moment, dt.datetime)
+    if pa.types.is_timestamp(kind):
+        moment = _moment(value, dt.datetime) if isinstance(value, str) else value
+        return isinstance(moment, dt.datetime) and (kind.tz is not None or moment.tzinfo is None)
+    return isinstance(value, str) and bool(pa.types.is_string(kind))
+
+
+def _moment(text: str, kind: type[dt.date]) -> dt.date | None:
+    try:
+        return kind.fromisoformat(text)
     except ValueError:
-        raise BadRequest(f"{text[:80]!r} is no {family} in ISO form", param="statement") from None
-    return _Term(_quoted(text), family)
+        return None
 
 
 def _null() -> BadRequest:
@@ -174,22 +214,8 @@ def _null() -> BadRequest:
     return BadRequest("a DELETE's condition may not have the constant NULL, which equals nothing; write IS NULL")
 
 
-def _family(kind: pa.DataType) -> str:
-    if pa.types.is_boolean(kind):
-        return "boolean"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return "number"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "text"
-    return "date" if pa.types.is_date(kind) else "moment" if pa.types.is_timestamp(kind) else str(kind)
-
-
 def _boolean(sql: str) -> _Term:
-    return _Term(sql, "boolean")
-
-
-def _is_text(term: _Term) -> bool:
-    return term.family == "text constant"
+    return _Term(sql, pa.bool_())
 
 
 def _quoted(text: str) -> str:

@@ -169,11 +169,15 @@ def test_the_platforms_tables_are_not_written(lake: Lake) -> None:
         ("DELETE FROM main.docs.people WHERE 1 = NULL", "constant NULL"),
         ("DELETE FROM main.docs.people WHERE NULL", "constant NULL"),
         ("DELETE FROM main.docs.people WHERE id IN (1, NULL)", "constant NULL"),
-        ("DELETE FROM main.docs.people WHERE id = '1'", "like with like"),
-        ("DELETE FROM main.docs.people WHERE name = 1", "like with like"),
-        ("DELETE FROM main.docs.people WHERE name = id", "like with like"),
-        ("DELETE FROM main.docs.people WHERE name = DATE '2026-01-01'", "like with like"),
-        ("DELETE FROM main.docs.people WHERE name = DATE 'today'", "no date in ISO form"),
+        ("DELETE FROM main.docs.people WHERE id = '1'", "constants of it"),
+        ("DELETE FROM main.docs.people WHERE name = 1", "constants of it"),
+        ("DELETE FROM main.docs.people WHERE id = 1.5", "constants of it"),
+        ("DELETE FROM main.docs.people WHERE id = 1e3", "constants of it"),
+        ("DELETE FROM main.docs.people WHERE id = 9223372036854775808", "constants of it"),
+        ("DELETE FROM main.docs.people WHERE 1 = 1", "constants of it"),
+        ("DELETE FROM main.docs.people WHERE name = id", "constants of it"),
+        ("DELETE FROM main.docs.people WHERE name = DATE '2026-01-01'", "constants of it"),
+        ("DELETE FROM main.docs.people WHERE name = DATE 'today'", "no DATE in ISO form"),
         ("DELETE FROM main.docs.people WHERE id", "true or false"),
         ("DELETE FROM main.docs.people WHERE id AND true", "true or false"),
         ("DELETE FROM main.docs.people WHERE id = :x", "has a parameter no value"),
@@ -218,16 +222,22 @@ def test_inserts_at_once_are_all_there(lake: Lake) -> None:
 
 # The engine that counts and the one that deletes must mean the same by a condition.
 
-columns = st.sampled_from(["a", "B", '"B"', "d"])
+columns = st.sampled_from(["a", "B", '"B"', "d", "f", "p", "m", "z"])
 comparisons = st.sampled_from(["=", "<>", "<", "<=", ">", ">="])
 
 
+LITERALS = {
+    "a": ["-1", "0", "2", "9223372036854775807"],
+    "d": ["DATE '2026-01-02'", "DATE '1970-01-01'", "'2026-01-02'"],
+    "f": ["-1", "0.1", "1e3", "0", "0.30000000000000004"],
+    "p": ["0.1", "1.10", "-3", "0.30", "99999999.99"],
+    "m": ["TIMESTAMP '2026-01-02 03:04:05.678901'", "'2026-01-02T04:04:05.678901+01:00'", "'2026-01-03 00:00:00'"],
+    "z": ["TIMESTAMP '2026-01-02 03:04:05.678901'", "'2026-01-02T03:04:05'"],
+}
+
+
 def literal(column: str) -> st.SearchStrategy[str]:
-    if column == "a":
-        return st.sampled_from(["-1", "0", "2", "1.5"])
-    if column == "d":
-        return st.sampled_from(["DATE '2026-01-02'", "DATE '1970-01-01'"])
-    return st.sampled_from(["'x'", "''", "'it''s'", "'X'", "'%'"])
+    return st.sampled_from(LITERALS.get(column, ["'x'", "''", "'it''s'", "'X'", "'%'"]))
 
 
 @st.composite
@@ -242,7 +252,7 @@ def atoms(draw: st.DrawFn) -> str:
         return f"{column} {negated}IN ({draw(values)}, {draw(values)})"
     if kind == "between":
         return f"{column} {negated}BETWEEN {draw(values)} AND {draw(values)}"
-    if kind == "like" and column not in ("a", "d"):
+    if kind == "like" and column not in LITERALS:
         pattern = draw(st.sampled_from(["'x%'", "'_'", "'%''%'", "''"]))
         return f"{column} {negated}LIKE {pattern}"
     return f"{column} IS {negated}NULL"
@@ -256,12 +266,16 @@ conditions = st.recursive(
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(condition=conditions)
 def test_delete_and_select_mean_the_same_by_a_condition(lake: Lake, condition: str) -> None:
-    day = dt.date(2026, 1, 2)
+    day, moment = dt.date(2026, 1, 2), dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC)
     rows = pa.table(
         {
             "a": pa.array([-1, 0, 1, 2, None, 2], pa.int64()),
             "B": ["x", "", "it's", None, "X", "xy"],
             "d": pa.array([day, None, dt.date(1970, 1, 1), day, day, dt.date(2027, 1, 1)]),
+            "f": [0.1, None, 1000.0, 0.1 + 0.2, -0.0, -1.0],
+            "p": pa.array([None, *map(Decimal, ("0.10", "1.10", "-3.00", "0.30", "5.55"))], pa.decimal128(10, 2)),
+            "m": pa.array([moment, None, moment + dt.timedelta(1), moment, None, moment], pa.timestamp("us", "UTC")),
+            "z": pa.array([None, *[moment.replace(tzinfo=None)] * 5], pa.timestamp("us")),
         }
     )
     lake.tables.create("main.docs.tried", rows.schema, primary_key=None, owner="admin")
