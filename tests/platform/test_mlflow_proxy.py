@@ -30,10 +30,12 @@ from mosaic.platform.control import control_app
 from mosaic.platform.mlflow_proxy import mlflow_door
 from mosaic.platform.mlflow_rules import REFUSED, find_rule
 from mosaic.platform.parts import build_parts
+from mosaic.protocol import Principal
 from mosaic.training import MlflowServer, Tracking
 from mosaic.training.tracking import RunRecord
 from tests.local import free_ports
 
+ROOT = Path(__file__).parents[2]
 MAX_ARTIFACT_BYTES = 12 * 1024 * 1024
 API = "/api/2.0/mlflow"
 
@@ -64,18 +66,19 @@ class Door:
         found = self.ask("ann", "GET", f"{API}/runs/get", params={"run_id": run_id}).json()["run"]
         return {tag["key"]: tag["value"] for tag in found["data"]["tags"]}
 
-    def python(self, who: str, program: str) -> str:
+    def python(self, who: str, *arguments: str) -> str:
         """A client's own process: it knows the address and its token, nothing else of this platform."""
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": os.environ["HOME"],
             "MLFLOW_TRACKING_URI": self.uri,
             "MLFLOW_TRACKING_TOKEN": self.tokens[who],
+            "MLFLOW_UC_OSS_TOKEN": self.tokens[who],
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
             "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        command = [sys.executable, "-W", "ignore", "-c", program]
+        command = [sys.executable, "-W", "ignore", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -96,6 +99,12 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     settings = PlatformSettings(storage=str(root), max_artifact_bytes=MAX_ARTIFACT_BYTES)
     parts = build_parts(settings)
     tokens = {who: parts.catalog.create_token(who)[1] for who in ("ann", "bob", "inner")}
+    parts.catalog.ensure_schema("main.ml")
+    for kind, name, privileges in (
+        ("catalog", "main", ["USE CATALOG"]),
+        ("schema", "main.ml", ["USE SCHEMA", "CREATE MODEL", "EXECUTE"]),
+    ):
+        parts.catalog.grants.grant(kind, name, "ann", privileges, by=Principal(name="admin", is_admin=True))
     tokens["root"] = parts.catalog.create_token("root", is_admin=True)[1]
     with tempfile.TemporaryDirectory() as folder:
         socket = Path(folder) / "mlflow" / "socket"
@@ -121,60 +130,18 @@ def test_only_this_user_reaches_the_server_itself(door: Door, tmp_path: Path) ->
         MlflowServer(tmp_path / "mlflow", tmp_path / ("x" * 100) / "socket")
 
 
-def test_mlflows_client_does_all_its_work_through_control(door: Door) -> None:
-    said = door.python(
-        "ann",
-        """
-import json, os, tempfile, mlflow
-from mlflow.entities import Metric
-mlflow.set_experiment("work")
-with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_name="one") as run:
-    mlflow.log_params({"a": 1, "b": "x"})
-    mlflow.log_metrics({"loss": 0.5}, step=1)
-    mlflow.MlflowClient().log_batch(run.info.run_id, [Metric("many", float(i), i, i) for i in range(900)])
-    mlflow.set_tag("stage", "draft")
-    path = os.path.join(folder, "big file%41.bin")
-    data = os.urandom(10 * 1024 * 1024)
-    open(path, "wb").write(data)
-    mlflow.log_artifact(path, "files")
-    mlflow.log_text("hello", "notes/hello.txt")
-    class Same(mlflow.pyfunc.PythonModel):
-        def predict(self, context, model_input: list[str]) -> list[str]:
-            return model_input
-    logged = mlflow.pyfunc.log_model(name="same", python_model=Same(), pip_requirements=[])
-with mlflow.start_span("outer") as span:
-    span.set_inputs({"q": 1})
-    with mlflow.start_span("inner"):
-        pass
-client = mlflow.MlflowClient()
-try:
-    client.create_registered_model("bot")
-except mlflow.exceptions.MlflowException as error:
-    registry = str(error)
-back = client.download_artifacts(run.info.run_id, "notes/hello.txt")
-whole = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="files")
-trace = mlflow.get_trace(mlflow.get_last_active_trace_id())
-client.set_trace_tag(trace.info.trace_id, "colour", "red")
-mlflow.log_feedback(trace_id=trace.info.trace_id, name="good", value=True)
-print(json.dumps({
-    "registry": registry, "run": run.info.run_id, "experiment": run.info.experiment_id, "trace": trace.info.trace_id,
-    "hello": open(back).read(),
-    "same": any(open(os.path.join(whole, name), "rb").read() == data for name in os.listdir(whole)),
-    "files": [one.path for one in client.list_artifacts(run.info.run_id)],
-    "found": len(mlflow.search_runs(experiment_names=["work"], filter_string="metrics.loss < 1")),
-    "history": len(client.get_metric_history(run.info.run_id, "many")),
-    "predicts": mlflow.pyfunc.load_model(logged.model_uri).predict(["a"]),
-    "model": logged.model_id, "models": len(mlflow.search_logged_models(output_format="list")),
-    "spans": sorted(span.name for span in trace.data.spans),
-    "traces": len(mlflow.search_traces(return_type="list")),
-    "kept_in": client.get_run(run.info.run_id).info.artifact_uri,
-}))
-""",
+def test_mlflows_client_does_all_its_work_through_control(door: Door, tmp_path: Path) -> None:
+    (snippet,) = re.findall(
+        r"```python\n(import mlflow\n.*?)```", (ROOT / "docs" / "catalog.md").read_text(), re.DOTALL
     )
+    (tmp_path / "snippet.py").write_text(snippet.replace("http://127.0.0.1:8000", door.uri))
+    said = door.python("ann", str(Path(__file__).with_name("mlflow_client.py")), str(tmp_path / "snippet.py"))
     told = json.loads(said.splitlines()[-1])
     assert told["hello"] == "hello" and told["same"] and told["files"] == ["files", "notes"]
-    assert (told["found"], told["history"], told["predicts"]) == (1, 900, ["a"])
+    assert (told["found"], told["history"], told["predicts"]) == (2, 900, ["a"])
     assert (told["models"], told["traces"], told["spans"]) == (1, 1, ["inner", "outer"])
+    assert (told["version"], told["registered_predicts"]) == (1, ["a"])
+    assert door.catalog.get_model_version("main.ml.same/1").created_by == "ann"
     assert told["kept_in"].startswith("mlflow-artifacts:") and "mlflow.set_registry_uri" in told["registry"]
     assert door.tags(told["run"]) | {"mosaic.principal": "ann", "mlflow.user": "ann"} == door.tags(told["run"])
     for path in (f"/api/3.0/mlflow/traces/{told['trace']}", f"{API}/logged-models/{told['model']}"):
@@ -405,6 +372,7 @@ def test_headers_of_the_client_stop_at_the_door(door: Door) -> None:
 def test_eight_log_at_once(door: Door) -> None:
     said = door.python(
         "bob",
+        "-c",
         """
 import threading, mlflow
 from mlflow.entities import Metric
