@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
@@ -82,3 +86,15 @@ def test_errors_are_one_line_without_a_traceback(run: Run) -> None:
     wrong = run("SELEC 1")
     assert wrong.exit_code == 1 and wrong.stderr == 'mosaic: syntax error at or near "SELEC" (at character 1)\n'
     assert "Traceback" not in run("SELECT * FROM read_csv('/etc/passwd')").output
+
+
+def test_the_commands_of_the_page_run(lake: Lake, run: Run) -> None:
+    lake.catalog.ensure_schema("main.stdlib")
+    lake.make("main.stdlib.entries", pa.table({"module": ["os", "os", "re"], "text": ["a", "b" * 300, "c"]}))
+    page = Path(__file__).parents[2] / "docs" / "sql.md"
+    commands = [shlex.split(line) for line in re.findall(r"^    mosaic sql (.*)$", page.read_text(), re.MULTILINE)]
+    assert len(commands) == 4
+    for command in commands:
+        ended = run(*command)
+        assert ended.exit_code == 0, ended.output
+    assert lake.value("SELECT count(*) FROM main.stdlib.short") == 2
