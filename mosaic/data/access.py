@@ -15,6 +15,7 @@ from deltalake.exceptions import CommitFailedError
 
 from mosaic.catalog import Catalog, Run, RunEdge, Table
 from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER, parse_object
+from mosaic.catalog.unity.places import contains
 from mosaic.data.columns import delta_schema
 from mosaic.data.delta import (
     CONFIGURATION,
@@ -30,7 +31,6 @@ from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
 _NOTING = threading.Lock()
-
 
 KILL_POINTS = ("after-name", "after-commit")
 """A table's name is taken, its Delta log is not there yet; rows are committed, their run does not say so yet."""
@@ -183,7 +183,12 @@ class Access:
         return run
 
     def _note_lost_output(self, record: Table, version: int) -> None:
-        """Whoever wrote the version may have died before its run had it; the commit still says so."""
+        """Whoever wrote the version may have died before its run had it; the commit still says so.
+
+        Not of tables elsewhere: there anybody may write what a commit says.
+        """
+        if not contains(self.storage.root, record.location):
+            return
         if self.catalog.runs_that_made("table", record.name, version):
             return
         with suppress(NotFound, Conflict):  # the commit is no longer in the log; the run is none of ours, or has ended

@@ -2,11 +2,12 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import ray.data
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from mosaic.catalog import Catalog, Run
 from mosaic.data import Tables
@@ -127,6 +128,19 @@ def test_the_delta_log_alone_tells_the_lineage(words: Tables, catalog: Catalog, 
     assert words.commit_lineage(COPY, 2).run_id is None
     with pytest.raises(NotFound, match="no commit 7"):
         words.commit_lineage(COPY, 7)
+
+
+def test_a_commit_elsewhere_cannot_put_itself_into_a_run(
+    words: Tables, catalog: Catalog, run_id: str, tmp_path: Path
+) -> None:
+    outside = str(tmp_path / "outside")
+    forged = CommitProperties(custom_metadata={"mosaic.run_id": run_id})
+    write_deltalake(outside, rows("a"), commit_properties=forged)
+    catalog.create_table("main.test.outside", outside, columns=[], primary_key=None, owner="eve")
+    reading = catalog.start_run("copy", COPY, principal="ann")
+    words.to_arrow("main.test.outside", run_id=reading)
+    assert catalog.get_run(run_id).outputs == []
+    assert list(edges(catalog.get_run(reading))[0]) == ["main.test.outside@0"]
 
 
 def test_a_run_without_a_principal_names_its_own(words: Tables, run_id: str) -> None:
