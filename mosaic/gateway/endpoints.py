@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
-from mosaic.errors import NotFound
+from mosaic.errors import NotFound, not_found
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving import engine_app_name
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering
@@ -85,15 +85,13 @@ class Endpoints:
         self._kept: dict[str, Endpoint] = {}
         self._allowed: set[tuple[str, bool, str]] = set()
 
-    async def get(self, name: str) -> Endpoint:
-        """The endpoint; raises NotFound (`model_not_found`) listing what exists."""
-        await self._renew()
-        return await self._get(name)
-
     async def use(self, name: str, principal: Principal, request_id: str) -> Endpoint:
-        """The endpoint for a request of that principal; raises as `get`, and PermissionDenied without EXECUTE on it."""
+        """The endpoint for a request of that principal.
+
+        Raises NotFound (`model_not_found`) listing what the principal may use, and PermissionDenied without EXECUTE.
+        """
         await self._renew()
-        endpoint = await self._get(name)
+        endpoint = await self._get(name, principal)
         if principal.name in self._trusted:
             return endpoint
         # By reference, as in `_get`: what is checked while others see a new revision is not kept for that one.
@@ -104,14 +102,17 @@ class Endpoints:
             allowed.add(asked)
         return endpoint
 
-    async def _get(self, name: str) -> Endpoint:
+    async def _get(self, name: str, principal: Principal) -> Endpoint:
         kept = self._kept
         if name in kept:
             return kept[name]
         try:
             endpoint = await asyncio.to_thread(self._read, name)  # a database: never on the loop that streams
         except NotFound as error:
-            raise NotFound(error.message, param="model", code="model_not_found") from None
+            told = error.message
+            if error.code == "endpoint_not_found":
+                told = not_found("endpoint", name, await asyncio.to_thread(self._usable, principal)).message
+            raise NotFound(told, param="model", code="model_not_found") from None
         kept[name] = endpoint
         return endpoint
 
@@ -129,14 +130,16 @@ class Endpoints:
 
     async def list(self, principal: Principal) -> Sequence[Endpoint]:
         """The endpoints that the principal may use, by name."""
+        await self._renew()
         names = await asyncio.to_thread(self._usable, principal)
-        return [await self.get(name) for name in names]
+        return [await self._get(name, principal) for name in names]
 
     def _usable(self, principal: Principal) -> Sequence[str]:
-        names = [record.name for record in self._catalog.list_endpoints()]
-        if principal.name in self._trusted:
-            return names
-        return [name for name in names if self._catalog.grants.is_allowed(principal, EXECUTE, "endpoint", name)]
+        """Names as callers write them."""
+        records, is_allowed = self._catalog.list_endpoints(), self._catalog.grants.is_allowed
+        if principal.name not in self._trusted:
+            records = [one for one in records if is_allowed(principal, EXECUTE, "endpoint", one.name)]
+        return [record.served_name for record in records]
 
     def _read(self, name: str) -> Endpoint:
         record = self._catalog.get_endpoint(name)

@@ -16,6 +16,7 @@ from mosaic.errors import NotFound, PermissionDenied
 from mosaic.gateway.endpoints import Endpoints
 from mosaic.protocol import Principal
 
+ADMIN = Principal(name="admin", is_admin=True)
 BOB = Principal(name="bob")
 FRESH_SECONDS = 0.25
 
@@ -140,10 +141,10 @@ def test_a_change_of_the_endpoint_is_seen(catalog: Catalog, ours: Catalog) -> No
     config = {"name": "assistant", "task": "chat", "served_entities": [{"name": "other", "model": "echo"}]}
 
     async def use() -> None:
-        assert (await endpoints.get("assistant")).config_version == 1
+        assert (await endpoints.use("assistant", ADMIN, "req_0")).config_version == 1
         catalog.put_endpoint("assistant", config=config, owner="ann")
         clock.now += FRESH_SECONDS
-        changed = await endpoints.get("Assistant")
+        changed = await endpoints.use("Assistant", ADMIN, "req_0")
         assert (changed.config_version, changed.entities[0].name) == (2, "other")
 
     asyncio.run(use())
@@ -159,13 +160,13 @@ def test_a_check_that_a_revocation_overtakes_is_not_kept(catalog: Catalog, ours:
             assert go_on.wait(30)
 
     async def use() -> None:
-        await endpoints.get("assistant")
+        await endpoints.use("assistant", ADMIN, "req_0")
         event.listen(sa.Engine, "after_cursor_execute", hold)
         overtaken = asyncio.create_task(endpoints.use("assistant", BOB, "req_1"))
         assert await asyncio.to_thread(reached.wait, 30)
         catalog.grants.revoke("endpoint", "assistant", "team", ["EXECUTE"], by="admin")
         clock.now += FRESH_SECONDS
-        await endpoints.get("assistant")  # sees the new revision
+        await endpoints.use("assistant", ADMIN, "req_0")  # sees the new revision
         go_on.set()
         await overtaken  # was asked before
         event.remove(sa.Engine, "after_cursor_execute", hold)
