@@ -118,3 +118,19 @@ def test_databricks_sdk(unity: Unity, address: str, catalog: Catalog) -> None:
     assert workspace.metastores.summary().name == "mosaic"
     workspace.catalogs.delete("lake", force=True)
     assert [one.name for one in workspace.catalogs.list()] == ["main"]
+
+
+def test_databricks_sdk_tags(unity: Unity, address: str, catalog: Catalog) -> None:
+    assignments = WorkspaceClient(host=address, token=unity.admin, auth_type="pat").entity_tag_assignments
+    tag = uc.EntityTagAssignment(entity_type="schemas", entity_name="main.docs", tag_key="team", tag_value="search")
+    assert assignments.create(tag).tag_value == "search"
+    with pytest.raises(AlreadyExists, match="has the tag 'team'"):
+        assignments.create(tag)
+    tag.tag_value = "ml"
+    assert assignments.update("schemas", "main.docs", "team", tag, update_mask="tag_value").tag_value == "ml"
+    assert assignments.get("schemas", "main.docs", "team").as_dict() == tag.as_dict()
+    assert [one.tag_key for one in assignments.list("schemas", "main.docs")] == ["team"]
+    assert catalog.tags.list("schema", "main.docs") == {"team": "ml"}
+    assignments.delete("schemas", "main.docs", "team")
+    with pytest.raises(NotFound, match="no tag 'team'"):
+        assignments.get("schemas", "main.docs", "team")

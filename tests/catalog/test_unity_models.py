@@ -35,10 +35,11 @@ def test_models(unity: Unity) -> None:
         "updated_by": None,
         "id": made["id"],
         "aliases": [],
+        "tags": [],
     }
     assert unity("GET", "/models/main.ml.bot?full_name=main.ml.bot", token=unity.reader).json() == made
     for path in ("/models?max_results=100", "/models?catalog_name=main&schema_name=ml"):
-        assert unity("GET", path).json() == {"registered_models": [made], "next_page_token": None}
+        assert unity("GET", path).json() == {"registered_models": [made | {"tags": None}], "next_page_token": None}
     assert unity("GET", "/models?catalog_name=main").status_code == 400
     again = unity("POST", "/models", json=MODEL)
     assert (again.status_code, again.json()["error_code"]) == (409, "ALREADY_EXISTS")
@@ -76,6 +77,7 @@ def test_versions(unity: Unity, catalog: Catalog) -> None:
         "updated_by": None,
         "id": "main.ml.bot/1",
         "aliases": [],
+        "tags": [],
         "model_id": "m-1",
         "run_tracking_server_id": None,
         "feature_deps": None,
@@ -107,7 +109,7 @@ def test_versions(unity: Unity, catalog: Catalog) -> None:
     unity.make("/models/versions", **VERSION)
     assert unity("DELETE", "/models/main.ml.bot").json()["error_code"] == "FAILED_PRECONDITION"
     listed = unity("GET", "/models/main.ml.bot/versions?full_name=main.ml.bot&max_results=1").json()
-    assert listed["model_versions"] == [described]
+    assert listed["model_versions"] == [described | {"tags": None}]
     token = {"max_results": "10000", "page_token": listed["next_page_token"]}
     rest = unity("GET", "/models/main.ml.bot/versions", params=token).json()
     assert [one["version"] for one in rest["model_versions"]] == [2] and rest["next_page_token"] is None

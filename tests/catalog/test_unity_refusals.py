@@ -155,6 +155,7 @@ def test_every_route_asks_before_it_does_anything(unity: Unity, catalog: Catalog
         "/temporary-volume-credentials": {"volume_id": volume.id, "operation": "READ_VOLUME"},
         "/temporary-path-credentials": {"url": "/v/x", "operation": "PATH_READ"},
         "/models": named,
+        "/entity-tag-assignments": {"entity_type": "schemas", "entity_name": "main.docs", "tag_key": "a"},
         "/models/versions": {"catalog_name": "main", "schema_name": "ml", "model_name": "bot", "source": "x"},
         "/temporary-table-credentials": {"table_id": table.id, "operation": "READ"},
         "/temporary-model-version-credentials": {
@@ -184,7 +185,7 @@ hostile = st.text(max_size=40) | st.sampled_from(HOSTILE)
 hostile_value = st.one_of(hostile, st.none(), st.integers(), st.booleans(), st.lists(hostile, max_size=2))
 FIELDS = ["name", "catalog_name", "schema_name", "model_name", "full_name", "comment", "owner", "source", "run_id"]
 FIELDS += ["table_type", "storage_location", "columns", "properties", "version", "version_num", "table_id", "operation"]
-FIELDS += ["volume_type", "volume_id", "url"]
+FIELDS += ["volume_type", "volume_id", "url", "entity_type", "entity_name", "tag_key", "tag_value", "changes"]
 
 
 @given(

@@ -4,7 +4,7 @@ A client creates a version, uploads its files to the storage_location that it wa
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from starlette.routing import Route
@@ -54,9 +54,9 @@ class ModelRoutes:
         asked = call.parse(shapes.CreateModel)
         name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.name}", "model")
         self._authorize(call.principal, "CREATE_MODEL", "schema", name.rpartition(".")[0])
-        return self._shown(
-            self._catalog.create_model(name, owner=call.principal.name, by=call.principal, comment=asked.comment or "")
-        )
+        self._catalog.create_model(name, owner=call.principal.name, by=call.principal, comment=asked.comment or "")
+        self._tag(call, name, None, asked.tags)
+        return self._shown(self._catalog.get_model(name), self._tags(name))
 
     def list(self, call: Call) -> shapes.RegisteredModels:
         """Of a schema, or of all: MLflow asks without naming one."""
@@ -67,16 +67,19 @@ class ModelRoutes:
         self._authorize(call.principal, "BROWSE", kind, of)
         models = self._seen(call.principal, "model", self._catalog.list_models(schema))
         page, token = call.page(f"models of {of}", models, lambda model: model.name)
-        return shapes.RegisteredModels(registered_models=[self._shown(model) for model in page], next_page_token=token)
+        return shapes.RegisteredModels(
+            registered_models=[self._shown(model, None) for model in page], next_page_token=token
+        )
 
     def get(self, call: Call) -> shapes.RegisteredModelInfo:
-        return self._shown(self._catalog.get_model(self._model(call, "BROWSE")))
+        name = self._model(call, "BROWSE")
+        return self._shown(self._catalog.get_model(name), self._tags(name))
 
     def update(self, call: Call) -> shapes.RegisteredModelInfo:
         name = self._model(call, "MANAGE")
         asked = call.parse(shapes.UpdateModel, full_name=name)
         given = self._given(call, "model", name, asked)
-        return self._shown(self._catalog.registry.update_model(name, **given))
+        return self._shown(self._catalog.registry.update_model(name, **given), self._tags(name))
 
     def delete(self, call: Call) -> shapes.Nothing:
         """Also with versions, when `force` says so; the protocol refuses a model that still has some."""
@@ -97,7 +100,8 @@ class ModelRoutes:
             comment=asked.comment or "",
             spec={field: getattr(asked, field) for field in _SAID_BY_CLIENT},
         )
-        return _version(version, {})
+        self._tag(call, name, version.version, asked.tags)
+        return self._version(version)
 
     def list_versions(self, call: Call) -> shapes.ModelVersions:
         name = self._model(call, "BROWSE")
@@ -105,13 +109,13 @@ class ModelRoutes:
         versions = self._catalog.list_model_versions(name)
         page, token = call.page(f"versions of {name}", versions, lambda version: f"{version.version:010}")
         return shapes.ModelVersions(
-            model_versions=[_version(version, aliases) for version in page], next_page_token=token
+            model_versions=[_version(version, aliases, None) for version in page], next_page_token=token
         )
 
     def get_version(self, call: Call) -> shapes.ModelVersionInfo:
         name = self._model(call, "BROWSE")
         version = self._catalog.get_model_version(f"{name}/{_number(call, name)}")
-        return _version(version, self._catalog.get_model(name).aliases)
+        return self._version(version)
 
     def update_version(self, call: Call) -> shapes.ModelVersionInfo:
         name = self._model(call, "MANAGE")
@@ -137,12 +141,12 @@ class ModelRoutes:
             # Objects in a store are not read back here: that could take longer than the client waits.
             here = _checksums(Path(version.source)) if is_local(version.source) else {}
             version = self._catalog.registry.finalize_version(name, number, by=call.principal, checksums=here)
-        return _version(version, self._catalog.get_model(name).aliases)
+        return self._version(version)
 
     def get_alias(self, call: Call) -> shapes.ModelVersionInfo:
         name, alias = self._model(call, "BROWSE"), names.parse_alias(call.path["alias"])
         version = self._catalog.get_model_version(f"{name}@{alias}")
-        return _version(version, self._catalog.get_model(name).aliases)
+        return self._version(version)
 
     def set_alias(self, call: Call) -> shapes.Alias:
         name, alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
@@ -161,17 +165,32 @@ class ModelRoutes:
         self._authorize(call.principal, privilege, "model", name)
         return name
 
-    def _shown(self, model: Model) -> shapes.RegisteredModelInfo:
+    def _tag(self, call: Call, name: str, version: int | None, tags: Sequence[shapes.TagKeyValue]) -> None:
+        if tags:
+            asked = {tag.key: tag.value for tag in tags}
+            self._catalog.tags.set("model", name, asked, version=version, by=call.principal)
+
+    def _tags(self, name: str, version: int | None = None) -> Mapping[str, str]:
+        return self._catalog.tags.list("model", name, version=version)
+
+    def _version(self, version: ModelVersion) -> shapes.ModelVersionInfo:
+        aliases = self._catalog.get_model(version.model).aliases
+        return _version(version, aliases, self._tags(version.model, version.version))
+
+    def _shown(self, model: Model, tags: Mapping[str, str] | None) -> shapes.RegisteredModelInfo:
         return shapes.RegisteredModelInfo(
             **split(model.name),
             id=model.id,
             storage_location=to_uri(self._storage.address("models", *model.name.split("."))),
             aliases=_aliases(model.aliases),
+            tags=_pairs(tags),
             **described(model),
         )
 
 
-def _version(version: ModelVersion, aliases: Mapping[str, int]) -> shapes.ModelVersionInfo:
+def _version(
+    version: ModelVersion, aliases: Mapping[str, int], tags: Mapping[str, str] | None
+) -> shapes.ModelVersionInfo:
     catalog, schema, model = version.model.split(".")
     said = {field: version.spec.get(field) if version.kind == "mlflow" else None for field in _SAID_BY_CLIENT}
     return shapes.ModelVersionInfo(
@@ -188,6 +207,7 @@ def _version(version: ModelVersion, aliases: Mapping[str, int]) -> shapes.ModelV
         updated_at=milliseconds(version.updated_at),
         updated_by=version.updated_by,
         aliases=_aliases({alias: number for alias, number in aliases.items() if number == version.version}),
+        tags=_pairs(tags),
         # A version that the platform made is where it came from.
         **{**said, "source": said["source"] or to_uri(version.source), "run_id": said["run_id"] or version.run_id},
     )
@@ -195,6 +215,10 @@ def _version(version: ModelVersion, aliases: Mapping[str, int]) -> shapes.ModelV
 
 def _aliases(aliases: Mapping[str, int]) -> list[shapes.Alias]:
     return [shapes.Alias(alias_name=alias, version_num=version) for alias, version in sorted(aliases.items())]
+
+
+def _pairs(tags: Mapping[str, str] | None) -> list[shapes.TagKeyValue] | None:
+    return None if tags is None else [shapes.TagKeyValue(key=key, value=value) for key, value in tags.items()]
 
 
 def _number(call: Call, model: str) -> int:

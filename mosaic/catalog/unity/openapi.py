@@ -30,6 +30,10 @@ _EXAMPLES = {
     "version": "1",
     "alias": "champion",
     "securable_type": "table",
+    "subentity_name": "1",
+    "entity_type": "tables",
+    "entity_name": "main.docs.entries",
+    "tag_key": "team",
 }
 _IF_MATCH = {
     "name": "If-Match",

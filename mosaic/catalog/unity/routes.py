@@ -22,6 +22,7 @@ from mosaic.catalog.unity.permissions import PermissionRoutes
 from mosaic.catalog.unity.shapes import Nothing
 from mosaic.catalog.unity.surface import Surface
 from mosaic.catalog.unity.tables import TableRoutes
+from mosaic.catalog.unity.tags import TagRoutes
 from mosaic.catalog.unity.volumes import VolumeRoutes
 from mosaic.errors import Unimplemented
 from mosaic.storage import Storage
@@ -56,6 +57,7 @@ def unity_routes(
         *FunctionRoutes(surface).routes(BASE),
         *ConnectionRoutes(surface).routes(BASE),
         *ModelRoutes(surface).routes(BASE),
+        *TagRoutes(surface).routes(BASE),
         *PermissionRoutes(surface).routes(BASE),
         *CredentialRoutes(surface, vend).routes(BASE, BASE_20),
     ]

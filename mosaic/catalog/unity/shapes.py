@@ -104,11 +104,17 @@ class UpdateVolume(Update):
     """Of a volume; its files stay where they are."""
 
 
+class TagKeyValue(Asked):
+    key: str = Field(min_length=1, max_length=255)
+    value: str = Field(default="", max_length=1000)
+
+
 class CreateModel(Asked):
     name: str
     catalog_name: str
     schema_name: str
     comment: str | None = None
+    tags: list[TagKeyValue] = Field(default_factory=list, max_length=50)
 
 
 class UpdateModel(Update):
@@ -126,6 +132,7 @@ class CreateModelVersion(Asked):
     model_id: str | None = None
     run_tracking_server_id: str | None = None
     feature_deps: str | None = None
+    tags: list[TagKeyValue] = Field(default_factory=list, max_length=50)
 
 
 class UpdateModelVersion(Asked):
@@ -343,6 +350,8 @@ class RegisteredModelInfo(Kept):
     updated_by: str | None
     id: str
     aliases: list[Alias]
+    tags: list[TagKeyValue] | None
+    """null in a list."""
 
 
 class RegisteredModels(Answer):
@@ -369,6 +378,8 @@ class ModelVersionInfo(Answer):
     model_id: str | None
     run_tracking_server_id: str | None
     feature_deps: str | None
+    tags: list[TagKeyValue] | None
+    """null in a list."""
 
 
 class ModelVersions(Answer):
