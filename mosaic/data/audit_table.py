@@ -67,12 +67,19 @@ class AuditShipper:
         """Ship what there is now; returns the number of rows. Safe to call from several processes at once.
 
         Raises Conflict (`source_was_put_back`) if the catalog was restored from a backup that lacks rows which are in
-        the table: its numbers would come a second time, and what they count would be lost.
+        the table: its numbers would come a second time, and what they count would be lost. `resume` goes on then.
         """
         if not self._made:
             make_audit_table(self._tables, self._catalog)
             self._made = True
         return self._shipper.ship_once()
+
+    def resume(self) -> int:
+        """Go on after the catalog was restored: the number of the last row that it and the table have in common.
+
+        The table keeps the rows that the restored catalog lacks.
+        """
+        return self._shipper.resume()
 
 
 def make_audit_table(tables: Tables, catalog: Catalog) -> None:

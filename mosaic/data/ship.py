@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from deltalake import DeltaTable, Transaction, write_deltalake
@@ -168,8 +168,7 @@ class SequenceShipper:
         self._source, self._read, self._open_table = source, read, open_table
         self._number, self._identity = number, identity
         self._to_arrow, self._page_rows, self._at = to_arrow, page_rows, at
-        self._last: tuple[int, Any] | None = None
-        """Number and identity of the row that was shipped last, as far as this shipper has seen."""
+        self._last: _Shipped | None = None
 
     def ship_once(self) -> int:
         """Ship what there is now; returns the number of rows. Safe to call from several processes at once.
@@ -178,40 +177,65 @@ class SequenceShipper:
         """
         shipped = 0
         while True:
-            if self._last is not None and not self._rows_after(*self._last, limit=1):
+            if self._last is not None and not self._rows_after(self._last, limit=1):
                 return shipped  # nothing new: the table need not even be opened
             rows, _ = deliver(self._open_table, self._source, self._pending, to_arrow=self._to_arrow, at=self._at)
             shipped += len(rows)
             if rows:
-                self._last = (rows[-1][self._number], rows[-1][self._identity])
+                self._last = _Shipped(rows[-1][self._number], (rows[-1][self._identity],))
             if len(rows) < self._page_rows:
                 return shipped
+
+    def resume(self) -> int:
+        """Go on after the source was put back: from the last row on that it has and the table has; its number.
+
+        What the table has beyond that stays in it, beside the rows that get the same numbers from now on.
+        """
+        table = self._open_table()
+        there = table.to_pyarrow_table(columns=[self._number, self._identity]).to_pylist()
+        shipped = {(row[self._number], row[self._identity]) for row in there}
+        common = 0
+        while rows := self._read(common, self._page_rows):
+            agreed = [row[self._number] for row in rows if (row[self._number], row[self._identity]) in shipped]
+            common = agreed[-1] if agreed else common
+            if len(agreed) < len(rows):
+                break
+        properties = commit_properties(transactions=[Transaction(self._source, common)])
+        write_deltalake(table, self._to_arrow([]), mode="append", commit_properties=properties)
+        self._last = None
+        return common
 
     def _pending(self, table: DeltaTable, done: int) -> tuple[list[Row], int]:
         if done == 0:
             rows = self._read(0, self._page_rows)
         else:
-            if self._last is None or self._last[0] != done:
-                self._last = (done, self._shipped_identity(table, done))
-            rows = self._rows_after(*self._last, limit=self._page_rows)
+            if self._last is None or self._last.number != done:
+                found = table.to_pyarrow_table(columns=[self._identity], filters=[(self._number, "=", done)])
+                self._last = _Shipped(done, tuple(found[self._identity].to_pylist()))
+            rows = self._rows_after(self._last, limit=self._page_rows)
         return list(rows), rows[-1][self._number] if rows else done
 
-    def _rows_after(self, done: int, identity: Any, limit: int) -> Sequence[Row]:
+    def _rows_after(self, last: "_Shipped", limit: int) -> Sequence[Row]:
         """The rows after the one that was shipped last, which is read with them."""
         empty: Row = {}
-        first, *rows = self._read(done - 1, limit + 1) or [empty]
-        if (first.get(self._number), first.get(self._identity)) != (done, identity):
+        first, *rows = self._read(last.number - 1, limit + 1) or [empty]
+        if first.get(self._number) != last.number or first.get(self._identity) not in last.identities:
+            self._last = None
             raise Conflict(
-                f"{self._source} no longer has {self._identity} {identity!r} with {self._number} {done}, which is in "
-                f"the table {self._open_table().table_uri} already: it was put back to an older state. Nothing is "
-                "shipped, since numbers that are given a second time would be taken for shipped",
+                f"{self._source} no longer has {self._identity} {' or '.join(map(repr, last.identities))} with "
+                f"{self._number} {last.number}, which is in the table {self._open_table().table_uri} already: it was "
+                "put back to an older state. Nothing is shipped until it is told to resume, since numbers that are "
+                "given a second time would be taken for shipped",
                 code="source_was_put_back",
             )
         return rows
 
-    def _shipped_identity(self, table: DeltaTable, done: int) -> Any:
-        found = table.to_pyarrow_table(columns=[self._identity], filters=[(self._number, "=", done)])
-        return found[self._identity][0].as_py() if found.num_rows else None
+
+class _Shipped(NamedTuple):
+    """The row that was shipped last; after a source was put back, the table may have several of its number."""
+
+    number: int
+    identities: tuple[Any, ...]
 
 
 @contextmanager

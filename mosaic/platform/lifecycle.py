@@ -172,6 +172,11 @@ class Platform:
         assert actor is not None, "a Platform is one that runs"
         return int(ray.get(actor.flush_audit.remote(), timeout=120))
 
+    def resume_audit(self) -> int:
+        """After the catalog was restored from a backup: ship its audit trail from the last row on that is in
+        system.access.audit too; that row's number."""
+        return build_audit_shipper(self.settings).resume()
+
     def _engine_settings(self, model: str) -> EngineSettings:
         return self.settings.engines.get(model, EngineSettings())
 

@@ -157,7 +157,7 @@ def brute_force(steps: list[Step], root: Edge) -> dict[Edge, int]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(steps=STEPS, root=EDGES)
 def test_the_walk_finds_what_brute_force_finds(catalog_of_many: Catalog, steps: list[Step], root: Edge) -> None:
     schema = f"main.s{next(NUMBERS)}"

@@ -209,7 +209,18 @@ def test_a_catalog_from_a_backup_is_refused(place: Place, tmp_path: Path, events
         with pytest.raises(Conflict, match=f"no longer has event_id '{last['event_id']}' with sequence") as refused:
             shipper.ship_once()
         assert refused.value.code == "source_was_put_back"
-    assert [row["event_id"] for row in place.exported()][-1] == last["event_id"]
+    lost = [row["event_id"] for row in place.exported()]
+    assert last["event_id"] in lost
+
+    # Told to go on, it keeps what the restored catalog lacks, and ships what it has counted anew.
+    common = place.shipper().resume()
+    assert common == last["sequence"] - 3
+    place.act(1)
+    assert (running.ship_once(), place.shipper().ship_once()) == (events_since + 1, 0)
+    place.act(1)
+    assert (place.shipper().ship_once(), running.ship_once()) == (1, 0)
+    exported = [row["event_id"] for row in place.exported()]
+    assert set(exported) == {*lost, *place.trail()} and len(exported) == len(set(exported))
 
 
 def test_no_secret_in_the_trail_or_in_the_table(place: Place, tmp_path: Path) -> None:
