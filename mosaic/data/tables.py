@@ -242,20 +242,12 @@ class Tables:
         an index answers at; `keep_needed` leaves those files, `force` (which takes MANAGE) removes them all the same.
         A shorter retention than the longest write or read that goes on takes their files away under them.
         """
-        writing = self._access.to_maintain(name, "MANAGE" if force else "MODIFY", "vacuumTable")
-        return vacuum(
-            self._catalog,
-            self._storage,
-            writing,
-            retention_hours=retention_hours,
-            dry_run=dry_run,
-            force=force,
-            keep=keep_needed,
-        )
+        how: dict[str, Any] = {"retention_hours": retention_hours, "dry_run": dry_run, "force": force}
+        return vacuum(self._access, name, keep_needed=keep_needed, **how)
 
     def optimize(self, name: str) -> int:
         """Put small files together in one commit that changes no row; returns the version."""
-        return optimize(self._access.to_maintain(name, "MODIFY", "optimizeTable"))
+        return optimize(self._access, name)
 
     def _reserve(self, name: str, **described: Any) -> Table:
         place = self._storage.address("managed", new_id("tbl"))

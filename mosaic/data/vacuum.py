@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from mosaic.catalog import Catalog, LineageNode, Table
 from mosaic.catalog.names import SYSTEM_OWNER
-from mosaic.data.access import Writing
+from mosaic.data.access import Access
 from mosaic.data.delta import open_delta
 from mosaic.errors import BadRequest, Conflict, NotFound
 from mosaic.protocol import Principal, Wire
@@ -51,21 +51,22 @@ class Vacuumed(Wire):
 
 
 def vacuum(
-    catalog: Catalog,
-    storage: Storage,
-    writing: Writing,
+    access: Access,
+    name: str,
     *,
-    retention_hours: int,
-    dry_run: bool,
-    force: bool,
-    keep: bool,
+    retention_hours: int = RETENTION_HOURS,
+    dry_run: bool = False,
+    force: bool = False,
+    keep_needed: bool = False,
 ) -> Vacuumed:
     """See `Tables.vacuum`."""
+    writing = access.to_maintain(name, "MANAGE" if force else "MODIFY", "vacuumTable")
+    catalog, storage = access.catalog, access.storage
     if isinstance(retention_hours, bool) or not isinstance(retention_hours, int) or retention_hours < 0:
         raise BadRequest(
             f"retention_hours = {retention_hours!r} must be a whole number from 0", param="retention_hours"
         )
-    if force and keep:
+    if force and keep_needed:
         raise BadRequest("force removes files that are needed, keep_needed keeps them: say one of them", param="force")
     record, table = writing.record, writing.delta
     needed = [
@@ -78,7 +79,7 @@ def vacuum(
         dry_run=True,
         enforce_retention_duration=False,
         full=True,
-        keep_versions=versions if keep and versions else None,
+        keep_versions=versions if keep_needed and versions else None,
     )
     doomed = there & _below(record.location, listed)  # deltalake lists what an earlier vacuum took, too
     hit = tuple(
@@ -90,7 +91,7 @@ def vacuum(
         raise Conflict(_refusal(record.name, hit), code="table_version_needed")
     said = {"retention_hours": str(retention_hours), "force": str(force).lower(), "files": str(len(doomed))}
     named = {"securable_type": "table", "securable_full_name": record.name, **said}
-    catalog.audit.note("vacuumTable", named, by=writing.access.principal or PLATFORM)
+    catalog.audit.note("vacuumTable", named, by=access.principal or PLATFORM)
     try:
         removed = table.vacuum(
             retention_hours,
@@ -107,8 +108,9 @@ def vacuum(
     return Vacuumed(table=record.name, dry_run=False, files=tuple(sorted(gone)), needed=hit)
 
 
-def optimize(writing: Writing) -> int:
+def optimize(access: Access, name: str) -> int:
     """See `Tables.optimize`."""
+    writing = access.to_maintain(name, "MODIFY", "optimizeTable")
     try:
         writing.delta.optimize.compact(commit_properties=writing.properties())
     except CommitFailedError as error:

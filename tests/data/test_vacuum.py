@@ -1,6 +1,7 @@
 """Vacuum: files that nobody needs go; those that a live model or index needs do not, and the refusal says who."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -217,6 +218,8 @@ def test_the_command(made: Tables, catalog: Catalog, tmp_path: Path) -> None:
     assert vacuum(ROWS) == (0, f"0 file(s) of {ROWS} removed\n")
     code, told = vacuum(ROWS, "--retention-hours", "0", "--dry-run")
     assert code == 0 and f"2 file(s) of {ROWS} would go" in told and f"{ROWS}@1 needs 1 of them: model" in told
+    planned = json.loads(vacuum(ROWS, "--retention-hours", "0", "--dry-run", "--json")[1])
+    assert len(planned["files"]) == 2 and planned["needed"][0]["version"] == 1
     code, told = vacuum(ROWS, "--retention-hours", "0")
     assert code == 1 and "(alias 'champion')" in told and "--keep-needed" in told
     code, told = vacuum(ROWS, "--retention-hours", "0", "--keep-needed")
