@@ -246,7 +246,10 @@ class Catalog:
         checksums: Mapping[str, str] | None = None,
         by: Caller = ADMIN,
     ) -> ModelVersion:
-        """The next version of a model that exists; versions count 1, 2, 3 without gaps, whoever registers at once."""
+        """The next version of a model that exists; versions count 1, 2, 3 without gaps, whoever registers at once.
+
+        It becomes an output of the run, if that is still running.
+        """
         name, caller = names.parse_object(name, "model"), as_principal(by)
         names.check_edge_kind(kind, "kind")
         if not source:
@@ -254,9 +257,12 @@ class Catalog:
         columns: dict[str, Any] = {"source": source, "kind": kind, "base_model": base_model, "run_id": run_id}
         columns |= {"spec": values.json_object(spec or {}, "spec"), "checksums": values.checksums(checksums or {})}
         with self._change("createModelVersion", "model", name, caller) as going:
-            if run_id is not None:
-                lineage.get(going.connection, run_id)
+            run = None if run_id is None else lineage.get(going.connection, run_id)
             made = models.add_version(going.connection, name, now=self._now(), created_by=caller.name, **columns)
+            if run is not None and run.status == "running":
+                lineage.add_edge(
+                    going.connection, run.run_id, "output", lineage.Thing("model", name, made.version), None
+                )
             going.params["version"] = str(made.version)
             return made
 

@@ -88,7 +88,6 @@ class History:
         made = self.catalog.create_model_version(
             MODEL, source="memory://bot", kind="adapter", base_model="smollm2-135m-instruct", run_id=run_id
         )
-        self.catalog.add_output(run_id, "model", MODEL, made.version)
         self.catalog.finish_run(run_id, "finished", mlflow_run_id=f"mlflow{made.version}", metrics={"loss": 0.5})
         if alias is not None:
             self.catalog.set_alias(MODEL, alias, made.version, principal="ann")
