@@ -67,12 +67,20 @@ class Mosaic:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home that every test gets a copy of; the files of its tables stay here."""
+    """The home that every test that changes something gets a copy of; the files of its tables stay here."""
     home, clock = tmp_path_factory.mktemp("cli") / "home", Clock()
     catalog = Catalog.open(f"sqlite:///{home / 'catalog.db'}", key_file=home / "catalog.key", now=clock)
     _fill(catalog, Tables(Storage(str(home)), catalog), clock)
     catalog.close()
     return home
+
+
+@pytest.fixture(scope="session")
+def shared(template: Path) -> Iterator[Mosaic]:
+    """One home for all tests that only ask, or are refused."""
+    opened = Mosaic(template)
+    yield opened
+    opened.catalog.close()
 
 
 @pytest.fixture

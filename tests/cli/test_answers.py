@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mosaic.cli import main
 from tests import local
 from tests.cli.conftest import Mosaic
 
@@ -67,12 +69,12 @@ table  main.docs.entries  admin  domain=docs  Red: \\x1b[31m\\nand [bold]
 
 
 @pytest.mark.parametrize("command", TABLES)
-def test_a_table_into_a_pipe(mosaic: Mosaic, command: str) -> None:
-    assert mosaic.ok(*command.split()) == TABLES[command]
+def test_a_table_into_a_pipe(shared: Mosaic, command: str) -> None:
+    assert shared.ok(*command.split()) == TABLES[command]
 
 
-def test_json_has_the_records_and_nothing_else(mosaic: Mosaic) -> None:
-    catalog = mosaic.catalog
+def test_json_has_the_records_and_nothing_else(shared: Mosaic) -> None:
+    catalog = shared.catalog
     records = {
         "catalog list": catalog.catalogs.list(),
         "schema list": catalog.list_schemas(),
@@ -97,11 +99,11 @@ def test_json_has_the_records_and_nothing_else(mosaic: Mosaic) -> None:
         "search": catalog.search(),
     }
     for command, expected in records.items():
-        assert mosaic.json(*command.split()) == [one.model_dump(mode="json") for one in expected], command
+        assert shared.json(*command.split()) == [one.model_dump(mode="json") for one in expected], command
 
 
-def test_json_of_one_thing_has_its_tags_too(mosaic: Mosaic) -> None:
-    catalog = mosaic.catalog
+def test_json_of_one_thing_has_its_tags_too(shared: Mosaic) -> None:
+    catalog = shared.catalog
     one = {
         "catalog get lab": catalog.catalogs.get("lab"),
         "schema get main.docs": catalog.schemas.get("main.docs"),
@@ -110,29 +112,29 @@ def test_json_of_one_thing_has_its_tags_too(mosaic: Mosaic) -> None:
         "connection get openai": catalog.connections.get("openai"),
     }
     for command, expected in one.items():
-        assert mosaic.json(*command.split()) == {**expected.model_dump(mode="json"), "tags": {}}, command
+        assert shared.json(*command.split()) == {**expected.model_dump(mode="json"), "tags": {}}, command
     table = catalog.get_table("main.docs.entries").model_dump(mode="json")
-    told = mosaic.json("table", "get", "Main.Docs.Entries")
+    told = shared.json("table", "get", "Main.Docs.Entries")
     assert told == {**table, "delta_version": 2, "tags": {"domain": "docs"}}
     prompt = catalog.prompts.get("main.docs.greeting/1").model_dump(mode="json")
-    assert mosaic.json("prompt", "get", "main.docs.greeting") == prompt
-    assert mosaic.json("prompt", "get", "main.docs.greeting/1") == prompt
+    assert shared.json("prompt", "get", "main.docs.greeting") == prompt
+    assert shared.json("prompt", "get", "main.docs.greeting/1") == prompt
 
 
-def test_one_thing_as_lines_and_nothing_in_it_that_a_terminal_would_obey(mosaic: Mosaic) -> None:
-    lines = mosaic.ok("table", "get", "main.docs.entries").splitlines()
+def test_one_thing_as_lines_and_nothing_in_it_that_a_terminal_would_obey(shared: Mosaic) -> None:
+    lines = shared.ok("table", "get", "main.docs.entries").splitlines()
     assert "name            main.docs.entries" in lines
     assert "columns         name=id, type=int64, spark=long, nullable=" in lines
     assert "comment         Red: \\x1b[31m" in lines and "                and [bold]" in lines
     assert "delta version   2" in lines and "tags            domain=docs" in lines
 
 
-def test_history_is_that_of_the_log_with_its_runs(mosaic: Mosaic) -> None:
-    commits = mosaic.json("table", "history", "main.docs.entries")
-    (run,) = mosaic.catalog.runs_that_made("table", "main.docs.entries", 2)
+def test_history_is_that_of_the_log_with_its_runs(shared: Mosaic) -> None:
+    commits = shared.json("table", "history", "main.docs.entries")
+    (run,) = shared.catalog.runs_that_made("table", "main.docs.entries", 2)
     said = [(one["version"], one["operation"], one["rows_added"], one["run_id"]) for one in commits]
     assert said == [(2, "MERGE", 1, run.run_id), (1, "WRITE", 2, None), (0, "CREATE TABLE", None, None)]
-    ended = mosaic.run("table", "history", "main.docs.entries", "--limit", "1")
+    ended = shared.run("table", "history", "main.docs.entries", "--limit", "1")
     assert ended.code == 0 and run.run_id in ended.out
     assert ended.err == "versions before 2 are not shown; --limit shows more\n"
 
@@ -165,32 +167,32 @@ def test_long_lists_say_what_is_not_shown(mosaic: Mosaic) -> None:
     assert hits.code == 0 and hits.err == "only the first 1 hits are shown; --limit shows up to 1000\n"
 
 
-def test_an_empty_list(mosaic: Mosaic) -> None:
-    ended = mosaic.run("function", "list")
+def test_an_empty_list(shared: Mosaic) -> None:
+    ended = shared.run("function", "list")
     assert (ended.code, ended.out, ended.err) == (0, "", "no functions\n")
-    assert mosaic.json("function", "list") == []
+    assert shared.json("function", "list") == []
 
 
-def test_with_the_eyes_of_another(mosaic: Mosaic) -> None:
-    assert [one["name"] for one in mosaic.json("table", "list", "--as", "bob")] == ["main.docs.entries"]
-    assert [one["name"] for one in mosaic.json("catalog", "list", "--as", "bob")] == ["main"]
-    assert mosaic.json("connection", "list", "--as", "bob") == []
-    found = {(one["kind"], one["name"]) for one in mosaic.json("search", "--as", "bob")}
+def test_with_the_eyes_of_another(shared: Mosaic) -> None:
+    assert [one["name"] for one in shared.json("table", "list", "--as", "bob")] == ["main.docs.entries"]
+    assert [one["name"] for one in shared.json("catalog", "list", "--as", "bob")] == ["main"]
+    assert shared.json("connection", "list", "--as", "bob") == []
+    found = {(one["kind"], one["name"]) for one in shared.json("search", "--as", "bob")}
     assert found == {("catalog", "main"), ("schema", "main.docs"), ("table", "main.docs.entries")}
-    assert "one" in mosaic.ok("table", "preview", "main.docs.entries", "--as", "bob")
-    count = len(mosaic.catalog.audit.list())
+    assert "one" in shared.ok("table", "preview", "main.docs.entries", "--as", "bob")
+    count = len(shared.catalog.audit.list())
     for hidden in ("table get main.docs.private", "model get main.docs.bot", "prompt get main.docs.greeting/1"):
-        ended = mosaic.run(*hidden.split(), "--as", "bob")
+        ended = shared.run(*hidden.split(), "--as", "bob")
         assert ended.code == 1 and ended.out == "", hidden
         assert ended.err.startswith("mosaic: 'bob' may not see ") and "missing BROWSE" in ended.err
-    assert len(mosaic.catalog.audit.list()) == count  # looking with another's eyes is no denial of that other
-    unknown = mosaic.run("table", "list", "--as", "nobody")
+    assert len(shared.catalog.audit.list()) == count  # looking with another's eyes is no denial of that other
+    unknown = shared.run("table", "list", "--as", "nobody")
     assert unknown.code == 1 and unknown.err.startswith("mosaic: no principal 'nobody'")
 
 
-def test_on_a_terminal(mosaic: Mosaic) -> None:
+def test_on_a_terminal(shared: Mosaic) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "mosaic.cli", "search", "red", "--storage", str(mosaic.home)]
+    command = [sys.executable, "-m", "mosaic.cli", "search", "red", "--storage", str(shared.home)]
     environment = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
     ended = subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, timeout=60, check=False)
     shown = os.read(ours, 100_000).decode()
@@ -200,29 +202,29 @@ def test_on_a_terminal(mosaic: Mosaic) -> None:
     assert "main.docs.entries" in shown and r"Red: \x1b[31m\nand [bold]" in shown and "\x1b[31m" not in shown
 
 
-def test_as_a_program_calls_it(mosaic: Mosaic) -> None:
-    listed = local.mosaic("token", "list", "--json", "--storage", str(mosaic.home))
+def test_as_a_program_calls_it(shared: Mosaic) -> None:
+    listed = local.mosaic("token", "list", "--json", "--storage", str(shared.home))
     assert (listed.returncode, listed.stderr) == (0, "")
     assert [one["principal"] for one in json.loads(listed.stdout)] == ["bob"]
-    refused = local.mosaic("catalog", "get", "gone", "--storage", str(mosaic.home))
+    refused = local.mosaic("catalog", "get", "gone", "--storage", str(shared.home))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "mosaic: no catalog 'gone'; there are ['lab', 'main']\n"
 
 
 @pytest.mark.parametrize("command", ["--help", "token list", "table get main.docs.entries"])
-def test_nothing_is_imported_that_is_not_needed(mosaic: Mosaic, command: str) -> None:
+def test_nothing_is_imported_that_is_not_needed(shared: Mosaic, command: str) -> None:
     heavy = ["torch", "ray", "vllm", "mlflow", "transformers", "fastapi", "duckdb"]
     heavy += [] if command.startswith("table") else ["pyarrow", "pandas", "deltalake"]
     heavy += ["sqlalchemy", "rich"] if command == "--help" else []
-    words = command.split() + ([] if command == "--help" else ["--storage", str(mosaic.home)])
+    words = command.split() + ([] if command == "--help" else ["--storage", str(shared.home)])
     told = f"import sys; print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
     program = f"import atexit; atexit.register(exec, {told!r}, {{}}); from mosaic.cli import main; main({words})"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "[]\n")
 
 
-def test_home_and_settings_file_say_which_catalog(mosaic: Mosaic, tmp_path: Path) -> None:
+def test_home_and_settings_file_say_which_catalog(shared: Mosaic, tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
-    file.write_text(f"storage: {mosaic.home}\n")
-    listed = local.mosaic("catalog", "list", "--json", "-f", str(file))
+    file.write_text(f"storage: {shared.home}\n")
+    listed = CliRunner().invoke(main, ["catalog", "list", "--json", "-f", str(file)])
     assert [one["name"] for one in json.loads(listed.stdout)] == ["lab", "main"]

@@ -165,11 +165,11 @@ def test_secrets_come_from_stdin_or_a_file_and_are_shown_nowhere(mosaic: Mosaic,
     ],
 )
 def test_a_connection_that_is_refused(
-    mosaic: Mosaic, arguments: list[str], stdin: bytes | None, code: int, told: str
+    shared: Mosaic, arguments: list[str], stdin: bytes | None, code: int, told: str
 ) -> None:
-    ended = mosaic.run("connection", "create", "b", "--type", "openai", *arguments, stdin=stdin)
+    ended = shared.run("connection", "create", "b", "--type", "openai", *arguments, stdin=stdin)
     assert (ended.code, ended.out) == (code, "") and told in ended.err and SECRET not in ended.err
-    assert mosaic.catalog.connections.find("b") is None
+    assert shared.catalog.connections.find("b") is None
 
 
 @pytest.mark.parametrize(
@@ -219,21 +219,21 @@ def test_a_connection_that_is_refused(
     ],
     ids=lambda value: " ".join(value).encode("unicode_escape").decode() if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line_and_changes_nothing(mosaic: Mosaic, command: list[str], code: int, told: str) -> None:
-    before = mosaic.catalog.revision()
-    ended = mosaic.run(*command)
+def test_bad_input_is_one_line_and_changes_nothing(shared: Mosaic, command: list[str], code: int, told: str) -> None:
+    before = shared.catalog.revision()
+    ended = shared.run(*command)
     assert (ended.code, ended.out) == (code, "") and told in ended.err, ended
-    assert mosaic.catalog.revision() == before
+    assert shared.catalog.revision() == before
     if code == 1:
         assert ended.err.startswith("mosaic: ") and ended.err.count("\n") == 1
     assert "\x1b" not in ended.err and "Traceback" not in ended.err
 
 
-def test_a_location_in_the_platforms_own_root_is_no_external_volume(mosaic: Mosaic) -> None:
-    for location in (f"{mosaic.home}/managed", str(mosaic.home.parent), str(mosaic.home)):
-        ended = mosaic.run("volume", "create", "main.docs.v", "--location", location)
+def test_a_location_in_the_platforms_own_root_is_no_external_volume(shared: Mosaic) -> None:
+    for location in (f"{shared.home}/managed", str(shared.home.parent), str(shared.home)):
+        ended = shared.run("volume", "create", "main.docs.v", "--location", location)
         assert ended.code == 1 and "is in the platform's own root, or has it within" in ended.err
-    assert mosaic.catalog.volumes.find("main.docs.v") is None
+    assert shared.catalog.volumes.find("main.docs.v") is None
 
 
 def test_names_with_quotes_where_they_are_allowed(mosaic: Mosaic) -> None:

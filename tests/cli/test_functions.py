@@ -112,14 +112,14 @@ def test_the_source_is_never_run(mosaic: Mosaic, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", REFUSED, ids=lambda source: source[:30].encode("unicode_escape").decode())
-def test_a_function_that_is_refused(mosaic: Mosaic, source: str) -> None:
-    ended = mosaic.run("function", "create", "main.docs.f", "--source", "-", "--def", "f", stdin=source)
+def test_a_function_that_is_refused(shared: Mosaic, source: str) -> None:
+    ended = shared.run("function", "create", "main.docs.f", "--source", "-", "--def", "f", stdin=source)
     assert ended.code == 1 and ended.err.startswith("mosaic: ") and REFUSED[source] in ended.err, ended.err
-    assert mosaic.catalog.functions.find("main.docs.f") is None
+    assert shared.catalog.functions.find("main.docs.f") is None
 
 
-def test_source_that_is_no_text(mosaic: Mosaic) -> None:
-    ended = mosaic.run("function", "create", "main.docs.f", "--source", "-", stdin=b"\xff\xfe")
+def test_source_that_is_no_text(shared: Mosaic) -> None:
+    ended = shared.run("function", "create", "main.docs.f", "--source", "-", stdin=b"\xff\xfe")
     assert ended.code == 1 and "is not UTF-8" in ended.err
-    ended = mosaic.run("prompt", "register", "main.docs.p", "--template", "-", stdin=b"\xff\xfe")
+    ended = shared.run("prompt", "register", "main.docs.p", "--template", "-", stdin=b"\xff\xfe")
     assert ended.code == 1 and "is not UTF-8" in ended.err
