@@ -36,9 +36,10 @@ QUESTIONS = {
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         catalog = Catalog.open(f"sqlite:///{folder}/catalog.db")
-        tables = Tables(Storage(str(Path(folder) / "root")), catalog)
+        storage = Storage(str(Path(folder) / "root"))
+        tables = Tables(storage, catalog)
         fill(catalog, tables)
-        sql = Sql(tables, catalog)
+        sql = Sql(storage, tables, catalog)
         dataset = tables.delta("main.lake.items").to_pyarrow_dataset()
         print(f"{ROWS:,} rows in {FILES} files, DuckDB {duckdb.__version__}, {ROUNDS} rounds, milliseconds")
         for name, question in QUESTIONS.items():

@@ -24,10 +24,12 @@ from mosaic.data.sql_engine import Answer, Engine, Limits, SqlSettings
 from mosaic.data.sql_predicate import predicate
 from mosaic.data.sql_statement import Create, Delete, Insert, Reader, Show
 from mosaic.data.sql_tree import Parser, Query, TableName
+from mosaic.data.sql_types import Column, columns
 from mosaic.data.system_tables import SYSTEM_TABLES, columns_of_show
 from mosaic.data.tables import Tables
 from mosaic.errors import AlreadyExists, BadRequest, TooLarge
 from mosaic.protocol import Principal
+from mosaic.storage import Storage
 
 RUN_KIND = "sql"
 MADE_BY_RUN = "mosaic.run_id"
@@ -57,6 +59,11 @@ class SqlResult:
     """The run in the catalog's lineage; None for a statement that names no Delta table."""
 
     @property
+    def columns(self) -> list[Column]:
+        """Names and types, in Databricks' words."""
+        return columns(self.rows.schema)
+
+    @property
     def truncated(self) -> bool:
         """Whether there are more rows than these."""
         return self.cut_by is not None
@@ -65,8 +72,8 @@ class SqlResult:
 class Sql:
     """`sql.query("SELECT ...", principal=...)`; safe for threads."""
 
-    def __init__(self, tables: Tables, catalog: Catalog, settings: SqlSettings | None = None) -> None:
-        self._tables, self._catalog = tables, catalog
+    def __init__(self, storage: Storage, tables: Tables, catalog: Catalog, settings: SqlSettings | None = None) -> None:
+        self._storage, self._tables, self._catalog = storage, tables, catalog
         self.settings = settings or SqlSettings()
         self._engine = Engine(self.settings)
         self._parser = Parser(self._engine.connect)
@@ -195,7 +202,7 @@ class Sql:
             elif table.version is not None:
                 raise BadRequest(f"table {table.name!r} is computed as it is asked and has no versions")
             else:
-                given[table.engine_name] = SYSTEM_TABLES[table.name](self._catalog, asked.principal)
+                given[table.engine_name] = SYSTEM_TABLES[table.name](self._catalog, self._storage, asked.principal)
         return self._engine.run(query.sql, given, asked.parameters, asked.limits, asked.cancelled)
 
     def _all(self, query: Query, pinned: "_Pinned", asked: "_Asked") -> pa.Table:
@@ -215,8 +222,8 @@ class Sql:
         try:
             for table, opened in pinned.items():
                 assert query is not None
-                columns = query.columns_of(arrow_schema(opened.delta).names)
-                detail = {"columns": columns, "predicate": None}
+                names = query.columns_of(arrow_schema(opened.delta).names)
+                detail = {"columns": names, "predicate": None}
                 self._catalog.add_input(run_id, "table", table.name, opened.delta.version(), detail=detail)
             yield run_id
         except BaseException:

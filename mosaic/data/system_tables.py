@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from mosaic.catalog import Catalog, Run
 from mosaic.catalog.names import METASTORE
+from mosaic.catalog.unity.places import contains
 from mosaic.catalog.unity.spark import SparkType, parse_type
 from mosaic.errors import BadRequest, NotFound
 from mosaic.protocol import Principal
+from mosaic.storage import Storage
 
 NEWEST_RUNS = 5_000
 """So many runs, the newest, are looked through for the lineage of tables."""
@@ -41,8 +43,8 @@ def columns_of_show(what: str, parent: str, names: Sequence[str]) -> pa.Table:
 class _View:
     """The catalog as one caller may see it."""
 
-    def __init__(self, catalog: Catalog, caller: Principal) -> None:
-        self.catalog, self.caller = catalog, caller
+    def __init__(self, catalog: Catalog, storage: Storage, caller: Principal) -> None:
+        self.catalog, self.storage, self.caller = catalog, storage, caller
         try:
             mine = {caller.name, "users", *catalog.principals.groups_of(caller.name)}
         except NotFound:
@@ -116,7 +118,7 @@ def _tables(view: _View) -> Iterator[Row]:
     for one in view.tables():
         yield {
             **_placed("table", one.name),
-            "table_type": one.properties.get("table_type", "MANAGED"),
+            "table_type": "MANAGED" if contains(view.storage.root, one.location) else "EXTERNAL",
             "is_insertable_into": "YES",
             "table_owner": one.owner,
             "data_source_format": "DELTA",
@@ -358,14 +360,14 @@ _TABLE_LINEAGE = _Computed(
 )
 
 
-def _reader(computed: _Computed) -> Callable[[Catalog, Principal], pa.Table]:
-    def read(catalog: Catalog, caller: Principal) -> pa.Table:
-        return pa.Table.from_pylist(list(computed.rows(_View(catalog, caller))), schema=computed.schema)
+def _reader(computed: _Computed) -> Callable[[Catalog, Storage, Principal], pa.Table]:
+    def read(catalog: Catalog, storage: Storage, caller: Principal) -> pa.Table:
+        return pa.Table.from_pylist(list(computed.rows(_View(catalog, storage, caller))), schema=computed.schema)
 
     return read
 
 
-SYSTEM_TABLES: Mapping[str, Callable[[Catalog, Principal], pa.Table]] = {
+SYSTEM_TABLES: Mapping[str, Callable[[Catalog, Storage, Principal], pa.Table]] = {
     **{f"system.information_schema.{name}": _reader(computed) for name, computed in _INFORMATION_SCHEMA.items()},
     "system.access.table_lineage": _reader(_TABLE_LINEAGE),
 }

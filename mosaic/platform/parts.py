@@ -48,7 +48,7 @@ def build_parts(settings: PlatformSettings) -> Parts:
 
     models = ModelResolver(settings.home_folder / "models", storage, source_of)
     indexes = Indexes(storage, tables, catalog, functools.partial(embedder, settings))
-    return Parts(settings, storage, catalog, tables, models, indexes, Sql(tables, catalog))
+    return Parts(settings, storage, catalog, tables, models, indexes, Sql(storage, tables, catalog))
 
 
 def embedder(settings: PlatformSettings, endpoint: str) -> "GatewayEmbedder":

@@ -26,8 +26,9 @@ class Lake:
     def __init__(self, folder: Path, settings: SqlSettings | None = None) -> None:
         self.folder = folder
         self.catalog = Catalog.open(f"sqlite:///{folder / 'catalog.db'}")
-        self.tables = Tables(Storage(str(folder / "root")), self.catalog)
-        self.sql = Sql(self.tables, self.catalog, settings)
+        self.storage = Storage(str(folder))
+        self.tables = Tables(self.storage, self.catalog)
+        self.sql = Sql(self.storage, self.tables, self.catalog, settings)
         for schema in ("main.docs", "main.vault"):
             self.catalog.ensure_schema(schema)
         self.admin_token = self.catalog.create_token("admin", is_admin=True)[1]

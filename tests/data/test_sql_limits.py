@@ -21,7 +21,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
 
 
 def with_settings(lake: Lake, **settings: object) -> Sql:
-    return Sql(lake.tables, lake.catalog, SqlSettings.parse(settings))
+    return Sql(lake.storage, lake.tables, lake.catalog, SqlSettings.parse(settings))
 
 
 def test_rows_are_cut_at_the_limit_and_it_says_so(lake: Lake) -> None:

@@ -106,6 +106,13 @@ def test_columns_are_those_of_databricks(lake: Lake) -> None:
     assert (granted["grantor"], granted["privilege_type"], granted["inherited_from"]) == ("admin", "SELECT", "NONE")
 
 
+def test_what_is_outside_of_the_root_is_external(lake: Lake) -> None:
+    lake.catalog.create_table("main.docs.elsewhere", "/elsewhere", columns=[], primary_key=None, owner="admin")
+    asked = "SELECT table_type FROM system.information_schema.tables WHERE table_name = 'elsewhere'"
+    assert lake.value(asked) == "EXTERNAL"
+    lake.catalog.delete_table("main.docs.elsewhere")
+
+
 def test_places_and_definitions_are_for_owners(lake: Lake) -> None:
     for asked in (
         "SELECT storage_path FROM system.information_schema.tables WHERE table_name = 'people'",
