@@ -25,6 +25,7 @@ from mosaic.catalog.records import (
     Table,
     Token,
 )
+from mosaic.catalog.store import StoreSettings
 
 __all__ = [
     "AliasEvent",
@@ -48,6 +49,7 @@ __all__ = [
     "RunEdge",
     "Schema",
     "Securable",
+    "StoreSettings",
     "Table",
     "Token",
     "parse_model_version",

@@ -32,7 +32,7 @@ from mosaic.catalog.records import (
 from mosaic.catalog.registry import Registry
 from mosaic.catalog.schema import revision
 from mosaic.catalog.search import search
-from mosaic.catalog.store import Store
+from mosaic.catalog.store import Store, StoreSettings
 from mosaic.catalog.tags import Tags
 from mosaic.errors import BadRequest, not_found
 from mosaic.protocol import Principal
@@ -79,19 +79,20 @@ class Catalog:
         *,
         serving_schema: str = "main.serving",
         key_file: Path | None = None,
+        store: StoreSettings | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> "Catalog":
         """Open the database at `url`, made or migrated if needed; `sqlite:////absolute/path.db` or `postgresql+...`.
 
         `serving_schema` holds the endpoints that are named by one word; the key in `key_file` (made if it is not there)
-        encrypts the secrets of connections. Raises BadRequest for a wrong URL, Conflict for a database that a newer
-        version has written, Unavailable if it cannot be reached.
+        encrypts the secrets of connections; `store` says how long to wait for the database. Raises BadRequest for a
+        wrong URL, Conflict for a database that a newer version has written, Unavailable if it cannot be reached.
         """
         names.parse_schema(serving_schema)
-        return cls(Store(url), url, serving_schema=serving_schema, key_file=key_file, now=now)
+        return cls(Store(url, store), url, serving_schema=serving_schema, key_file=key_file, now=now)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.url, self.serving_schema, self._key_file))
+        return (_reopen, (self.url, self.serving_schema, self._key_file, self._store.settings))
 
     def close(self) -> None:
         """Give the idle connections back."""
@@ -617,5 +618,5 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _reopen(url: str, serving_schema: str, key_file: Path | None) -> Catalog:
-    return Catalog.open(url, serving_schema=serving_schema, key_file=key_file)
+def _reopen(url: str, serving_schema: str, key_file: Path | None, store: StoreSettings) -> Catalog:
+    return Catalog.open(url, serving_schema=serving_schema, key_file=key_file, store=store)

@@ -98,6 +98,12 @@ class PostgresServer:
                 self._process.send_signal(signal.SIGQUIT)
                 self._process.wait()
 
+    def crash(self) -> None:
+        """End the server as a crash does: nothing is tidied up, and the next start recovers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait()
+
     def close(self) -> None:
         """Stop the server and delete all of it."""
         self.stop()

@@ -41,6 +41,7 @@ class Store:
 
     def __init__(self, url: str, settings: StoreSettings | None = None) -> None:
         parsed, settings = _checked(url), settings or StoreSettings()
+        self.settings = settings
         self._shown = parsed.render_as_string(hide_password=True)
         is_sqlite = parsed.get_backend_name() == "sqlite"
         engine = _sqlite_engine(parsed, settings) if is_sqlite else _postgres_engine(parsed, settings)

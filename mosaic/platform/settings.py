@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from mosaic.catalog import Catalog
+from mosaic.catalog import Catalog, StoreSettings
 from mosaic.errors import BadRequest
 from mosaic.runtime.settings import RaySettings
 from mosaic.serving.settings import EngineSettings
@@ -24,6 +24,8 @@ class PlatformSettings(Settings):
     """Folder on this machine for logs, spools, caches and the SQLite catalog; the root itself if that is local."""
     catalog_url: str | None = None
     """SQLAlchemy URL of the catalog; SQLite in the home if not given."""
+    catalog_store: StoreSettings = StoreSettings()
+    """How long to wait for the catalog's database, and connections to PostgreSQL."""
     catalog_key_file: str | None = None
     """File of the key that encrypts connections' secrets, the same on every node; `catalog.key` in the home if not
     given, made at the first secret."""
@@ -89,4 +91,4 @@ def load_settings(file: Path | str | None, **changes: Any) -> PlatformSettings:
 
 def open_catalog(settings: PlatformSettings) -> Catalog:
     """The catalog in this process, made or migrated if needed."""
-    return Catalog.open(settings.catalog_address, key_file=settings.key_file)
+    return Catalog.open(settings.catalog_address, key_file=settings.key_file, store=settings.catalog_store)
