@@ -7,9 +7,11 @@ import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from moto.server import ThreadedMotoServer
 
 from mosaic.catalog import Catalog
 from mosaic.cli import main
@@ -222,6 +224,35 @@ def test_kill_9_at_every_point(words: Tables, storage: Storage, catalog: Catalog
     assert [one.name for one in purged(storage, catalog).removed] == [NAME]
     assert not place.exists() and storage.list(storage.address("purging")) == []
     assert purged(storage, catalog).removed == ()
+
+
+def test_in_an_object_store(catalog: Catalog) -> None:
+    """A vacuum, and a purge, where folders are only prefixes of names."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    try:
+        host, port = moto.get_host_and_port()
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+        storage = Storage(
+            "s3://lake/root", {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true"}
+        )
+        httpx.put(f"http://{host}:{port}/lake").raise_for_status()
+        tables = Tables(storage, catalog)
+        for name in (NAME, "main.test.other"):
+            tables.create(name, SCHEMA, primary_key="word", owner="ann")
+            for word in "ab":
+                tables.overwrite(name, pa.table({"word": [word]}))
+        done = tables.vacuum(NAME, retention_hours=0)
+        assert len(done.files) == 1 and "/" not in done.files[0]
+        assert tables.to_arrow(NAME)["word"].to_pylist() == ["b"]
+        assert tables.vacuum(NAME, retention_hours=0).files == ()
+        place = catalog.get_table(NAME).location
+        catalog.delete_table(NAME)
+        assert [one.location for one in purged(storage, catalog).removed] == [place]
+        assert storage.list(place) == [] and not storage.exists(place)
+        assert tables.to_arrow("main.test.other").num_rows == 1
+    finally:
+        moto.stop()
 
 
 def test_the_command(words: Tables, catalog: Catalog, tmp_path: Path) -> None:
