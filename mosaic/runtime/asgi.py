@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosaic.errors import (
@@ -178,7 +179,7 @@ class ShapeErrors:
         except HTTPException as error:
             if begun:
                 raise
-            await send_error(_from_framework(error, scope), scope, send, allow=(error.headers or {}).get("Allow"))
+            await send_error(_from_framework(error, scope), scope, send)
         except Exception:
             # The one boundary where everything is caught: a client gets a shape, the log gets the traceback.
             logger.exception("request %s failed", header(scope, b"x-request-id"))
@@ -268,16 +269,16 @@ async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
         raise BadRequest(f"the body is not JSON: {error}") from None
 
 
-async def send_error(error: MosaicError, scope: Scope, send: Send, *, allow: str | None = None) -> None:
-    """Answer with the error in the path's shape; `allow` says which methods the path takes, where that is known."""
+async def send_error(error: MosaicError, scope: Scope, send: Send) -> None:
+    """Answer with the error in the path's shape."""
     state = scope["state"]
     state["error"] = error
     body = json.dumps(error_body(error, scope["path"], header(scope, b"x-request-id") or "")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if allow is not None:
-        headers.append((b"allow", allow.encode()))
+    if error.status == 405:
+        headers.append((b"allow", ", ".join(_methods(scope)).encode()))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -286,8 +287,15 @@ def _from_framework(error: HTTPException, scope: Scope) -> MosaicError:
     if error.status_code == 404:
         return NotFound(f"no path {scope['path']!r} here", code="path_not_found")
     if error.status_code == 405:
-        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "another method").split(", ")))
-        return MethodNotAllowed(f"{scope['method']} is not for {scope['path']!r}; it takes {allowed}")
+        takes = ", ".join(_methods(scope)) or "another method"
+        return MethodNotAllowed(f"{scope['method']} is not for {scope['path']!r}; it takes {takes}")
     shaped = MosaicError(str(error.detail))
     shaped.status = error.status_code
     return shaped
+
+
+def _methods(scope: Scope) -> list[str]:
+    """All that the path takes: the framework looks at the first of its routes alone."""
+    routes = [one for one in getattr(scope.get("router"), "routes", []) if one.matches(scope)[0] is Match.PARTIAL]
+    exact = [one for one in routes if "{" not in one.path]  # `/models/versions` is not the model `versions`
+    return sorted(set().union(*(one.methods or set() for one in exact or routes)))
