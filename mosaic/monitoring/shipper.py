@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from deltalake.exceptions import DeltaError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mosaic.errors import MosaicError
@@ -46,10 +45,13 @@ class Shipping:
             try:
                 self.flush()
                 self._last_error = None
-            except (MosaicError, DeltaError, OSError) as error:
-                # Storage that is away comes back; the source keeps what was not shipped.
+            except Exception as error:
+                # Storage that is away comes back; the source keeps what was not shipped. Whatever it was, the thread
+                # goes on and the status says so: one that ended would ship nothing more, and nobody would know.
                 self._last_error = str(error)
-                logger.warning("shipping failed, will try again: %s", error)
+                logger.warning(
+                    "shipping failed, will try again: %s", error, exc_info=not isinstance(error, MosaicError)
+                )
             pause.wait(self._interval_seconds)
 
 
