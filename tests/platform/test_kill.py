@@ -1,5 +1,5 @@
-"""kill -9 of a gateway's replica and of an index's actor while questions run: nothing that was answered is lost or
-doubled."""
+"""kill -9 of a gateway's replica, of an index's actor, of what keeps MLflow: nothing that was answered is lost or
+doubled, and what was killed comes back."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pyarrow as pa
@@ -149,3 +150,31 @@ def _wait(condition: Any, seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come within {seconds:g} s"
         time.sleep(0.1)
+
+
+@pytest.mark.faults
+def test_kill_9_of_what_keeps_mlflow_brings_it_back(platform: Platform, token: str) -> None:
+    (victim,) = (
+        process
+        for process in psutil.Process(platform.cluster.pid).children(recursive=True)
+        if _is_platform_actor(process)
+    )
+    servers = [child.pid for child in victim.children(recursive=True)]
+    os.kill(victim.pid, signal.SIGKILL)
+    with httpx.Client(base_url=platform.base_url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as asking:
+
+        def run_is_made() -> bool:
+            made = asking.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"})
+            assert made.status_code in (200, 503), made.text
+            return made.status_code == 200
+
+        _wait(lambda: not any(psutil.pid_exists(pid) for pid in servers), 60, "the end of the servers it had")
+        _wait(run_is_made, 120, "MLflow")
+    assert {part.part: part.state for part in platform.status()}["mlflow"] == "healthy"
+
+
+def _is_platform_actor(process: psutil.Process) -> bool:
+    try:
+        return "PlatformActor" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
