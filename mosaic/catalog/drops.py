@@ -54,6 +54,7 @@ def list_dropped(connection: sa.Connection, *, before: datetime | None) -> list[
             kind=row.kind,
             name=row.full_name,
             location=row.spec.get("location"),
+            owner=row.owner,
             deleted_at=row.deleted_at,
             deleted_by=row.updated_by,
         )

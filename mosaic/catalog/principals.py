@@ -132,6 +132,11 @@ class Principals:
             get(connection, name)
             return sorted(groups_above(connection, name) - {name})
 
+    def is_administrator(self, caller: Caller) -> bool:
+        """Whether somebody is above all: a member of group `admins`, or with an administrator's token, and active."""
+        with self._store.read() as connection:
+            return is_administrator(connection, as_principal(caller))
+
     def _change(
         self, action_name: str, *, by: Principal, **params: str
     ) -> "AbstractContextManager[Change, bool | None]":

@@ -135,6 +135,7 @@ class Dropped(Wire):
     name: str
     location: str | None
     """Address of its data; None for what has none of its own."""
+    owner: str
     deleted_at: datetime
     deleted_by: str | None
 

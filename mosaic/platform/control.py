@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import ASGIApp
 
+from mosaic.catalog.routes import catalog_routes
 from mosaic.catalog.unity import unity_routes
 from mosaic.data.routes import sql_routes
 from mosaic.data.run_routes import run_routes
@@ -76,6 +77,7 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         *thread_routes(parts.tables, catalog),
         Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
         *unity_routes(catalog, parts.storage),
+        *catalog_routes(catalog),
         *sql_routes(parts.sql),
         *run_routes(parts.tables),
         *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),
