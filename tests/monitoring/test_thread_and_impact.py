@@ -250,9 +250,9 @@ def test_impact_follows_keys_that_are_no_texts(history: History) -> None:
 @pytest.mark.parametrize(
     "where",
     [
-        *("", "  ", "modul = 'os'", "module =", "module", "module = 'os'; DROP TABLE x", "module = 'os' -- all"),
+        *("", "  ", "modul = 'os'", "module =", "module", "module = 'os'; DROP TABLE x", "module = 'os' OR (true"),
         *("entry_id IN (SELECT entry_id FROM t)", "EXISTS (SELECT 1)", "(TABLE t) = 1", "read_csv('/etc/passwd')"),
-        *("module = 'os') OR", "(module = 'os'", "1 / (length(module) - 2) = 1", "module = 'os' /* x"),
+        *("module = 'os') OR", "(module = 'os'", "repeat(module, 1000000000) = 'x'", "module = 'os' /* x"),
         *("entry_id IN (FROM t)", "EXISTS (FROM t)", "entry_id = ANY(FROM t)"),
     ],
 )
@@ -305,7 +305,7 @@ def test_over_http_and_on_the_command_line(history: History, tmp_path: Path) -> 
         (ask("/tables/main.docs.none/impact"), 404, "no table 'main.docs.none'"),
         (ask(f"/tables/{ENTRIES}/impact", were="x"), 400, "unknown field 'were'"),
         (ask(f"/tables/{ENTRIES}/impact", version="first"), 400, "field 'version' = 'first'"),
-        (ask(f"/tables/{ENTRIES}/impact", where="nope = 1"), 400, "No field named nope"),
+        (ask(f"/tables/{ENTRIES}/impact", where="nope = 1"), 400, "no column 'nope'"),
     ]
     for answer, status, message in refusals:
         assert answer.status_code == status and message in answer.text, answer.text
