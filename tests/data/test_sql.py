@@ -323,7 +323,7 @@ def _and(a: bool | None, b: bool | None) -> bool | None:
     return False if a is False or b is False else None if a is None or b is None else True
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows_of, condition=conditions, number=st.integers(-3, 3))
 def test_filters_and_aggregations_agree_with_plain_python(
     lake: Lake, rows: list[tuple[int | None, str | None]], condition: tuple[str, Any], number: int
