@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mosaic.errors import BadRequest, NotFound, Unavailable, not_found
+from mosaic.errors import BadRequest, NotFound, PermissionDenied, Unavailable, not_found
 from mosaic.models import cache, convert, hub, packaged
 from mosaic.protocol import Wire
 from mosaic.storage import Storage
@@ -27,6 +27,12 @@ class ModelSource(Wire):
     address: str
     checksums: dict[str, str] = Field(default_factory=dict)
     """SHA-256 in hexadecimal by relative path; empty if none were registered, and then nothing is checked."""
+    pickles: tuple[str, ...] = ()
+    """Files of it that run code when they are loaded."""
+    may_run_code: bool = False
+    """Whether the one who loads it may have them do so."""
+    allow_with: tuple[str, ...] = ()
+    """The commands with which an administrator would allow it."""
 
 
 class ModelResolver:
@@ -52,8 +58,8 @@ class ModelResolver:
         `smollm2-135m-instruct` (packaged), `/a/folder` or `./a/folder`, `main.ml.bot/3` and `main.ml.bot@champion`
         (registered), `s3://bucket/folder` (an address, taken to never change), `org/name` (on the model hub). May take
         long when something has to be fetched or converted, which happens once. Raises NotFound with what exists,
-        BadRequest for a folder without a model, Conflict if files are not those registered, Unavailable if something
-        cannot be reached.
+        BadRequest for a folder without a model, PermissionDenied for a registered one that runs code when loaded and
+        may not, Conflict if files are not those registered, Unavailable if something cannot be reached.
         """
         if name in packaged.PACKAGED:
             return self._packaged(name)
@@ -79,6 +85,13 @@ class ModelResolver:
         if self._catalog_version is None:
             raise Unavailable(f"model {name!r} is a registered version, but there is no catalog to ask for it")
         source = self._catalog_version(name)
+        if source.pickles and not source.may_run_code:
+            raise PermissionDenied(
+                f"model {source.name!r} has files that run code when they are loaded: {[*source.pickles[:20]]}; to "
+                f"allow that: {'; '.join(source.allow_with) or 'grant EXECUTE UNSAFE on it'}",
+                param="model",
+                code="unsafe_model",
+            )
         if "://" not in source.address:
             folder = _checked(self._storage.local_path(source.address), name)
             cache.verify(folder, source.name, source.checksums)

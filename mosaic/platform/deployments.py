@@ -19,13 +19,12 @@ from mosaic.monitoring import Ledger
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
 from mosaic.platform.control import control_app
 from mosaic.platform.mlflow_proxy import mlflow_door
+from mosaic.platform.parts import INTERNAL as INTERNAL
 from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
 from mosaic.protocol import Retrieved
 from mosaic.serving import ServeEngine
 from mosaic.training.tracking import MlflowServer
 
-INTERNAL = "mosaic-internal"
-"""The principal of the platform's own calls."""
 NAMESPACE = "mosaic"
 PLATFORM_ACTOR = "platform"
 

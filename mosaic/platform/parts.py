@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mosaic.catalog import Catalog
+from mosaic.catalog import Catalog, files
+from mosaic.catalog.privileges import EXECUTE_UNSAFE
 from mosaic.client import Client
 from mosaic.data import Shipper, Tables
 from mosaic.data.audit_table import AuditShipper
 from mosaic.data.sql import Sql
-from mosaic.errors import Conflict
+from mosaic.errors import Conflict, PermissionDenied
 from mosaic.models import ModelResolver, ModelSource
 from mosaic.monitoring import INFERENCE_TABLE, lost, to_arrow
 from mosaic.platform.settings import PlatformSettings as PlatformSettings
 from mosaic.platform.settings import open_catalog
 from mosaic.storage import Storage
 from mosaic.vector import Indexes
+
+INTERNAL = "mosaic-internal"
+"""The principal of the platform's own calls."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,32 @@ def build_parts(settings: PlatformSettings) -> Parts:
         version = catalog.get_model_version(name)
         if version.status != "READY":
             raise Conflict(f"model version {version.full_name!r} is still being uploaded", param="model")
-        return ModelSource(name=version.full_name, address=version.source, checksums=version.checksums)
+        pickles = files.pickles_of(storage, version)
+        allow_with = _missing_to_run(catalog, version.model) if pickles else ()
+        return ModelSource(
+            name=version.full_name,
+            address=version.source,
+            checksums=version.checksums,
+            pickles=pickles,
+            may_run_code=not allow_with,
+            allow_with=allow_with,
+        )
 
     models = ModelResolver(settings.home_folder / "models", storage, source_of)
     indexes = Indexes(storage, tables, catalog, functools.partial(embedder, settings))
     return Parts(settings, storage, catalog, tables, models, indexes, Sql(storage, tables, catalog))
+
+
+def _missing_to_run(catalog: Catalog, model: str) -> tuple[str, ...]:
+    """The commands that would let the platform load pickles of a model; none if it may. A denial is written down."""
+    try:
+        catalog.grants.check(INTERNAL, EXECUTE_UNSAFE, "model", model, action="loadModelVersion")
+        return ()
+    except PermissionDenied:
+        told = catalog.grants.explain(INTERNAL, EXECUTE_UNSAFE, "model", model)
+        missing = [(link.privilege, link.kind, link.name) for link in told.links if link.reason is None]
+        asked = missing or [(EXECUTE_UNSAFE, "model", model)]
+        return tuple(f'mosaic grants add {INTERNAL} "{privilege}" {kind} {name}' for privilege, kind, name in asked)
 
 
 def embedder(settings: PlatformSettings, endpoint: str) -> "GatewayEmbedder":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starlette.routing import Route
 
-from mosaic.catalog import Model, ModelVersion, names
+from mosaic.catalog import Model, ModelVersion, files, names
 from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import FORCE, PAGE, Call, Query, route
 from mosaic.catalog.unity.places import is_local, to_uri
@@ -132,15 +132,21 @@ class ModelRoutes:
         return shapes.Nothing()
 
     def finalize_version(self, call: Call) -> shapes.ModelVersionInfo:
-        """READY, with the checksums of its files where they are on this machine's disk."""
+        """READY, with its signature, what of it runs code when loaded, and checksums where it is on this disk."""
         name = self._model(call, "CREATE_MODEL_VERSION")
         number = _number(call, name)
         call.parse(shapes.Finalize, full_name=name, version=str(number))
         version = self._catalog.get_model_version(f"{name}/{number}")
         if version.status != "READY":
+            looked = files.look(self._storage, version.source)
+            if not looked.names:
+                raise BadRequest(f"nothing was uploaded to {to_uri(version.source)!r} yet", code="failed_precondition")
             # Objects in a store are not read back here: that could take longer than the client waits.
             here = _checksums(Path(version.source)) if is_local(version.source) else {}
-            version = self._catalog.registry.finalize_version(name, number, by=call.principal, checksums=here)
+            found = {"signature": looked.signature, "pickles": looked.pickles}
+            version = self._catalog.registry.finalize_version(
+                name, number, by=call.principal, checksums=here, spec=found
+            )
         return self._version(version)
 
     def get_alias(self, call: Call) -> shapes.ModelVersionInfo:
@@ -226,11 +232,9 @@ def _number(call: Call, model: str) -> int:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 by relative path of the files in a folder; raises BadRequest if nothing was uploaded."""
+    """SHA-256 by relative path of the files in a folder."""
     found = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
         with file.open("rb") as stream:
             found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found:
-        raise BadRequest(f"nothing was uploaded to {to_uri(str(folder))!r} yet", code="failed_precondition")
     return found

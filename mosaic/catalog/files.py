@@ -1,0 +1,107 @@
+"""What a model version's files say, of which none is loaded: its signature, and which of them run code when loaded.
+
+The rule is by name, so that it costs a listing: a pickle is one by its suffix, and `.bin` is taken for torch's, which
+is a pickle inside. MLflow's `MLmodel` names the rest: what its python_function flavor unpickles or imports.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+from pyarrow import fs
+
+from mosaic.catalog.records import ModelVersion
+from mosaic.errors import BadRequest
+from mosaic.protocol import Wire
+from mosaic.storage import Storage
+
+MLMODEL = "MLmodel"
+_PICKLES = frozenset((".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".ckpt", ".dill", ".cloudpickle"))
+_NAMED = ("python_model", "model_code_path", "code", "pickled_model")
+"""Where a flavor names a file that is unpickled or imported, whatever its suffix."""
+_SIGNATURE = ("inputs", "outputs", "params")
+_MOST_FILES = 100_000
+_LARGEST_MLMODEL_BYTES = 1024 * 1024
+
+
+class Looked(Wire):
+    """What is in a version's folder."""
+
+    names: tuple[str, ...]
+    """Relative paths, sorted."""
+    pickles: tuple[str, ...]
+    """Those that run code when they are loaded, sorted."""
+    signature: dict[str, str] | None
+    """MLflow's, each part as JSON text; None if there is none."""
+
+
+def look(storage: Storage, address: str) -> Looked:
+    """Empty for a folder that is not there; raises BadRequest for an MLmodel that cannot be read, Unavailable."""
+    names = _names(storage, address)
+    described: Mapping[str, Any] = {}
+    if MLMODEL in names:
+        described = _read_mlmodel(storage, f"{address.rstrip('/')}/{MLMODEL}")
+    signature = described.get("signature")
+    return Looked(
+        names=tuple(names),
+        pickles=tuple(sorted({*filter(_is_pickle, names), *_named(described)})),
+        signature=_signature(signature) if isinstance(signature, dict) else None,
+    )
+
+
+def pickles_of(storage: Storage, version: ModelVersion) -> tuple[str, ...]:
+    """As they were found when the version was made, if its files cannot have changed since; otherwise as they are."""
+    kept = version.spec.get("pickles")
+    if isinstance(kept, list) and version.checksums:
+        return tuple(str(name) for name in kept)
+    return look(storage, version.source).pickles
+
+
+def _is_pickle(name: str) -> bool:
+    """Also behind a suffix of a compression."""
+    return not _PICKLES.isdisjoint(PurePosixPath(name.lower()).suffixes)
+
+
+def _names(storage: Storage, address: str) -> list[str]:
+    filesystem, path = storage.filesystem(address)
+    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    names = sorted(
+        PurePosixPath(info.path).relative_to(path).as_posix() for info in found if info.type == fs.FileType.File
+    )
+    if len(names) > _MOST_FILES:
+        raise BadRequest(f"{address!r} holds {len(names)} files; a model version has up to {_MOST_FILES}")
+    return names
+
+
+def _read_mlmodel(storage: Storage, address: str) -> Mapping[str, Any]:
+    filesystem, path = storage.filesystem(address)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        data = stream.read(_LARGEST_MLMODEL_BYTES + 1)
+    # Merged keys grow without bound while they are read, and MLflow writes none.
+    if len(data) > _LARGEST_MLMODEL_BYTES or b"<<" in data:
+        raise BadRequest(
+            f"{address!r} is over {_LARGEST_MLMODEL_BYTES} bytes, or merges keys, as no MLmodel of MLflow does"
+        )
+    try:
+        described = yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise BadRequest(f"{address!r} is no YAML: {told}", code="failed_precondition") from None
+    return described if isinstance(described, dict) else {}
+
+
+def _named(described: Mapping[str, Any]) -> Iterable[str]:
+    flavors = described.get("flavors")
+    for flavor in flavors.values() if isinstance(flavors, dict) else ():
+        if not isinstance(flavor, dict):
+            continue
+        named = [flavor[key] for key in _NAMED if isinstance(flavor.get(key), str)]
+        yield from named
+        if not named and "cloudpickle_version" in flavor:
+            yield MLMODEL  # it unpickles something, and does not say what
+
+
+def _signature(said: Mapping[str, Any]) -> dict[str, str] | None:
+    kept = {part: said[part] for part in _SIGNATURE if isinstance(said.get(part), str)}
+    return kept or None
