@@ -172,7 +172,7 @@ class Recorder:
 
 def shard(storage: Storage, tables: Tables, settings: IndexSettings, embed: Any, record: Any) -> Shard:
     slow = settings.model_copy(update={"poll_seconds": 3600.0})
-    made = Shard(slow, storage, storage.address("tables", *TABLE.split(".")), embed, record)
+    made = Shard(slow, storage, tables.place(TABLE)[0], embed, record)
     made.sync()
     return made
 
