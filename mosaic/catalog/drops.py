@@ -88,7 +88,8 @@ def _dropped_with(connection: sa.Connection, row: Row) -> list[Row]:
         level = []
         for first in range(0, len(ids), 500):
             below = securable.c.parent_id.in_(ids[first : first + 500])
-            query = sa.select(securable).where(below, securable.c.deleted_at == row.deleted_at)
+            gone = (securable.c.deleted_at == row.deleted_at) & securable.c.purged_at.is_(None)
+            query = sa.select(securable).where(below, gone)
             level += connection.execute(query.order_by(securable.c.kind, securable.c.full_name)).all()
         found += level
     return found

@@ -21,7 +21,6 @@ from mosaic.catalog import Catalog
 from mosaic.data.access import Opened
 from mosaic.data.delta import arrow_schema, check_columns
 from mosaic.data.sql_engine import Answer, Engine, Limits, SqlSettings
-from mosaic.data.sql_predicate import predicate
 from mosaic.data.sql_statement import Create, Delete, Insert, Reader, Show
 from mosaic.data.sql_tree import Parser, Query, TableName
 from mosaic.data.sql_types import Column, columns
@@ -175,12 +174,9 @@ class Sql:
         """What a condition matches tells about the rows, so that SELECT is needed too."""
         for privilege in ("SELECT", "MODIFY"):
             self._catalog.grants.check(asked.principal, privilege, "table", delete.target, action="writeTable")
-        opened = self._tables.open(delete.target)
-        condition = "true"
-        if delete.condition is not None:
-            condition = predicate(self._parser, delete.condition, arrow_schema(opened.delta), asked.parameters)
         with self._run(asked, None, {}) as run_id:
-            version = self._tables.acting(asked.principal, run_id).delete_where(delete.target, condition)
+            tables = self._tables.acting(asked.principal, run_id)
+            version = tables.delete_where(delete.target, delete.condition or "true", parameters=asked.parameters)
             outputs = self._catalog.get_run(run_id).outputs
             deleted = int((outputs[0].detail or {}).get("rows", 0)) if outputs else 0
             self._catalog.finish_run(run_id, "finished", metrics={"rows": deleted})

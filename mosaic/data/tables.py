@@ -5,7 +5,7 @@ have it and what is written down about it is in `access.py`; what is cleaned up 
 `retention.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -30,12 +30,16 @@ from mosaic.data.delta import (
     read_arrow,
 )
 from mosaic.data.files import ParquetSink, read_files
+from mosaic.data.sql_engine import Engine, SqlSettings
+from mosaic.data.sql_predicate import predicate as deltalake_predicate
+from mosaic.data.sql_tree import Parser
 from mosaic.data.vacuum import RETENTION_HOURS, Vacuumed, optimize, vacuum
 from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound
 from mosaic.ids import new_id
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
+_PARSER = Parser(Engine(SqlSettings()).connect)
 _NUM_CPUS = 0.25  # logical; the platform's own actors leave half a CPU for data on a machine with two
 
 
@@ -108,14 +112,19 @@ class Tables:
         """Replace all rows in one commit; returns the version. Raises Conflict if somebody wrote at the same time."""
         return self._write(name, data, "overwrite", run_id)
 
-    def delete_where(self, name: str, predicate: str, *, run_id: str | None = None) -> int:
-        """Delete the rows for which a SQL predicate holds (`"module = 'os'"`); returns the version."""
+    def delete_where(
+        self, name: str, predicate: str, *, parameters: Mapping[str, Any] | None = None, run_id: str | None = None
+    ) -> int:
+        """Delete the rows for which a SQL predicate holds (`"module = 'os'"`, `:name` a parameter); returns the
+        version. Raises BadRequest for a predicate that `sql_predicate` does not take.
+        """
         writing = self._access.to_write(name, run_id=run_id)
         table, before = writing.delta, writing.delta.version()
         if not predicate.strip():
             raise BadRequest("predicate = '': name the rows to delete, or 'true' for all of them", param="predicate")
+        condition = _condition(predicate, name, arrow_schema(table), parameters or {})
         try:
-            told = table.delete(predicate, commit_properties=writing.properties())
+            told = table.delete(condition, commit_properties=writing.properties())
         except CommitFailedError as error:
             raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
         except DeltaError as error:
@@ -308,6 +317,17 @@ class Tables:
 def _check_same(record: Table, there: Schema, wanted: Schema) -> None:
     if shape(there) != shape(wanted):
         raise Conflict(f"table {record.name!r} exists with other columns: {_shown(there)}, not {_shown(wanted)}")
+
+
+def _condition(predicate: str, name: str, schema: pa.Schema, parameters: Mapping[str, Any]) -> str:
+    """Not as it came: deltalake deletes all rows for `n = NULL`, and those with n = 1 for `n = 1.5`."""
+    if predicate.strip().lower() == "true":
+        return "true"
+    try:
+        return deltalake_predicate(_PARSER, predicate, schema, parameters)
+    except BadRequest as error:
+        message = f"predicate {predicate!r} on table {name!r}: {error.message}"
+        raise BadRequest(message, param="predicate", code=error.code) from None
 
 
 def _run_write(data: ray.data.Dataset, sink: ParquetSink) -> None:

@@ -30,7 +30,7 @@ class Selection:
         """Versions that were asked about and not searched: there were too many, or they can no longer be read."""
         self._tables = tables
         self._found: dict[tuple[int, str, str | None], pa.ChunkedArray] = {}
-        self._opened: dict[int, DeltaTable] = {}
+        self._tried: dict[int, DeltaTable | None] = {}
         newest = tables.delta(table)
         if not predicate.strip():
             raise BadRequest("where = '': name the rows, such as \"module = 'os'\", or leave it out", param="where")
@@ -64,16 +64,16 @@ class Selection:
         return self._found[asked]
 
     def _open(self, version: int) -> DeltaTable | None:
-        if version not in self._opened:
-            if len(self._opened) >= VERSIONS_LOOKED_AT or version in self.not_searched:
+        if version not in self._tried:
+            if len(self._tried) >= VERSIONS_LOOKED_AT:  # those that cannot be opened count too: failing takes its time
                 self.not_searched.add(version)
                 return None
             try:
-                self._opened[version] = self._tables.delta(self.table, version)
+                self._tried[version] = self._tables.delta(self.table, version)
             except MosaicError:
+                self._tried[version] = None
                 self.not_searched.add(version)
-                return None
-        return self._opened[version]
+        return self._tried[version]
 
 
 def _any_column(delta: DeltaTable) -> str:

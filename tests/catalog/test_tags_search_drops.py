@@ -157,3 +157,9 @@ def test_what_is_purged_stays_known_and_does_not_come_back(catalog: Catalog) -> 
     assert (event.action_name, event.request_params["securable_full_name"]) == ("purge", "main.docs.entries")
     with pytest.raises(Conflict, match="its data is purged"):
         catalog.undrop("table", "main.docs.entries")
+    gone = make_table(catalog, "main.ml.gone")
+    make_table(catalog, "main.ml.kept")
+    catalog.schemas.delete("main.ml", force=True)
+    catalog.mark_purged(gone)
+    catalog.undrop("schema", "main.ml")
+    assert [one.name for one in catalog.list_tables("main.ml")] == ["main.ml.kept"]

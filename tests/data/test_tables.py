@@ -264,7 +264,7 @@ def test_unknown_names_versions_columns_predicates(words: Tables) -> None:
         words.to_arrow(NAME, -1)
     with pytest.raises(BadRequest, match="no column 'x'; there are"):
         words.to_arrow(NAME, columns=["x"])
-    for predicate in ("", "nonsense >", "x = 1"):
+    for predicate in ("", "nonsense >", "x = 1", "length = NULL", "NOT (length = NULL)", "length = 1.5", "1 = 1"):
         with pytest.raises(BadRequest, match="predicate"):
             words.delete_where(NAME, predicate)
 

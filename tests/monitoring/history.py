@@ -27,6 +27,7 @@ class History:
     """A catalog, tables and an inference table; each step moves the clock by a minute."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.clock = FixedClock(START)
         self.catalog = Catalog.open(f"sqlite:///{folder / 'catalog.db'}", now=self.clock)
         self.tables = Tables(Storage(str(folder)), self.catalog)

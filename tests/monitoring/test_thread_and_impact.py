@@ -5,15 +5,18 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
+from deltalake import DeltaTable
 from starlette.routing import Router
 
 import mosaic
 from mosaic.cli import main
+from mosaic.data import Tables
 from mosaic.errors import BadRequest, NotFound, PermissionDenied
 from mosaic.monitoring import INFERENCE_TABLE
 from mosaic.monitoring.impact import Dependent, Impact, impact
@@ -22,6 +25,7 @@ from mosaic.monitoring.selection import VERSIONS_LOOKED_AT
 from mosaic.monitoring.thread import Thread, why
 from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
+from mosaic.storage import Storage
 from tests.monitoring.history import ENTRIES, INDEX, MODEL, SOURCES, TRAIN, History, sha
 
 
@@ -210,6 +214,24 @@ def test_impact_of_rows_in_more_versions_than_are_searched(history: History) -> 
     assert {one.request_id: one.known for one in found.answers.newest} == {newest: "rows", oldest: "table"}
     assert found.notes[1].startswith("3 versions of the table were not searched (at most 32 are")
     assert found.notes[1].endswith("with 1 answers")
+
+
+def test_versions_that_are_gone_are_not_tried_without_end(history: History) -> None:
+    class Counting(Tables):
+        opened = 0
+
+        def delta(self, *arguments: Any, **more: Any) -> DeltaTable:
+            Counting.opened += 1
+            return super().delta(*arguments, **more)
+
+    history.ingest({"os.walk": "os"})
+    for version in range(2, 62):  # which the table never had
+        history.index(version)
+    counting = Counting(Storage(str(history.folder)), history.catalog)
+    found = impact(counting, history.catalog, ENTRIES, where="module = 'os'")
+    assert Counting.opened < VERSIONS_LOOKED_AT + 5
+    assert dependent(found, "index").versions == tuple(range(2, 62)), "named, since it is not known"
+    assert "60 versions of the table were not searched" in found.notes[1]
 
 
 def test_impact_where_the_lineage_was_lost_or_things_are_gone(history: History) -> None:
