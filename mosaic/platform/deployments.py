@@ -3,6 +3,9 @@ MLflow."""
 
 import functools
 import logging
+import threading
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from mosaic.data import Log
+from mosaic.data.retention import purge
 from mosaic.errors import NotFound, Unavailable
 from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, gateway_app
 from mosaic.ids import new_id
@@ -25,8 +29,11 @@ from mosaic.protocol import Retrieved
 from mosaic.serving import ServeEngine
 from mosaic.training.tracking import MlflowServer
 
+logger = logging.getLogger(__name__)
+
 NAMESPACE = "mosaic"
 PLATFORM_ACTOR = "platform"
+_PURGE_EVERY_SECONDS = 3600
 
 
 @serve.ingress()
@@ -84,14 +91,15 @@ class Control:
 
 
 class PlatformActor:
-    """Knows the settings that the platform was started with, owns the MLflow server, and carries the audit trail into
-    the lakehouse; detached, restarted by Ray."""
+    """Knows the settings that the platform was started with, owns the MLflow server, carries the audit trail into the
+    lakehouse, and purges what was dropped long ago; detached, restarted by Ray."""
 
     def __init__(self, settings: PlatformSettings, mlflow_socket: Path) -> None:
         self._settings = settings
         own = settings.mlflow_url is None
         self._mlflow = MlflowServer(settings.home_folder / "mlflow", mlflow_socket) if own else None
         self._audit = Shipping(functools.partial(build_audit_shipper, settings))
+        threading.Thread(target=_purge_now_and_then, args=(settings,), name="purge", daemon=True).start()
 
     def settings(self) -> PlatformSettings:
         return self._settings
@@ -113,6 +121,19 @@ class PlatformActor:
     def stop(self) -> None:
         if self._mlflow is not None:
             self._mlflow.stop()
+
+
+def _purge_now_and_then(settings: PlatformSettings) -> None:
+    """The data of what was dropped goes once its time to come back is over, looked for every hour."""
+    parts = build_parts(settings)
+    while True:
+        try:
+            done = purge(parts.storage, parts.catalog, now=datetime.now(UTC), by=INTERNAL)
+            for one in done.removed:
+                logger.info("purged %s %s at %s", one.kind, one.name, one.location)
+        except Exception:  # a boundary: storage or database may be away for a while, and the next hour tries again
+            logger.exception("purging failed")
+        time.sleep(_PURGE_EVERY_SECONDS)
 
 
 def _log_with_serve() -> None:
