@@ -1,13 +1,11 @@
 """Search, undrop, prompts and API tokens over HTTP, with each its grant."""
 
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import NotFound
 from starlette.routing import Router
@@ -19,7 +17,7 @@ from mosaic.errors import PermissionDenied
 from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
 from tests.catalog.conftest import Unity, under_api
-from tests.local import free_ports
+from tests.local import served
 
 
 @pytest.fixture
@@ -216,16 +214,8 @@ def test_a_token_with_few_scopes_makes_none_with_more(unity: Unity, catalog: Cat
 
 @pytest.fixture
 def address(own: Unity) -> Iterator[str]:
-    port = free_ports(1)[0]
-    server = uvicorn.Server(uvicorn.Config(own.app, host="127.0.0.1", port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(own.app) as address:
+        yield address
 
 
 def test_databricks_sdk_tokens(own: Unity, address: str, catalog: Catalog) -> None:

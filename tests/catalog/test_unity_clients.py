@@ -1,13 +1,10 @@
 """Clients that nobody here wrote, over a real socket: MLflow's `uc:` registry and databricks-sdk."""
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
-import uvicorn
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import AlreadyExists, NotFound
 from databricks.sdk.service import catalog as uc
@@ -15,22 +12,14 @@ from mlflow.exceptions import MlflowException
 
 from mosaic.catalog import Catalog
 from tests.catalog.conftest import Unity
-from tests.local import free_ports
+from tests.local import served
 
 
 @pytest.fixture
 def address(unity: Unity) -> Iterator[str]:
     """The application on a port of loopback."""
-    port = free_ports(1)[0]
-    server = uvicorn.Server(uvicorn.Config(unity.app, host="127.0.0.1", port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(unity.app) as address:
+        yield address
 
 
 class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]

@@ -2,8 +2,6 @@
 
 import os
 import re
-import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +11,6 @@ import httpx
 import pyarrow as pa
 import pytest
 import ray.data
-import uvicorn
 from moto.server import ThreadedMotoServer
 from ray.data.catalog import CatalogAccessMode, ReaderFormat
 from starlette.routing import Router
@@ -37,7 +34,7 @@ from mosaic.errors import (
 from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.storage import Storage
-from tests.local import free_ports
+from tests.local import free_ports, served
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 
@@ -80,16 +77,8 @@ def serve(catalog: Catalog, storage: Storage, tables: Tables, **options: object)
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await inner({**scope, "root_path": "/api"}, receive, send)
 
-    port = free_ports(1)[0]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(app) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """Databricks' SQL Statement Execution API over a real socket: databricks-sdk unchanged, and what it would not send."""
 
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import BadRequest, NotFound
 from databricks.sdk.service import sql as api
@@ -17,7 +15,7 @@ from mosaic.data.routes import WRITING_WAREHOUSE, sql_routes
 from mosaic.runtime import Authenticate, ShapeErrors
 from tests.catalog.conftest import under_api
 from tests.data.sql_lake import Lake, lake_in
-from tests.local import free_ports
+from tests.local import served
 
 ENDLESS = "SELECT count(*) FROM range(1000000000000) a WHERE a.range % 7 = 3"
 
@@ -32,16 +30,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
 def address(lake: Lake) -> Iterator[str]:
     """The routes as control wears them, on a port of loopback."""
     app = under_api(ShapeErrors(Authenticate(Router(routes=sql_routes(lake.sql)), lake.catalog.check_token)))
-    port = free_ports(1)[0]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with served(app) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
