@@ -1,5 +1,6 @@
 """What the commands change: the catalog has it, the audit says by whom, and bad input changes nothing."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -260,7 +261,11 @@ def test_what_was_denied_is_found(mosaic: Mosaic) -> None:
 
 def test_the_audit_is_followed_until_interrupted(mosaic: Mosaic) -> None:
     command = [sys.executable, "-m", "mosaic.cli", "audit", "tail", "-n", "1", "--follow", "--json"]
-    following = subprocess.Popen([*command, "--storage", str(mosaic.home)], stdout=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background may have had its own interrupts ignored, which children inherit.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    following = subprocess.Popen(
+        [*command, "--storage", str(mosaic.home)], stdout=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     try:
         assert following.stdout is not None
         first = json.loads(following.stdout.readline())

@@ -57,7 +57,7 @@ INDEXES: dict[str, Way] = {
     "delete": lambda own: own.indexes.delete(INDEX),
 }
 UNCHECKED = {
-    Platform: {"acting", "base_url", "mlflow_uri", "status", "flush_ledger", "flush_audit"},
+    Platform: {"acting", "base_url", "mlflow_uri", "status", "flush_ledger", "flush_audit", "resume_audit"},
     "Tables": {"acting", "run_id"},
     "Indexes": {"acting", "list", "query_async"},  # the last two have tests of their own below
 }
