@@ -34,8 +34,10 @@ from mosaic.catalog.schema import revision
 from mosaic.catalog.search import search
 from mosaic.catalog.store import Store, StoreSettings
 from mosaic.catalog.tags import Tags
-from mosaic.errors import BadRequest, not_found
+from mosaic.errors import BadRequest, PermissionDenied, not_found
 from mosaic.protocol import Principal
+
+_LONGEST_PATH = 500
 
 
 class Catalog:
@@ -436,6 +438,10 @@ class Catalog:
     def check_token(self, secret: str) -> Principal:
         """Who presents it; raises Unauthenticated if it is unknown, expired or revoked. See `identity.py`."""
         return identify(self._store, secret, now=self._now())
+
+    def deny_token(self, principal: Principal, path: str, error: PermissionDenied) -> None:
+        """Write down that a token was used for a path that it was not made for."""
+        self.audit.deny("useToken", {"path": path[:_LONGEST_PATH]}, error, by=principal)
 
     def revoke_token(self, token_id: str, *, by: Caller = ADMIN) -> None:
         """Refuse a token from now on; again is fine. Raises NotFound."""

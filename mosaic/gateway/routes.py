@@ -1,6 +1,6 @@
 """The gateway's HTTP surface: paths to handlers, bodies to requests, and a row for every request, refused ones too."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mosaic.catalog import Catalog
 from mosaic.errors import BadRequest, UnsupportedField
 from mosaic.gateway.chat import Chat
 from mosaic.gateway.embed import Embeddings
@@ -146,7 +147,7 @@ def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
         exchange.note(error=str(error))
 
 
-def gateway_app(routes: GatewayRoutes, ledger: Ledger, check_token: Callable[[str], Principal]) -> ASGIApp:
+def gateway_app(routes: GatewayRoutes, ledger: Ledger, catalog: Catalog) -> ASGIApp:
     """The whole gateway as one ASGI application; the stack reads from the outside in."""
     router = Router(routes=routes.routes(), redirect_slashes=False)
-    return Record(ShapeErrors(Authenticate(router, check_token)), ledger)
+    return Record(ShapeErrors(Authenticate(router, catalog.check_token, deny=catalog.deny_token)), ledger)

@@ -35,7 +35,7 @@ class IndexQuery(Wire):
 def control_app(parts: Parts, mlflow: ASGIApp) -> ASGIApp:
     """Control as one ASGI application, for the route prefix /api; `mlflow` is the door to the tracking server."""
     router = Router(routes=control_routes(parts, mlflow), redirect_slashes=False)
-    return ShapeErrors(Authenticate(router, parts.catalog.check_token))
+    return ShapeErrors(Authenticate(router, parts.catalog.check_token, deny=parts.catalog.deny_token))
 
 
 def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:

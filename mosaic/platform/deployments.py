@@ -66,7 +66,7 @@ class Gateway:
             Embeddings(endpoints, engine),
             max_body_bytes=settings.max_body_bytes,
         )
-        self._app = gateway_app(routes, self._ledger, parts.catalog.check_token)
+        self._app = gateway_app(routes, self._ledger, parts.catalog)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app

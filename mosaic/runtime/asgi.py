@@ -192,11 +192,19 @@ class Authenticate:
     """The one place where a token becomes a Principal (`scope["state"]["principal"]`); without one it is a 401.
 
     `check` is the catalog's: it raises Unauthenticated. What it answered is kept for `fresh_seconds`, so that a revoked
-    token is refused everywhere within that.
+    token is refused everywhere within that. `deny` is told of a token that is used for what it was not made for, before
+    the refusal leaves; it may take its time.
     """
 
-    def __init__(self, app: ASGIApp, check: Callable[[str], Principal], *, fresh_seconds: float = 0.5) -> None:
-        self._app, self._check, self._fresh_seconds = app, check, fresh_seconds
+    def __init__(
+        self,
+        app: ASGIApp,
+        check: Callable[[str], Principal],
+        *,
+        deny: Callable[[Principal, str, PermissionDenied], None] = lambda principal, path, error: None,
+        fresh_seconds: float = 0.5,
+    ) -> None:
+        self._app, self._check, self._deny, self._fresh_seconds = app, check, deny, fresh_seconds
         self._kept: dict[str, tuple[float, Principal]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,15 +215,19 @@ class Authenticate:
                 raise Unauthenticated(
                     "send your token as `Authorization: Bearer mosaic_...`; `mosaic token create` makes one"
                 )
-            principal = await self._principal(secret.strip())
-            require_scope(principal, scope["path"])
             client = scope.get("client")
             asking = {
                 "request_id": header(scope, b"x-request-id"),
                 "source_ip_address": client[0] if client else None,
                 "user_agent": (header(scope, b"user-agent") or "")[:_LONGEST_USER_AGENT] or None,
             }
-            scope["state"]["principal"] = principal.model_copy(update=asking)
+            principal = (await self._principal(secret.strip())).model_copy(update=asking)
+            try:
+                require_scope(principal, scope["path"])
+            except PermissionDenied as error:
+                await asyncio.to_thread(self._deny, principal, scope["path"], error)
+                raise
+            scope["state"]["principal"] = principal
         await self._app(scope, receive, send)
 
     async def _principal(self, secret: str) -> Principal:

@@ -132,7 +132,7 @@ class Unity:
     ) -> None:
         self.catalog, self.storage = catalog, storage
         router = Router(routes=unity_routes(catalog, storage, authorize=authorize, vend=vend), redirect_slashes=False)
-        self.app = under_api(ShapeErrors(Authenticate(router, catalog.check_token)))
+        self.app = under_api(ShapeErrors(Authenticate(router, catalog.check_token, deny=catalog.deny_token)))
         self.admin = catalog.create_token("ann", is_admin=True)[1]
         self.reader = catalog.create_token("bob")[1]
         reading = ["USE CATALOG", "USE SCHEMA", "SELECT", "EXECUTE"]

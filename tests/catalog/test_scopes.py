@@ -50,6 +50,9 @@ def test_over_http(unity: Unity, catalog: Catalog) -> None:
     reading = catalog.create_token("ann", is_admin=True, scopes=["sql"])[1]
     refused = unity("GET", "/catalogs", token=reading)
     assert refused.status_code == 403 and "needs 'unity-catalog'" in refused.json()["message"]
+    denied = catalog.audit.newest(1)[0]
+    assert (denied.action_name, denied.response.status_code, denied.user_identity.email) == ("useToken", 403, "ann")
+    assert denied.request_params == {"path": "/api/2.1/unity-catalog/catalogs"}
     allowed = catalog.create_token("ann", is_admin=True, scopes=["unity-catalog"])[1]
     assert unity("GET", "/catalogs", token=allowed).status_code == 200
 

@@ -281,7 +281,7 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
         endpoints, Chat(endpoints, engine, retrieve), Embeddings(endpoints, engine), max_body_bytes=10_000
     )
     ledger = Ledger(Log(tmp_path, owner="gateway"), "gateway")
-    app = gateway_app(routes, ledger, parts.catalog.check_token)
+    app = gateway_app(routes, ledger, parts.catalog)
     said = {
         ("POST", "/v1/chat/completions"): {"model": "closed", "messages": [{"role": "user", "content": "x"}]},
         ("POST", "/v1/embeddings"): {"model": "closed", "input": "x"},
