@@ -16,6 +16,14 @@ from mosaic.catalog.schema import revision
 from mosaic.errors import BadRequest, Conflict, Unavailable
 from mosaic.settings import Settings
 
+PLANNING = " ".join(
+    f"-c {setting}"
+    for setting in (
+        *("jit=off", "enable_hashjoin=off", "enable_mergejoin=off", "enable_memoize=off"),
+        "plan_cache_mode=force_generic_plan",
+    )
+)
+"""A check walks a few rows by their keys; PostgreSQL takes its recursion for thousands, and would read whole tables."""
 _DRIVERS = {"sqlite": "pysqlite", "postgresql": "psycopg"}
 
 
@@ -119,7 +127,8 @@ def _postgres_engine(url: URL, settings: StoreSettings) -> sa.Engine:
         "idle_in_transaction_session_timeout": settings.idle_transaction_timeout_seconds,
     }
     said = str(url.query.get("options", ""))
-    options = " ".join([said, *(f"-c {name}={round(seconds * 1000)}" for name, seconds in limits.items())]).strip()
+    waits = (f"-c {name}={round(seconds * 1000)}" for name, seconds in limits.items())
+    options = " ".join([PLANNING, *waits, said]).strip()
     return sa.create_engine(
         url.difference_update_query(["options"]),
         # A connection that a restarted server has forgotten is found out before it is used.
