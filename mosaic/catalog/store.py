@@ -65,7 +65,8 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that sees one state of the database and changes nothing."""
-        with self._explained(), self._reading.connect() as connection:
+        # Ended by a commit: after a rollback the driver forgets every plan that PostgreSQL has prepared for it.
+        with self._explained(), self._reading.begin() as connection:
             yield connection
 
     @contextmanager
