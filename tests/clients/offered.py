@@ -6,15 +6,12 @@ Bob may use catalog and schemas, but nothing in them.
 """
 
 import datetime as dt
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import uvicorn
 from starlette.routing import Router
 
 from mosaic.catalog import Catalog
@@ -24,7 +21,7 @@ from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import RequestId
 from mosaic.storage import Storage
 from tests.catalog.conftest import under_api
-from tests.local import free_ports
+from tests.local import served
 
 MANY = 150
 PEOPLE = pa.schema(
@@ -79,27 +76,10 @@ def offered(folder: Path) -> Iterator[Offered]:
         app = RequestId(under_api(ShapeErrors(Authenticate(router, catalog.check_token))))
         work = folder / "work"
         work.mkdir()
-        with listening(app) as address:
+        with served(app) as address:
             yield Offered(address, tokens["ann"], tokens["bob"], rows, MANY, str(work))
     finally:
         catalog.close()
-
-
-@contextmanager
-def listening(app: object) -> Iterator[str]:
-    """The application's address, until the end of the block."""
-    port = free_ports(1)[0]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def make_tables(catalog: Catalog, tables: Tables) -> list[list[object]]:

@@ -16,8 +16,8 @@ import pytest
 from mosaic.catalog import Catalog
 from mosaic.storage import Storage
 from tests.catalog.conftest import Unity
-from tests.clients.offered import listening
 from tests.clients.report import PYTHON
+from tests.local import served
 
 EXAMPLES, SEED = os.environ.get("FUZZ_EXAMPLES", "4"), os.environ.get("FUZZ_SEED", "1")
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
@@ -57,7 +57,7 @@ def test_a_user_who_may_make_everything(unity: Unity, tmp_path: Path) -> None:
 def fuzz(unity: Unity, token: str, folder: Path, *options: str) -> None:
     assert PYTHON.exists(), "`make clients` makes the environment that schemathesis is in"
     before = counted(unity.catalog)
-    with listening(unity.app) as address:
+    with served(unity.app) as address:
         command = [str(PYTHON.with_name("st")), "--config-file", str(CONFIGURATION), "run"]
         command += [f"{address}/api/2.1/unity-catalog/openapi.json"]
         command += ["--url", f"{address}/api", "--header", f"Authorization: Bearer {token}"]
