@@ -21,6 +21,7 @@ from mosaic.catalog import Catalog
 from mosaic.data.access import Opened
 from mosaic.data.delta import arrow_schema, check_columns
 from mosaic.data.sql_engine import Answer, Engine, Limits, SqlSettings
+from mosaic.data.sql_predicate import predicate
 from mosaic.data.sql_statement import Create, Delete, Insert, Reader, Show
 from mosaic.data.sql_tree import Parser, Query, TableName
 from mosaic.data.sql_types import Column, columns
@@ -174,6 +175,10 @@ class Sql:
         """What a condition matches tells about the rows, so that SELECT is needed too."""
         for privilege in ("SELECT", "MODIFY"):
             self._catalog.grants.check(asked.principal, privilege, "table", delete.target, action="writeTable")
+        if delete.condition is not None:
+            there = self._tables.acting(asked.principal).open(delete.target)
+            # Read before there is a run: what is refused never ran.
+            predicate(self._parser, delete.condition, arrow_schema(there.delta), asked.parameters)
         with self._run(asked, None, {}) as run_id:
             tables = self._tables.acting(asked.principal, run_id)
             version = tables.delete_where(delete.target, delete.condition or "true", parameters=asked.parameters)
