@@ -537,10 +537,18 @@ class Catalog:
         with self._store.read() as connection:
             return lineage.get(connection, run_id)
 
-    def list_runs(self, kind: str | None = None, status: str | None = None, limit: int = 100) -> list[Run]:
-        """Newest first."""
+    def list_runs(
+        self,
+        kind: str | None = None,
+        status: str | None = None,
+        limit: int = 100,
+        *,
+        before: str | None = None,
+        edge_kind: str | None = None,
+    ) -> list[Run]:
+        """Newest first: those older than the run `before`, and with an edge to something of `edge_kind`."""
         with self._store.read() as connection:
-            return lineage.list_runs(connection, kind, status, limit)
+            return lineage.list_runs(connection, kind, status, limit, before, edge_kind)
 
     def runs_that_made(self, kind: str, name: str, version: int | None) -> list[Run]:
         """Oldest first; with version None those that made any version."""

@@ -1,6 +1,9 @@
 """Runs, and what each read and made at which exact version; from these edges anything can be followed to its origin
 (`trace`), and to all that was made from it (`descendants`).
 
+A name may be taken again after its bearer was dropped, and versions then begin anew: an edge keeps the id of what bore
+the name when it was noted, and leads nowhere else. One that was noted of a name without bearer counts for all of them.
+
 What an edge's detail may say about a table: of an input the `columns` and the `predicate` that were read (without them:
 the whole table), of an output the `mode` of the write (`overwrite`: nothing of the versions before is left in it).
 """
@@ -9,7 +12,7 @@ import hashlib
 import sys
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from importlib import metadata
@@ -18,9 +21,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from mosaic.catalog import names
+from mosaic.catalog import names, securables
 from mosaic.catalog.records import LineageNode, Run, RunEdge
-from mosaic.catalog.schema import run, run_edge
+from mosaic.catalog.schema import run, run_edge, securable
 from mosaic.catalog.securables import Row
 from mosaic.errors import BadRequest, Conflict, not_found
 from mosaic.ids import new_id
@@ -39,6 +42,14 @@ class Thing(NamedTuple):
     kind: str
     name: str
     version: int | None
+
+
+class _Known(NamedTuple):
+    """A thing, and what bears its name."""
+
+    thing: Thing
+    securable_id: str | None
+    """None: whatever did."""
 
 
 class Use(Wire):
@@ -86,16 +97,12 @@ def add_edge(
     row = _get_row(connection, run_id, lock=True)
     if row.status != "running":
         raise Conflict(f"run {run_id} is already {row.status}; it can have no new {direction}", param="run_id")
-    chosen = (
-        (run_edge.c.run_id == run_id)
-        & (run_edge.c.direction == direction)
-        & (run_edge.c.kind == thing.kind)
-        & (run_edge.c.name == thing.name)
-        & (run_edge.c.version.is_(None) if thing.version is None else run_edge.c.version == thing.version)
-    )
-    if connection.execute(run_edge.update().where(chosen).values(detail=detail)).rowcount == 0:
-        values = {"run_id": run_id, "direction": direction, **thing._asdict(), "detail": detail}
-        connection.execute(run_edge.insert().values(values))
+    bearer = securables.find(connection, thing.kind, thing.name)
+    values = {"direction": direction, **thing._asdict(), "securable_id": bearer and bearer.id}
+    same = (run_edge.c[name].is_not_distinct_from(value) for name, value in values.items())
+    of_run = sa.and_(run_edge.c.run_id == run_id, *same)
+    if connection.execute(run_edge.update().where(of_run).values(detail=detail)).rowcount == 0:
+        connection.execute(run_edge.insert().values(run_id=run_id, detail=detail, **values))
 
 
 def finish(connection: sa.Connection, run_id: str, *, now: datetime, **columns: Any) -> None:
@@ -108,27 +115,33 @@ def finish(connection: sa.Connection, run_id: str, *, now: datetime, **columns: 
 
 def get(connection: sa.Connection, run_id: str) -> Run:
     """A run with its edges; raises NotFound with the newest runs."""
-    return _as_run(connection, _get_row(connection, run_id))
+    return _as_runs(connection, [_get_row(connection, run_id)])[0]
 
 
-def list_runs(connection: sa.Connection, kind: str | None, status: str | None, limit: int) -> list[Run]:
-    """Runs, newest first."""
+def list_runs(
+    connection: sa.Connection,
+    kind: str | None,
+    status: str | None,
+    limit: int,
+    before: str | None = None,
+    edge_kind: str | None = None,
+) -> list[Run]:
+    """Runs, newest first: those older than the run `before`, with an edge to something of `edge_kind`."""
     query = sa.select(run).order_by(run.c.id.desc()).limit(limit)
     if kind is not None:
         query = query.where(run.c.kind == kind)
     if status is not None:
         query = query.where(run.c.status == status)
-    return [_as_run(connection, row) for row in connection.execute(query).all()]
+    if before is not None:
+        query = query.where(run.c.id < before)
+    if edge_kind is not None:
+        query = query.where(sa.exists().where(run_edge.c.run_id == run.c.id, run_edge.c.kind == edge_kind))
+    return _as_runs(connection, connection.execute(query).all())
 
 
-def runs_with(connection: sa.Connection, direction: str, thing: Thing) -> list[Run]:
+def runs_with(connection: sa.Connection, direction: str, asked: Thing) -> list[Run]:
     """The runs with that edge at exactly that version (None: at any version), oldest first."""
-    chosen = (run_edge.c.direction == direction) & (run_edge.c.kind == thing.kind) & (run_edge.c.name == thing.name)
-    if thing.version is not None:
-        chosen &= run_edge.c.version == thing.version
-    ids = sa.select(run_edge.c.run_id).where(chosen)
-    rows = connection.execute(sa.select(run).where(run.c.id.in_(ids)).order_by(run.c.id)).all()
-    return [_as_run(connection, row) for row in rows]
+    return _runs_with(connection, direction, _known(connection, asked))
 
 
 def trace(connection: sa.Connection, asked: Thing, max_depth: int) -> LineageNode:
@@ -137,7 +150,7 @@ def trace(connection: sa.Connection, asked: Thing, max_depth: int) -> LineageNod
     Nodes that several runs share are one value in the tree. A thing that was made from itself ends there, and a path of
     more than `max_depth` runs is cut off, which its last node says.
     """
-    return _Trace(connection).node(asked, None, max_depth, ())
+    return _Trace(connection).node(_known(connection, asked), None, max_depth, ())
 
 
 def descendants(
@@ -151,15 +164,16 @@ def descendants(
     A version of a table lives on in later ones until a write that is known to replace all rows (mode `overwrite`): a
     later version may hold rows of it, and so may what was made from that.
     """
-    found: dict[tuple[str, Thing], Use] = {}
-    left_out, seen, level = set(without), {asked}, {asked}
+    found: dict[tuple[str, _Known], Use] = {}
+    start = _known(connection, asked)
+    left_out, seen, level = set(without), {start}, {start}
     for depth in range(1, max_depth + 1):
         uses = list(_uses(connection, level, depth, of_any_version=depth == 1))
         if depth == 1:
             uses = [use for use in uses if (use.run_id, use.read.version) not in left_out]
         for use in uses:
-            found.setdefault((use.run_id, Thing(use.read.kind, use.read.name, use.read.version)), use)
-        level = {Thing(made.kind, made.name, made.version) for use in uses for made in use.made} - seen
+            found.setdefault((use.run_id, _of_edge(use.read)), use)
+        level = {_of_edge(made) for use in uses for made in use.made} - seen
         seen |= level
         if not level:
             return Descendants(uses=tuple(found.values()), cut_off=False)
@@ -195,15 +209,47 @@ def normalised(kind: str, name: str, version: int | None) -> Thing:
     return Thing(kind, name, written if version is None else version)
 
 
+def _known(connection: sa.Connection, asked: Thing) -> _Known:
+    """A name as somebody says it today: what bears it, or else what bore it last."""
+    of_name = (securable.c.kind == asked.kind) & (securable.c.full_name == asked.name)
+    alive_first = sa.case((securable.c.deleted_at.is_(None), 0), else_=1)
+    newest = sa.select(securable.c.id).where(of_name).order_by(alive_first, securable.c.id.desc()).limit(1)
+    return _Known(asked, connection.execute(newest).scalar())
+
+
+def _of_edge(edge: RunEdge) -> _Known:
+    return _Known(Thing(edge.kind, edge.name, edge.version), edge.securable_id)
+
+
+def _is_of(direction: str, known: _Known) -> sa.ColumnElement[bool]:
+    """The edges of a thing at any version."""
+    chosen = (
+        (run_edge.c.direction == direction)
+        & (run_edge.c.kind == known.thing.kind)
+        & (run_edge.c.name == known.thing.name)
+    )
+    if known.securable_id is None:
+        return chosen
+    return chosen & (run_edge.c.securable_id.is_(None) | (run_edge.c.securable_id == known.securable_id))
+
+
+def _runs_with(connection: sa.Connection, direction: str, known: _Known) -> list[Run]:
+    chosen = _is_of(direction, known)
+    if known.thing.version is not None:
+        chosen &= run_edge.c.version == known.thing.version
+    ids = sa.select(run_edge.c.run_id).where(chosen)
+    return _as_runs(connection, connection.execute(sa.select(run).where(run.c.id.in_(ids)).order_by(run.c.id)).all())
+
+
 class _Trace:
     """One walk upward. Things are looked up once, nodes made once for each depth at which they stand."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
-        self._origins: dict[Thing, tuple[int | None, list[Run]]] = {}
-        self._nodes: dict[tuple[Thing, int], LineageNode] = {}
+        self._origins: dict[_Known, tuple[int | None, list[Run]]] = {}
+        self._nodes: dict[tuple[_Known, int], LineageNode] = {}
 
-    def node(self, asked: Thing, detail: dict[str, Any] | None, depth: int, path: tuple[Thing, ...]) -> LineageNode:
+    def node(self, asked: _Known, detail: dict[str, Any] | None, depth: int, path: tuple[_Known, ...]) -> LineageNode:
         if (asked, depth) in self._nodes:
             return self._nodes[asked, depth].model_copy(update={"detail": detail})
         if asked not in self._origins:
@@ -212,11 +258,10 @@ class _Trace:
         read = [] if asked in path else [edge for made_by in runs for edge in made_by.inputs]
         parents = []
         if depth > 0:
-            for edge in read:
-                thing = Thing(edge.kind, edge.name, edge.version)
-                parents.append(self.node(thing, edge.detail, depth - 1, (*path, asked)))
+            parents = [self.node(_of_edge(edge), edge.detail, depth - 1, (*path, asked)) for edge in read]
         node = LineageNode(
-            **asked._asdict(),
+            **asked.thing._asdict(),
+            securable_id=asked.securable_id,
             detail=detail,
             run_id=runs[-1].run_id if runs else None,
             made_at_version=made_at,
@@ -228,41 +273,37 @@ class _Trace:
         return node
 
 
-def _origin(connection: sa.Connection, asked: Thing) -> tuple[int | None, list[Run]]:
+def _origin(connection: sa.Connection, known: _Known) -> tuple[int | None, list[Run]]:
     """The version at which a thing was made, and the runs that made it.
 
     A table's rows at a version that no run is known to have written come from the newest recorded write before it.
     """
+    asked = known.thing
     if asked.kind != "table" or asked.version is None:
-        return asked.version, runs_with(connection, "output", asked)
+        return asked.version, _runs_with(connection, "output", known)
     newest = sa.select(sa.func.max(run_edge.c.version)).where(
-        run_edge.c.direction == "output",
-        run_edge.c.kind == asked.kind,
-        run_edge.c.name == asked.name,
-        run_edge.c.version <= asked.version,
+        _is_of("output", known), run_edge.c.version <= asked.version
     )
     made_at = connection.execute(newest).scalar()
-    return made_at, [] if made_at is None else runs_with(connection, "output", asked._replace(version=made_at))
+    if made_at is None:
+        return None, []
+    return made_at, _runs_with(connection, "output", known._replace(thing=asked._replace(version=made_at)))
 
 
-def _uses(connection: sa.Connection, things: Iterable[Thing], depth: int, *, of_any_version: bool) -> Iterator[Use]:
+def _uses(connection: sa.Connection, things: Iterable[_Known], depth: int, *, of_any_version: bool) -> Iterator[Use]:
     """The runs that read one of the things, with what they made; `of_any_version`: of things without a version too."""
-    versions: dict[tuple[str, str], list[int | None]] = defaultdict(list)
-    for thing in things:
-        versions[thing.kind, thing.name].append(thing.version)
+    versions: dict[_Known, list[int | None]] = defaultdict(list)
+    for known in things:
+        versions[known._replace(thing=known.thing._replace(version=None))].append(known.thing.version)
     read: list[Row] = []
-    for (kind, name), asked in versions.items():
-        of_name = (run_edge.c.direction == "input") & (run_edge.c.kind == kind) & (run_edge.c.name == name)
-        for chosen in _versions_read(connection, kind, name, asked, of_any_version):
-            query = sa.select(run_edge).where(of_name, chosen).order_by(run_edge.c.sequence)
+    for known, asked in versions.items():
+        for chosen in _versions_read(connection, known, asked, of_any_version):
+            query = sa.select(run_edge).where(_is_of("input", known), chosen).order_by(run_edge.c.sequence)
             read.extend(connection.execute(query))
     ids = sorted({edge.run_id for edge in read})
     runs = {row.id: row for row in _in_chunks(connection, sa.select(run), run.c.id, ids)}
-    outputs_of: dict[str, list[Row]] = defaultdict(list)
-    outputs = sa.select(run_edge).where(run_edge.c.direction == "output").order_by(run_edge.c.sequence)
-    for edge in _in_chunks(connection, outputs, run_edge.c.run_id, ids):
-        outputs_of[edge.run_id].append(edge)
-    made = {run_id: tuple(_edges(outputs_of[run_id])) for run_id in ids}
+    outputs = _edges_by_run(connection, ids, "output")
+    made = {run_id: tuple(_edges(outputs[run_id])) for run_id in ids}
     for edge in read:
         row = runs[edge.run_id]
         yield Use(
@@ -277,7 +318,7 @@ def _uses(connection: sa.Connection, things: Iterable[Thing], depth: int, *, of_
 
 
 def _versions_read(
-    connection: sa.Connection, kind: str, name: str, asked: list[int | None], of_any_version: bool
+    connection: sa.Connection, known: _Known, asked: list[int | None], of_any_version: bool
 ) -> Iterator[sa.ColumnElement[bool]]:
     """Conditions that together hold for the reads which see one of these versions of a thing."""
     if None in asked and of_any_version:
@@ -285,22 +326,23 @@ def _versions_read(
         return
     yield run_edge.c.version.is_(None)  # read without saying at which version
     numbers = sorted(version for version in asked if version is not None)
-    if kind != "table":
+    if known.thing.kind != "table":
         for start in range(0, len(numbers), _CHUNK):
             yield run_edge.c.version.in_(numbers[start : start + _CHUNK])
     elif numbers:
-        for first, end in _lives(connection, name, numbers):
+        for first, end in _lives(connection, known, numbers):
             yield run_edge.c.version >= first if end is None else run_edge.c.version.between(first, end - 1)
 
 
-def _lives(connection: sa.Connection, table: str, versions: list[int]) -> Iterator[tuple[int, int | None]]:
+def _lives(connection: sa.Connection, table: _Known, versions: list[int]) -> Iterator[tuple[int, int | None]]:
     """From which version to before which one (None: to the newest) one of these versions of a table lives on.
 
     Sorted, and none of them overlap.
     """
-    of_table = (run_edge.c.direction == "output") & (run_edge.c.kind == "table") & (run_edge.c.name == table)
     replaced = sa.select(run_edge.c.version).where(
-        of_table, run_edge.c.version > versions[0], run_edge.c.detail["mode"].as_string() == "overwrite"
+        _is_of("output", table),
+        run_edge.c.version > versions[0],
+        run_edge.c.detail["mode"].as_string() == "overwrite",
     )
     ends = sorted(set(connection.execute(replaced).scalars()))
     covered = -1
@@ -345,9 +387,25 @@ def _get_row(connection: sa.Connection, run_id: str, *, lock: bool = False) -> R
     return row
 
 
-def _as_run(connection: sa.Connection, row: Row) -> Run:
-    query = sa.select(run_edge).where(run_edge.c.run_id == row.id).order_by(run_edge.c.sequence)
-    edges = connection.execute(query).all()
+def _as_runs(connection: sa.Connection, rows: Sequence[Row]) -> list[Run]:
+    edges = _edges_by_run(connection, [row.id for row in rows])
+    return [_as_run(row, edges[row.id]) for row in rows]
+
+
+def _edges_by_run(
+    connection: sa.Connection, run_ids: list[str], direction: str | None = None
+) -> Mapping[str, list[Row]]:
+    """Of each run its edges, of one direction or of all, as they were noted."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    query = sa.select(run_edge).order_by(run_edge.c.sequence)
+    if direction is not None:
+        query = query.where(run_edge.c.direction == direction)
+    for edge in _in_chunks(connection, query, run_edge.c.run_id, run_ids):
+        found[edge.run_id].append(edge)
+    return found
+
+
+def _as_run(row: Row, edges: list[Row]) -> Run:
     return Run(
         run_id=row.id,
         **{name: getattr(row, name) for name in _RUN_FIELDS},
@@ -373,4 +431,4 @@ _RUN_FIELDS = ("kind", "name", "principal", "params", "status", "mlflow_run_id",
 
 
 def _edges(rows: Iterable[Row]) -> list[RunEdge]:
-    return [RunEdge(kind=row.kind, name=row.name, version=row.version, detail=row.detail) for row in rows]
+    return [RunEdge(**{name: getattr(row, name) for name in RunEdge.model_fields}) for row in rows]

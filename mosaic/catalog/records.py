@@ -302,6 +302,8 @@ class RunEdge(Wire):
     version: int | None
     """None for what has no versions, such as a base model."""
     detail: dict[str, Any] | None = None
+    securable_id: str | None = None
+    """Of the one that bore the name when this was noted; None for what is not in the catalog."""
 
 
 class Run(Wire):
@@ -339,3 +341,5 @@ class LineageNode(Wire):
     """Whether there is more above that was not followed, since the path is too long."""
     parents: "Sequence[LineageNode]" = ()
     """What that run read, in the order in which it was noted."""
+    securable_id: str | None = None
+    """Of the one of that name that is meant; None for what is not in the catalog."""

@@ -209,6 +209,7 @@ run_edge = sa.Table(
     sa.Column("name", sa.String(800), nullable=False),
     sa.Column("version", sa.BigInteger),
     sa.Column("detail", sa.JSON(none_as_null=True)),
+    sa.Column("securable_id", sa.String(64)),  # of what bore the name when this was noted; none: nothing did
     sa.Index("ix_run_edge_asked", "direction", "kind", "name", "version"),
 )
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
 from pyarrow import fs
 
-from mosaic.catalog import Catalog, LineageNode, Table
+from mosaic.catalog import Catalog, LineageNode, RunEdge, Table
 from mosaic.catalog.names import SYSTEM_OWNER
 from mosaic.data.access import Access
 from mosaic.data.delta import open_delta
@@ -129,28 +129,27 @@ def _by_aliases(catalog: Catalog, record: Table) -> Iterator[Needed]:
         for number in sorted(set(model.aliases.values())):
             aliases = sorted(alias for alias, at in model.aliases.items() if at == number)
             shown = f"{model.name}/{number} (alias {', '.join(map(repr, aliases))})"
-            for version, run_id in _versions_behind(catalog.trace("model", model.name, number), record.name):
-                if _is_about(catalog, record, run_id):
-                    yield Needed(
-                        version=version,
-                        by=f"model version {shown} was made from it by run {run_id}",
-                        until=f"point {', '.join(f'{model.name}@{alias}' for alias in aliases)} at another version",
-                    )
+            for version, run_id in _versions_behind(catalog.trace("model", model.name, number), record):
+                yield Needed(
+                    version=version,
+                    by=f"model version {shown} was made from it by run {run_id}",
+                    until=f"point {', '.join(f'{model.name}@{alias}' for alias in aliases)} at another version",
+                )
 
 
-def _versions_behind(root: LineageNode, table: str) -> Iterator[tuple[int, str]]:
+def _versions_behind(root: LineageNode, record: Table) -> Iterator[tuple[int, str]]:
     """The versions of the table in a tree of lineage, each with the run that read it."""
-    seen: set[tuple[str, str, int | None]] = set()
+    seen: set[tuple[str, str, int | None, str | None]] = set()
     waiting = [root]
     while waiting:
         node = waiting.pop()
         for parent in node.parents:
-            thing = (parent.kind, parent.name, parent.version)
+            thing = (parent.kind, parent.name, parent.version, parent.securable_id)
             if thing in seen:
                 continue
             seen.add(thing)
             waiting.append(parent)
-            if parent.kind == "table" and parent.name == table and parent.version is not None and node.run_id:
+            if parent.version is not None and node.run_id and _is_of(record, parent):
                 yield parent.version, node.run_id
 
 
@@ -158,8 +157,8 @@ def _by_indexes(catalog: Catalog, record: Table) -> Iterator[Needed]:
     for index in catalog.list_indexes():
         if index.table != record.name:
             continue
-        runs = [run for run in catalog.runs_that_made("index", index.name, None) if run.started_at >= index.created_at]
-        if runs and _is_about(catalog, record, runs[-1].run_id):
+        runs = catalog.runs_that_made("index", index.name, None)
+        if runs and any(_is_of(record, edge) for edge in runs[-1].inputs):
             (version,) = (e.version for e in runs[-1].outputs if (e.kind, e.name) == ("index", index.name))
             yield Needed(
                 version=version or 0,
@@ -168,10 +167,9 @@ def _by_indexes(catalog: Catalog, record: Table) -> Iterator[Needed]:
             )
 
 
-def _is_about(catalog: Catalog, record: Table, run_id: str) -> bool:
-    """Whether a run can have read this table, and not one that had its name before."""
-    finished_at = catalog.get_run(run_id).finished_at
-    return finished_at is None or finished_at >= record.created_at
+def _is_of(record: Table, noted: RunEdge | LineageNode) -> bool:
+    """Whether lineage means this table, and not one that had its name before."""
+    return (noted.kind, noted.name) == ("table", record.name) and noted.securable_id in (None, record.id)
 
 
 def _files_at(storage: Storage, record: Table, version: int) -> set[str]:

@@ -133,6 +133,15 @@ def test_a_run_says_what_program_started_it(catalog: Catalog, tmp_path: Path) ->
     assert code is not None and (code.name, code.detail) == ("mosaic", {"mosaic": mosaic.__version__})
 
 
+def test_runs_are_listed_by_what_they_touched_page_by_page(catalog: Catalog) -> None:
+    made = [record(catalog, [("step", "s", 1)], [("table", "main.ml.t", number)]) for number in range(5)]
+    record(catalog, [("step", "s", 1)], [])
+    first = catalog.list_runs(edge_kind="table", limit=3)
+    rest = catalog.list_runs(edge_kind="table", limit=3, before=first[-1].run_id)
+    assert [run.run_id for run in (*first, *rest)] == made[::-1]
+    assert [[edge.version for edge in run.outputs] for run in rest] == [[1], [0]]
+
+
 def test_wrong_runs(catalog: Catalog) -> None:
     run_id = catalog.start_run("train", "bot", principal="ann")
     with pytest.raises(NotFound, match=rf"no run 'run_x'; there are \['{run_id}'\]"):
@@ -203,6 +212,36 @@ def test_trace_ends_on_circles_and_shares_what_is_shared(catalog: Catalog) -> No
     while node.parents:
         node, depth = node.parents[0], depth + 1
     assert depth == 20 and time.monotonic() - started < 2
+
+
+def test_a_name_that_is_taken_again_has_a_lineage_of_its_own(catalog: Catalog) -> None:
+    """Its versions begin at 0 again, so the name and the version alone would mean both."""
+    rows, bot, other = "main.ml.rows", "main.ml.bot", "main.ml.other"
+    early = record(catalog, [], [("table", rows, 2)])  # noted before the name had a bearer
+
+    def make(source: str, model: str) -> tuple[str, str]:
+        catalog.create_table(rows, location=f"/lake/{source}", columns=[], primary_key=None, owner="ann")
+        filled = record(catalog, [("file", source, None)], [("table", rows, 1)])
+        catalog.create_model(model, owner="ann")
+        return filled, record(catalog, [("table", rows, 1)], [("model", model, 1)])
+
+    old_filled, old_trained = make("old.csv", bot)
+    catalog.delete_table(rows, by="ann")
+    assert catalog.trace("table", rows, 1).run_id == old_filled  # nothing bears the name now: the last that did
+    new_filled, new_trained = make("new.csv", other)
+    node = catalog.trace("table", rows, 1)
+    assert (node.run_id, [parent.name for parent in node.parents]) == (new_filled, ["new.csv"])
+    (behind,) = catalog.trace("model", bot, 1).parents
+    assert (behind.run_id, [parent.name for parent in behind.parents]) == (old_filled, ["old.csv"])
+    assert behind.securable_id not in (None, node.securable_id)
+    assert [run.run_id for run in catalog.runs_that_made("table", rows, 1)] == [new_filled]
+    assert [run.run_id for run in catalog.runs_that_used("table", rows, None)] == [new_trained]
+    assert [(one.kind, one.name) for one in catalog.descendants("table", rows, 1).things()] == [("model", other)]
+    below = catalog.descendants("file", "old.csv", None).things()
+    assert [(one.kind, one.name) for one in below] == [("table", rows), ("model", bot)]
+    catalog.delete_table(rows, by="ann")
+    assert [run.run_id for run in catalog.runs_that_used("table", rows, 1)] == [new_trained] != [old_trained]
+    assert [run.run_id for run in catalog.runs_that_made("table", rows, 2)] == [early]
 
 
 def test_a_very_long_path_is_cut_off_and_says_so(catalog: Catalog) -> None:
