@@ -1,19 +1,20 @@
 """Cleaning a table up: files that no version within the retention needs go, unless something living needs them.
 
 What a model answers with was made from rows at an exact version, and an index answers at one. While an alias points at
-that model version, or the index is there, a vacuum that would take a file of such a version away is refused and says
-who needs it. What is needed comes from the catalog's lineage, and the files from the Delta log, so that a vacuum which
-touches none of them goes through.
+that model version, an endpoint names it, or the index is there, a vacuum that would take a file of such a version away
+is refused and says who needs it. What is needed comes from the catalog's lineage, and the files from the Delta log, so
+that a vacuum which touches none of them goes through.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
 from pyarrow import fs
 
-from mosaic.catalog import Catalog, LineageNode, RunEdge, Table
+from mosaic.catalog import Catalog, LineageNode, RunEdge, Table, names
 from mosaic.catalog.names import SYSTEM_OWNER
 from mosaic.data.access import Access
 from mosaic.data.delta import open_delta
@@ -119,22 +120,41 @@ def optimize(access: Access, name: str) -> int:
 
 
 def find_needed(catalog: Catalog, record: Table) -> list[Needed]:
-    """The versions of a table that live model aliases and indexes depend on, by version."""
-    found = [*_by_aliases(catalog, record), *_by_indexes(catalog, record)]
+    """The versions of a table that live model aliases, endpoints and indexes depend on, by version."""
+    found = [*_by_models(catalog, record), *_by_indexes(catalog, record)]
     return sorted(found, key=lambda one: (one.version, one.by))
 
 
-def _by_aliases(catalog: Catalog, record: Table) -> Iterator[Needed]:
+def _by_models(catalog: Catalog, record: Table) -> Iterator[Needed]:
+    """The model versions that an alias points at or an endpoint names by number."""
+    served = _served(catalog)
     for model in catalog.list_models():
-        for number in sorted(set(model.aliases.values())):
+        for number in sorted({*model.aliases.values(), *served[model.name]}):
             aliases = sorted(alias for alias, at in model.aliases.items() if at == number)
-            shown = f"{model.name}/{number} (alias {', '.join(map(repr, aliases))})"
+            endpoints = sorted(served[model.name].get(number, ()))
+            live = [*(f"alias {alias!r}" for alias in aliases), *(f"endpoint {name!r}" for name in endpoints)]
+            ends = [
+                *(f"point {model.name}@{alias} at another version" for alias in aliases),
+                *(f"let endpoint {name} serve another version" for name in endpoints),
+            ]
             for version, run_id in _versions_behind(catalog.trace("model", model.name, number), record):
                 yield Needed(
                     version=version,
-                    by=f"model version {shown} was made from it by run {run_id}",
-                    until=f"point {', '.join(f'{model.name}@{alias}' for alias in aliases)} at another version",
+                    by=f"model version {model.name}/{number} ({', '.join(live)}) was made from it by run {run_id}",
+                    until=", ".join(ends),
                 )
+
+
+def _served(catalog: Catalog) -> Mapping[str, dict[int, set[str]]]:
+    """Of each model the versions that endpoints name by number, each with those endpoints."""
+    found: dict[str, dict[int, set[str]]] = defaultdict(dict)
+    for endpoint in catalog.list_endpoints():
+        for entity in endpoint.config.get("served_entities", ()):
+            if names.is_model_version(entity["model"]):
+                asked = names.parse_model_version(entity["model"])
+                if asked.version is not None:
+                    found[asked.model].setdefault(asked.version, set()).add(endpoint.name)
+    return found
 
 
 def _versions_behind(root: LineageNode, record: Table) -> Iterator[tuple[int, str]]:

@@ -125,6 +125,18 @@ def test_a_table_that_feeds_a_models_table_is_needed_too(made: Tables, tables: T
     assert len(made.vacuum(ROWS, retention_hours=0).files) == 2
 
 
+def test_a_version_that_an_endpoint_names_by_number_is_needed(made: Tables, catalog: Catalog) -> None:
+    trained(made, catalog, ROWS, 1)
+    by_alias = {"name": "new", "model": f"{MODEL}@champion", "traffic_percentage": 10}
+    config = {"served_entities": [{"name": "old", "model": f"{MODEL}/1", "traffic_percentage": 90}, by_alias]}
+    catalog.put_endpoint("assistant", config=config, owner="ann")
+    asked = rf"rows@1: model version {MODEL}/1 \(endpoint 'main.serving.assistant'\) .* let endpoint main.serving"
+    with pytest.raises(Conflict, match=asked):
+        made.vacuum(ROWS, retention_hours=0)
+    catalog.delete_endpoint("assistant")
+    assert len(made.vacuum(ROWS, retention_hours=0).files) == 2
+
+
 def test_the_version_that_an_index_answers_at_is_needed(made: Tables, catalog: Catalog) -> None:
     catalog.put_index(INDEX, table=ROWS, spec={}, owner="ann")
 
