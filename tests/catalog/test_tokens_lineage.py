@@ -246,12 +246,106 @@ def test_a_name_that_is_taken_again_has_a_lineage_of_its_own(catalog: Catalog) -
 
 def test_a_very_long_path_is_cut_off_and_says_so(catalog: Catalog) -> None:
     for version in range(1, 6):
-        record(catalog, [("table", "main.ml.t", version - 1)], [("table", "main.ml.t", version)])
-    node = catalog.trace("table", "main.ml.t", 5, max_depth=2)
+        record(catalog, [("model", "main.ml.bot", version)], [("model", "main.ml.bot", version + 1)])
+    node = catalog.trace("model", "main.ml.bot", 6, max_depth=2)
     last = node.parents[0].parents[0]
-    assert (last.version, last.cut_off, list(last.parents), node.cut_off) == (3, True, [], False)
+    assert (last.version, last.cut_off, list(last.parents), node.cut_off) == (4, True, [], False)
     with pytest.raises(BadRequest, match="max_depth = 101 must be from 0 to 100"):
-        catalog.trace("table", "main.ml.t", 5, max_depth=101)
+        catalog.trace("model", "main.ml.bot", 6, max_depth=101)
+    for version in range(6, 151):
+        record(catalog, [("model", "main.ml.bot", version)], [("model", "main.ml.bot", version + 1)])
+    read = catalog.ancestors("model", "main.ml.bot", 151)  # which has no limit
+    assert sorted(one.read.version or 0 for one in read) == list(range(1, 151))
+
+
+def write(catalog: Catalog, inputs: list[tuple[str, str, int | None]], name: str, version: int, mode: str) -> str:
+    run_id = catalog.start_run("step", "s", principal="ann")
+    for kind, read, at in inputs:
+        catalog.add_input(run_id, kind, read, at, detail={"columns": [f"c{at}"]} if kind == "table" else None)
+    catalog.add_output(run_id, "table", name, version, detail={"mode": mode})
+    catalog.finish_run(run_id, "finished")
+    return run_id
+
+
+def test_a_version_comes_from_every_write_since_all_rows_were_replaced(catalog: Catalog) -> None:
+    raw, rows = "main.ml.raw", "main.ml.rows"
+    write(catalog, [("file", "before", None)], rows, 1, "append")
+    first = write(catalog, [("file", "first", None)], rows, 2, "overwrite")
+    for version, mode in ((3, "append"), (4, "merge"), (6, "delete")):
+        last = write(catalog, [("table", raw, version)], rows, version, mode)
+    unsaid = record(catalog, [("file", "unsaid", None)], [("table", rows, 5)])  # it may have left what was there
+    node = catalog.trace("table", rows, 7)
+    assert (node.made_at_version, node.run_id, node.earlier_runs) == (6, last, 4)
+    assert [(one.name, one.version, one.earlier_versions) for one in node.parents] == [
+        (raw, 6, (3, 4)),
+        ("unsaid", None, ()),
+        ("first", None, ()),
+    ]
+    assert node.parents[0].detail == {"columns": ["c6"]}
+    assert [one.name for one in catalog.trace("table", rows, 3).parents] == [raw, "first"]
+    assert [one.name for one in catalog.trace("table", rows, 2).parents] == ["first"]
+    read = {(one.run_id, one.read.name, one.read.version) for one in catalog.ancestors("table", rows, 7)}
+    assert len(read) == 5 and {(last, raw, 6), (unsaid, "unsaid", None), (first, "first", None)} < read
+
+
+def test_what_appends_have_in_common_is_one_node(catalog: Catalog) -> None:
+    """Thousands of appends from one source, each of a table that thousands of appends made, and merges into itself."""
+    source, raw, rows = "s3://lake/raw", "main.ml.raw", "main.ml.rows"
+    for version in range(1, 41):
+        write(catalog, [("source", source, None)], raw, version, "append")
+        write(catalog, [("table", raw, version), ("table", rows, version - 1)], rows, version, "merge")
+    root = catalog.trace("table", rows, 40)
+    own, of_raw = sorted(root.parents, key=lambda one: one.name, reverse=True)
+    assert (own.name, own.version, len(own.earlier_versions), list(own.parents)) == (rows, 39, 39, [])
+    assert (of_raw.version, of_raw.earlier_versions, of_raw.earlier_runs) == (40, tuple(range(1, 40)), 39)
+    assert [(one.name, list(one.parents)) for one in of_raw.parents] == [(source, [])]
+    assert len(catalog.ancestors("table", rows, 40)) == 120
+
+
+def test_a_name_at_a_moment_is_what_bore_it_then(catalog: Catalog, clock: FixedClock) -> None:
+    bot, moments = "main.ml.bot", []
+    for source in ("old", "new"):
+        catalog.create_model(bot, owner="ann")
+        run_id = catalog.start_run("training", bot, principal="ann")
+        catalog.add_input(run_id, "source", source, None)
+        catalog.create_model_version(bot, source="/m", kind="full", run_id=run_id)
+        catalog.finish_run(run_id, "finished")
+        catalog.set_alias(bot, source, 1)
+        clock.now += timedelta(hours=1)
+        moments.append(clock.now)
+        if source == "old":
+            catalog.delete_model(bot)
+            clock.now += timedelta(hours=1)
+
+    def origin(at: datetime | None) -> str:
+        (read,) = catalog.ancestors("model", bot, 1, at=at)
+        (parent,) = catalog.trace("model", bot, 1, at=at).parents
+        assert parent.name == read.read.name
+        return parent.name
+
+    old, new = moments
+    hour = timedelta(hours=1)
+    assert [origin(at) for at in (None, old - hour, old, old + hour / 2, new)] == ["new", "old", "old", "old", "new"]
+    assert origin(old - 9 * hour) == "old"  # before there was any: clocks differ
+    history = [[event.alias for event in catalog.alias_history(bot, at=at)] for at in (None, old, new)]
+    assert history == [["new"], ["old"], ["new"]]
+    catalog.delete_model(bot)
+    assert [event.alias for event in catalog.alias_history(bot, at=new)] == ["new"]
+    with pytest.raises(NotFound):
+        catalog.alias_history(bot)
+    with pytest.raises(BadRequest, match="has no time zone"):
+        catalog.trace("model", bot, 1, at=datetime(2030, 1, 1))
+    assert [one.deleted_at is None for one in catalog.bearers("model", bot)] == [False, False]
+
+
+def test_a_version_fits_into_64_bits(catalog: Catalog) -> None:
+    run_id = catalog.start_run("step", "s", principal="ann")
+    catalog.add_input(run_id, "table", "main.ml.rows", 2**63 - 1)
+    for ask in (catalog.trace, catalog.ancestors, catalog.descendants, catalog.runs_that_made):
+        with pytest.raises(BadRequest, match=r"version 9223372036854775808 of table .* must be a whole number"):
+            ask("table", "main.ml.rows", 2**63)
+    with pytest.raises(BadRequest, match="version True of table"):
+        catalog.add_input(run_id, "table", "main.ml.rows", True)
 
 
 def test_secrets_are_not_in_the_database_but_their_hash_is(catalog: Catalog) -> None:
