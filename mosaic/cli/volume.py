@@ -56,10 +56,10 @@ add_delete(volume, NOUN, lambda catalog, name, **given: catalog.volumes.delete(n
 
 
 def _external(access: "Access", location: str) -> str:
-    from mosaic.catalog.unity.places import contains, to_address
+    from mosaic.catalog.unity.places import contains, is_local, resolved, to_address
 
-    address = to_address(location)
-    root = access.storage.root
+    address, root = to_address(location), access.storage.root
+    root = resolved(root) if is_local(root) else root
     if contains(root, address) or contains(address, root):
         raise BadRequest(f"location {location!r} is in the platform's own root, or has it within; leave --location out")
     return address

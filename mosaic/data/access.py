@@ -15,7 +15,7 @@ from deltalake.exceptions import CommitFailedError
 
 from mosaic.catalog import Catalog, Run, RunEdge, Table
 from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER, parse_object
-from mosaic.catalog.unity.places import contains
+from mosaic.catalog.unity.places import contains, is_local, resolved
 from mosaic.data.columns import delta_schema
 from mosaic.data.delta import (
     CONFIGURATION,
@@ -153,6 +153,7 @@ class Access:
         return open_delta(self.storage, address)
 
     def _open(self, record: Table, version: int | None) -> DeltaTable:
+        self._check_place(record)
         try:
             return open_delta(self.storage, record.location, version)
         except NotFound as error:
@@ -163,6 +164,16 @@ class Access:
                 param="name",
                 code="table_not_written",
             ) from None
+
+    def _check_place(self, record: Table) -> None:
+        """What was outside the root may be a link into it by now, where others' tables are."""
+        root, place = self.storage.root, record.location
+        if contains(root, place) or not (is_local(root) and is_local(place)):
+            return
+        if contains(resolved(root), resolved(place)):
+            raise Conflict(
+                f"table {record.name!r} is at {place!r}, which leads into the platform's own root by now; it is not read"
+            )
 
     def _run(self, run_id: str | None) -> Run | None:
         """The run that this happens in; raises NotFound, Conflict if it has ended, PermissionDenied if another's."""

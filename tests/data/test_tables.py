@@ -348,3 +348,17 @@ def test_appends_at_the_same_time_all_arrive(words: Tables) -> None:
     for version, word in found.items():
         before = set(words.to_arrow(NAME, version - 1)["word"].to_pylist())
         assert set(words.to_arrow(NAME, version)["word"].to_pylist()) - before == {word}
+
+
+def test_a_place_outside_that_became_a_link_into_the_root_is_not_opened(
+    words: Tables, catalog: Catalog, tmp_path: Path
+) -> None:
+    words.append(NAME, rows("a", "b"))
+    outside = tmp_path / "outside"
+    catalog.create_table("main.test.own", str(outside), columns=[], primary_key=None, owner="bob")
+    outside.symlink_to(catalog.get_table(NAME).location)
+    with pytest.raises(Conflict, match="leads into the platform's own root by now"):
+        words.to_arrow("main.test.own")
+    with pytest.raises(Conflict, match="leads into the platform's own root by now"):
+        words.delete_where("main.test.own", "true")
+    assert words.to_arrow(NAME).num_rows == 2

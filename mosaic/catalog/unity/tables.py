@@ -32,7 +32,7 @@ class TableRoutes:
 
     def __init__(self, surface: Surface) -> None:
         self._catalog, self._authorize = surface.catalog, surface.authorize
-        self._locations = Locations(surface.catalog, surface.storage)
+        self._locations = Locations(surface.catalog, surface.storage, surface.authorize)
         self._seen, self._given = surface.seen, surface.given
 
     def routes(self, base: str) -> list[Route]:
@@ -52,7 +52,7 @@ class TableRoutes:
         self._authorize(call.principal, "CREATE_TABLE", "schema", name.rpartition(".")[0])
         table = self._catalog.create_table(
             name,
-            self._locations.choose("table", name, asked.table_type, asked.storage_location),
+            self._locations.choose("table", name, asked.table_type, asked.storage_location, by=call.principal),
             columns=[_kept_column(column, position) for position, column in enumerate(_in_order(asked.columns))],
             primary_key=None,
             owner=call.principal.name,

@@ -16,7 +16,7 @@ class VolumeRoutes:
 
     def __init__(self, surface: Surface) -> None:
         self._volumes, self._authorize = surface.catalog.volumes, surface.authorize
-        self._locations = Locations(surface.catalog, surface.storage)
+        self._locations = Locations(surface.catalog, surface.storage, surface.authorize)
         self._seen, self._given = surface.seen, surface.given
 
     def routes(self, base: str) -> list[Route]:
@@ -33,7 +33,7 @@ class VolumeRoutes:
         asked = call.parse(shapes.CreateVolume)
         name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.name}", "volume")
         self._authorize(call.principal, "CREATE_VOLUME", "schema", name.rpartition(".")[0])
-        where = self._locations.choose("volume", name, asked.volume_type, asked.storage_location)
+        where = self._locations.choose("volume", name, asked.volume_type, asked.storage_location, by=call.principal)
         made = self._volumes.create(
             name,
             spec={"volume_type": asked.volume_type, "location": where},
