@@ -27,7 +27,7 @@ class CreateToken(Asked):
     comment: str = Field(default="", max_length=1000)
     lifetime_seconds: int | None = Field(default=None, ge=1, le=_LONGEST_LIFE_SECONDS)
     """Without it the token does not expire."""
-    scopes: list[str] | None = None
+    scopes: list[str] | None = Field(default=None, max_length=50)
     """Those of the calling token if not given."""
     is_admin: bool = False
     """Whether it is to be an administrator's, as only an administrator's token can say."""

@@ -23,7 +23,7 @@ class RunInput(Wire):
     table: str = Field(min_length=1)
     version: int | None = Field(default=None, ge=0)
     """None for the newest now."""
-    columns: list[str] | None = None
+    columns: list[str] | None = Field(default=None, max_length=10_000)
     """None for all."""
     predicate: str | None = None
     """SQL; None for all rows."""

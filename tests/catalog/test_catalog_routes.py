@@ -109,7 +109,9 @@ def test_search(own: Unity, catalog: Catalog) -> None:
     assert found("tag=stage:live") == ["main.ml.bot"] == found("tag=stage&tag=url:a:b")
     assert found("tag=stage:test") == [] == found("tag=stage&tag=none")
     assert len(found("words=library&limit=1")) == 1
-    for wrong in ("limit=x", "limit=-1", "limit=100000", "kind=dog", "limit=0"):
+    many = "&".join(f"tag=t{number}" for number in range(21))
+    assert found(many.partition("&")[2]) == []
+    for wrong in ("limit=x", "limit=-1", "limit=100000", "kind=dog", "limit=0", many):
         assert own("GET", f"/api/2.0/mosaic/search?{wrong}").status_code == 400
 
 

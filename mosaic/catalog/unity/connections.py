@@ -18,10 +18,10 @@ class CreateConnection(Asked):
 
     name: str
     connection_type: str = Field(min_length=1, max_length=255)
-    options: dict[str, str]
+    options: shapes.Options
     """As the provider wants them; secrets such as password or api_key are kept encrypted and not shown again."""
     comment: str | None = None
-    properties: dict[str, str] | None = None
+    properties: shapes.Properties | None = None
 
 
 class UpdateConnection(shapes.Update):
@@ -29,7 +29,7 @@ class UpdateConnection(shapes.Update):
 
     hides: ClassVar[bool] = True
 
-    options: dict[str, str] | None = None
+    options: shapes.Options | None = None
 
 
 class ConnectionInfo(Kept):

@@ -6,14 +6,14 @@ Whoever may know of a function sees what it takes and returns; its code only who
 import json
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.routing import Route
 
 from mosaic.catalog import names
 from mosaic.catalog.records import Securable
 from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import IN_SCHEMA, PAGE, Call, route
-from mosaic.catalog.unity.shapes import Answer, Asked, Kept
+from mosaic.catalog.unity.shapes import LONGEST_TYPE, Answer, Asked, Kept
 from mosaic.catalog.unity.spark import parse_type
 from mosaic.catalog.unity.surface import Surface, described, split
 from mosaic.errors import BadRequest
@@ -21,14 +21,13 @@ from mosaic.protocol import Principal
 
 _NOT_DELTA = ("INTERVAL", "CHAR", "TABLE_TYPE", "USER_DEFINED_TYPE")
 """Types that a function may have and a table may not; their text is taken as it is."""
-_LONGEST_TYPE = 64 * 1024
 _MOST_PARAMETERS = 1000
 
 
 class Parameter(Asked):
     name: str
-    type_text: str = Field(min_length=1, max_length=_LONGEST_TYPE)
-    type_json: str | None = Field(default=None, max_length=_LONGEST_TYPE)
+    type_text: str = Field(min_length=1, max_length=LONGEST_TYPE)
+    type_json: str | None = Field(default=None, max_length=LONGEST_TYPE)
     type_name: str
     type_precision: int | None = None
     type_scale: int | None = None
@@ -42,6 +41,12 @@ class Parameter(Asked):
 
 class Parameters(Asked):
     parameters: list[Parameter] = Field(default_factory=list, max_length=_MOST_PARAMETERS)
+
+    @field_validator("parameters")
+    @classmethod
+    def _types_can_be_read(cls, parameters: list[Parameter]) -> list[Parameter]:
+        shapes.check_types_length(parameters)
+        return parameters
 
 
 class OnTable(Asked):
@@ -69,7 +74,7 @@ class Function(Asked):
     schema_name: str
     input_params: Parameters
     data_type: str
-    full_data_type: str = Field(min_length=1, max_length=_LONGEST_TYPE)
+    full_data_type: str = Field(min_length=1, max_length=LONGEST_TYPE)
     return_params: Parameters | None = None
     routine_body: Literal["SQL", "EXTERNAL"]
     routine_definition: str
@@ -297,4 +302,6 @@ def _properties(text: str | None) -> dict[str, str]:
         raise BadRequest(
             f"properties {str(text)[:80]!r} must be a JSON object of texts, written as text", param="properties"
         )
+    if len(found) > shapes.MOST_PROPERTIES:
+        raise BadRequest(f"{len(found)} properties; up to {shapes.MOST_PROPERTIES} fit", param="properties")
     return found
