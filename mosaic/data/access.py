@@ -20,17 +20,19 @@ from mosaic.data.columns import delta_schema
 from mosaic.data.delta import (
     CONFIGURATION,
     LOG_IS_KEPT,
+    OUTSIDE,
     arrow_schema,
     check_columns,
     commit_lineage,
     commit_properties,
     open_delta,
 )
-from mosaic.errors import Conflict, MosaicError, NotFound, PermissionDenied
+from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound, PermissionDenied
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
 _NOTING = threading.Lock()
+_LAST_VERSION = 2**63 - 1
 
 KILL_POINTS = ("after-name", "after-commit")
 """A table's name is taken, its Delta log is not there yet; rows are committed, their run does not say so yet."""
@@ -87,8 +89,12 @@ class Access:
 
     def peek(self, name: str, version: int | None = None) -> Opened:
         """As `to_read`, to look at the table and not at its rows: no run has read anything."""
-        if version is not None and version < 0:
-            raise NotFound(f"table {name!r} has no version {version}; versions start at 0", param="version")
+        if version is not None and not 0 <= version <= _LAST_VERSION:
+            raise NotFound(
+                f"table {name!r} has no version {version}; versions are 0 to {_LAST_VERSION}",
+                param="version",
+                code="table_version_not_found",
+            )
         record = self.find(name, "SELECT", "readTable")
         return Opened(record, self._open(record, version))
 
@@ -164,6 +170,14 @@ class Access:
                 param="name",
                 code="table_not_written",
             ) from None
+        except BadRequest as error:
+            if error.code != OUTSIDE:
+                raise
+            raise BadRequest(
+                f"table {record.name!r} refers to files outside of its folder, which are not read; rewrite it with "
+                "files of its own",
+                code=OUTSIDE,
+            ) from None
 
     def _check_place(self, record: Table) -> None:
         """What was outside the root may be a link into it by now, where others' tables are."""
@@ -172,7 +186,7 @@ class Access:
             return
         if contains(resolved(root), resolved(place)):
             raise Conflict(
-                f"table {record.name!r} is at {place!r}, which leads into the platform's own root by now; it is not read"
+                f"table {record.name!r} is at {place!r}, which leads into the platform's own root by now"
             )
 
     def _run(self, run_id: str | None) -> Run | None:
@@ -241,8 +255,11 @@ class Writing:
     delta: DeltaTable
     run: Run | None
 
-    def properties(self, write_id: str | None = None) -> CommitProperties:
-        """The commit's metadata: from the Delta log alone one can tell who made it, in which run, from what."""
+    def properties(self, write_id: str | None = None, *, retries: int | None = None) -> CommitProperties:
+        """The commit's metadata: from the Delta log alone one can tell who made it, in which run, from what.
+
+        `retries` = 0 for a write that must not be committed over another which it has not seen.
+        """
         run = self.run
         return commit_properties(
             None if run is None else run.run_id,
@@ -250,6 +267,7 @@ class Writing:
             principal=self.access._principal_name(run),
             # Read again: the rows that are written may have been read after this write began.
             inputs=None if run is None else [_shown(edge) for edge in self.access.catalog.get_run(run.run_id).inputs],
+            retries=retries,
         )
 
     def committed(self, version: int, mode: str, num_rows: int | None) -> int:
