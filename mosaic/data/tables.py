@@ -6,12 +6,10 @@ have it and what is written down about it is in `access.py`; what is cleaned up 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
-import ray.exceptions
 from deltalake import DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -29,7 +27,6 @@ from mosaic.data.delta import (
     list_files,
     read_arrow,
 )
-from mosaic.data.files import ParquetSink, read_files
 from mosaic.data.sql_engine import Engine, SqlSettings
 from mosaic.data.sql_predicate import predicate as deltalake_predicate
 from mosaic.data.sql_tree import Parser
@@ -38,6 +35,11 @@ from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound
 from mosaic.ids import new_id
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from mosaic.data.files import ParquetSink
 
 _PARSER = Parser(Engine(SqlSettings()).connect)
 _NUM_CPUS = 0.25  # logical; the platform's own actors leave half a CPU for data on a machine with two
@@ -104,11 +106,11 @@ class Tables:
             self._access.at("after-name")
         return self._finish(record, wanted, primary_key)
 
-    def append(self, name: str, data: ray.data.Dataset | pa.Table, *, run_id: str | None = None) -> int:
+    def append(self, name: str, data: "ray.data.Dataset | pa.Table", *, run_id: str | None = None) -> int:
         """Add rows in one commit; returns the version that has them. Raises BadRequest for rows that do not fit."""
         return self._write(name, data, "append", run_id)
 
-    def overwrite(self, name: str, data: ray.data.Dataset | pa.Table, *, run_id: str | None = None) -> int:
+    def overwrite(self, name: str, data: "ray.data.Dataset | pa.Table", *, run_id: str | None = None) -> int:
         """Replace all rows in one commit; returns the version. Raises Conflict if somebody wrote at the same time."""
         return self._write(name, data, "overwrite", run_id)
 
@@ -178,12 +180,16 @@ class Tables:
         columns: Sequence[str] | None = None,
         *,
         run_id: str | None = None,
-    ) -> ray.data.Dataset:
+    ) -> "ray.data.Dataset":
         """The rows at a version (None: the newest now), lazily, files in a fixed order.
 
         Ray Data finishes blocks as they come; a consumer that needs the order sets
         `ds.context.execution_options.preserve_order = True` (for training: DataConfig(execution_options=...)).
         """
+        import ray.data  # here and below, so that whoever needs no Ray does not wait for it
+
+        from mosaic.data.files import read_files
+
         record, table = self.open(name, version, columns=columns, run_id=run_id)
         files = list_files(self._storage, record.location, table)
         chosen = list(columns) if columns is not None else files.schema.names
@@ -287,7 +293,7 @@ class Tables:
         return record
 
     def _write(
-        self, name: str, data: ray.data.Dataset | pa.Table, mode: Literal["append", "overwrite"], run_id: str | None
+        self, name: str, data: "ray.data.Dataset | pa.Table", mode: Literal["append", "overwrite"], run_id: str | None
     ) -> int:
         writing = self._access.to_write(name, run_id=run_id)
         record, table = writing.record, writing.delta
@@ -302,7 +308,9 @@ class Tables:
         except CommitFailedError as error:
             raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
 
-    def _write_dataset(self, writing: Writing, data: ray.data.Dataset, mode: Literal["append", "overwrite"]) -> int:
+    def _write_dataset(self, writing: Writing, data: "ray.data.Dataset", mode: Literal["append", "overwrite"]) -> int:
+        from mosaic.data.files import ParquetSink
+
         record, table = writing.record, writing.delta
         sink = ParquetSink(self._storage, record.location, arrow_schema(table), record.name)
         _run_write(data, sink)
@@ -330,7 +338,9 @@ def _condition(predicate: str, name: str, schema: pa.Schema, parameters: Mapping
         raise BadRequest(message, param="predicate", code=error.code) from None
 
 
-def _run_write(data: ray.data.Dataset, sink: ParquetSink) -> None:
+def _run_write(data: "ray.data.Dataset", sink: "ParquetSink") -> None:
+    import ray.exceptions
+
     try:
         data.write_datasink(sink, ray_remote_args={"num_cpus": _NUM_CPUS})
     except ray.exceptions.RayError as error:
