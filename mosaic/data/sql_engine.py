@@ -175,7 +175,8 @@ def _explained(
     if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory" in str(error):
         mib = settings.memory_limit_bytes // 2**20
         return BadRequest(f"the statement needs more than its {mib} MiB of memory; ask for less", code="out_of_memory")
-    if isinstance(error, _USERS_FAULT) and "Python exception" not in str(error):
+    of_a_file = any(words in str(error) for words in ("Python exception", "reading the stream registered"))
+    if isinstance(error, _USERS_FAULT) and not of_a_file:
         return BadRequest(str(error).replace("\n\n", "\n"), param="statement")
     if isinstance(error, duckdb.PermissionException):
         return BadRequest("the statement asks for files or settings, which SQL here does not reach", param="statement")

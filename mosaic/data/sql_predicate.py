@@ -53,6 +53,19 @@ def predicate(parser: Parser, condition: str, schema: pa.Schema, parameters: Map
         raise too_deep() from None
 
 
+def comparable(column: str, kind: pa.DataType) -> str:
+    """A column (quoted) as deltalake has to compare it, so that no row is missed and all mean what they mean in DuckDB.
+
+    Not the column itself where a file's statistics say too little about it: as JSON they round decimals and leave out
+    NaN, and deltalake 1.6 skips files by them. To DataFusion, NaN may also be less than all, and -0.0 less than 0.0.
+    """
+    if pa.types.is_floating(kind):
+        return f"CASE WHEN isnan({column}) THEN CAST('NaN' AS DOUBLE) ELSE CAST({column} AS DOUBLE) + 0.0 END"
+    if pa.types.is_decimal(kind):
+        return f"CASE WHEN {column} IS NULL THEN NULL ELSE {column} END"
+    return column
+
+
 class _Writer:
     def __init__(self, schema: pa.Schema, parameters: Mapping[str, Any]) -> None:
         self._schema, self._parameters = schema, parameters
@@ -110,13 +123,17 @@ class _Writer:
         terms = [self.term(node) for node in nodes]
         kinds = {term.kind for term in terms if term.kind is not None}
         kind = kinds.pop() if len(kinds) == 1 else None
-        if kind is None or not all(term.kind == kind or _is_exactly(term.value, kind) for term in terms):
+        if (
+            kind is None
+            or pa.types.is_nested(kind)
+            or not all(term.kind == kind or _is_exactly(term.value, kind) for term in terms)
+        ):
             shown = ", ".join(term.sql[:80] + (f" ({term.kind})" if term.kind else "") for term in terms)
             raise BadRequest(
                 f"a DELETE's condition compares columns of one type with constants of it, not {shown}",
                 param="statement",
             )
-        return [term.sql for term in terms]
+        return [_compared(term, kind) for term in terms]
 
     def _column(self, names: list[str]) -> _Term:
         name = self._by_folded.get(names[-1].lower())
@@ -178,6 +195,17 @@ def _number(text: str) -> _Term:
         return _Term(text, value=Decimal(text))
     except InvalidOperation:
         raise BadRequest(f"a DELETE's condition may not have the number {text[:80]}", param="statement") from None
+
+
+def _compared(term: _Term, kind: pa.DataType) -> str:
+    """A side of a comparison; deltalake 1.6 reads a bare number as a float, whatever the column is."""
+    if term.kind is not None:
+        return comparable(term.sql, kind)
+    if pa.types.is_decimal(kind):
+        return f"CAST('{term.value:f}' AS DECIMAL({kind.precision},{kind.scale}))"
+    if pa.types.is_floating(kind):
+        return f"CAST('{float(term.value) + 0.0!r}' AS DOUBLE)"  # of -0.0 there is 0.0 alone
+    return term.sql
 
 
 def _is_exactly(value: Any, kind: pa.DataType) -> bool:

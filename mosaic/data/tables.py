@@ -21,6 +21,7 @@ from mosaic.data.delta import (
     CommitLineage,
     arrow_schema,
     check_columns,
+    check_plain,
     commit_lineage,
     find_commit,
     fit,
@@ -28,6 +29,7 @@ from mosaic.data.delta import (
     read_arrow,
 )
 from mosaic.data.sql_engine import Engine, SqlSettings
+from mosaic.data.sql_predicate import comparable
 from mosaic.data.sql_predicate import predicate as deltalake_predicate
 from mosaic.data.sql_tree import Parser
 from mosaic.data.vacuum import RETENTION_HOURS, Vacuumed, optimize, vacuum
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from mosaic.data.files import ParquetSink
 
 _PARSER = Parser(Engine(SqlSettings()).connect)
+_RETRIES: dict[str, int | None] = {"append": None, "overwrite": 0}
+"""deltalake 1.6 commits an `overwrite` that lost against an append all the same, and leaves the appended rows there."""
 _NUM_CPUS = 0.25  # logical; the platform's own actors leave half a CPU for data on a machine with two
 
 
@@ -111,7 +115,9 @@ class Tables:
         return self._write(name, data, "append", run_id)
 
     def overwrite(self, name: str, data: "ray.data.Dataset | pa.Table", *, run_id: str | None = None) -> int:
-        """Replace all rows in one commit; returns the version. Raises Conflict if somebody wrote at the same time."""
+        """Replace all rows in one commit; returns the version. Raises Conflict if somebody wrote at the same time:
+        rows that were not there as this began would be neither replaced nor new.
+        """
         return self._write(name, data, "overwrite", run_id)
 
     def delete_where(
@@ -128,7 +134,7 @@ class Tables:
         try:
             told = table.delete(condition, commit_properties=writing.properties())
         except CommitFailedError as error:
-            raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
+            raise _lost(name, error) from error
         except DeltaError as error:
             raise BadRequest(f"predicate {predicate!r} on table {name!r}: {error}", param="predicate") from error
         if table.version() == before:
@@ -150,15 +156,18 @@ class Tables:
             raise BadRequest(
                 f"{rows[key].null_count} rows have no {key!r}, the primary key of {record.name!r}", param=key
             )
-        counts = pc.value_counts(rows[key]).field("counts")
+        keys = _keys(rows[key])
+        counts = pc.value_counts(keys).field("counts")
         if len(counts) < rows.num_rows:
-            twice = pc.value_counts(rows[key]).filter(pc.greater(counts, 1)).field("values").to_pylist()
+            twice = pc.value_counts(keys).filter(pc.greater(counts, 1)).field("values").to_pylist()
             raise BadRequest(f"primary key {key!r} of {record.name!r} comes twice: {twice[:5]}", param=key)
         if rows.num_rows == 0:
             return table.version()
+        kind, quoted = rows.schema.field(key).type, key.replace('"', '""')
+        target, source = (comparable(f'{side}."{quoted}"', kind) for side in ("target", "source"))
         merger = table.merge(
             rows,
-            predicate=f'target."{key}" = source."{key}"',
+            predicate=f"{target} = {source}",
             source_alias="source",
             target_alias="target",
             commit_properties=writing.properties(),
@@ -166,7 +175,9 @@ class Tables:
         try:
             merger.when_matched_update_all().when_not_matched_insert_all().execute()
         except CommitFailedError as error:
-            raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
+            raise _lost(name, error) from error
+        except DeltaError as error:
+            raise BadRequest(f"rows cannot be merged into table {name!r} by {key!r}: {error}", param=key) from error
         return writing.committed(table.version(), "merge", rows.num_rows)
 
     def version(self, name: str) -> int:
@@ -302,21 +313,22 @@ class Tables:
                 rows = fit(data, arrow_schema(table), record.name)
                 if rows.num_rows == 0 and mode == "append":
                     return table.version()
-                write_deltalake(table, rows, mode=mode, commit_properties=writing.properties())
+                write_deltalake(table, rows, mode=mode, commit_properties=writing.properties(retries=_RETRIES[mode]))
                 return writing.committed(table.version(), mode, rows.num_rows)
             return self._write_dataset(writing, data, mode)
         except CommitFailedError as error:
-            raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
+            raise _lost(name, error) from error
 
     def _write_dataset(self, writing: Writing, data: "ray.data.Dataset", mode: Literal["append", "overwrite"]) -> int:
         from mosaic.data.files import ParquetSink
 
         record, table = writing.record, writing.delta
+        check_plain(table, record.name)
         sink = ParquetSink(self._storage, record.location, arrow_schema(table), record.name)
         _run_write(data, sink)
         if not sink.files and mode == "append":
             return table.version()
-        properties = writing.properties(sink.write_id)
+        properties = writing.properties(sink.write_id, retries=_RETRIES[mode])
         table.create_write_transaction(sink.add_actions(), mode, table.schema(), commit_properties=properties)
         version = find_commit(self._storage, record.location, table.version() + 1, sink.write_id)
         return writing.committed(version, mode, sum(file.num_rows for file in sink.files))
@@ -325,6 +337,17 @@ class Tables:
 def _check_same(record: Table, there: Schema, wanted: Schema) -> None:
     if shape(there) != shape(wanted):
         raise Conflict(f"table {record.name!r} exists with other columns: {_shown(there)}, not {_shown(wanted)}")
+
+
+def _lost(name: str, error: CommitFailedError) -> Conflict:
+    return Conflict(
+        f"somebody wrote to table {name!r} at the same time, and nothing was written here; try again: {error}"
+    )
+
+
+def _keys(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Keys as they are compared: 0.0 and -0.0 are one."""
+    return pc.add(values, 0.0) if pa.types.is_floating(values.type) else values
 
 
 def _condition(predicate: str, name: str, schema: pa.Schema, parameters: Mapping[str, Any]) -> str:
