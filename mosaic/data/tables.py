@@ -33,7 +33,7 @@ from mosaic.data.sql_predicate import comparable
 from mosaic.data.sql_predicate import predicate as deltalake_predicate
 from mosaic.data.sql_tree import Parser
 from mosaic.data.vacuum import RETENTION_HOURS, Vacuumed, optimize, vacuum
-from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound
+from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound, Unavailable
 from mosaic.ids import new_id
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
@@ -134,7 +134,7 @@ class Tables:
         try:
             told = table.delete(condition, commit_properties=writing.properties())
         except CommitFailedError as error:
-            raise _lost(name, error) from error
+            raise _failed(name, error) from error
         except DeltaError as error:
             raise BadRequest(f"predicate {predicate!r} on table {name!r}: {error}", param="predicate") from error
         if table.version() == before:
@@ -163,6 +163,13 @@ class Tables:
             raise BadRequest(f"primary key {key!r} of {record.name!r} comes twice: {twice[:5]}", param=key)
         if rows.num_rows == 0:
             return table.version()
+        ticked = [column for column in rows.column_names if "`" in column]
+        if ticked:
+            raise BadRequest(
+                f"column {ticked[0]!r} of table {record.name!r} has a backtick in its name, which deltalake's merge "
+                "does not read; use append or overwrite",
+                param=ticked[0],
+            )
         kind, quoted = rows.schema.field(key).type, key.replace('"', '""')
         target, source = (comparable(f'{side}."{quoted}"', kind) for side in ("target", "source"))
         merger = table.merge(
@@ -174,10 +181,8 @@ class Tables:
         )
         try:
             merger.when_matched_update_all().when_not_matched_insert_all().execute()
-        except CommitFailedError as error:
-            raise _lost(name, error) from error
         except DeltaError as error:
-            raise BadRequest(f"rows cannot be merged into table {name!r} by {key!r}: {error}", param=key) from error
+            raise _failed(name, error) from error
         return writing.committed(table.version(), "merge", rows.num_rows)
 
     def version(self, name: str) -> int:
@@ -316,8 +321,8 @@ class Tables:
                 write_deltalake(table, rows, mode=mode, commit_properties=writing.properties(retries=_RETRIES[mode]))
                 return writing.committed(table.version(), mode, rows.num_rows)
             return self._write_dataset(writing, data, mode)
-        except CommitFailedError as error:
-            raise _lost(name, error) from error
+        except DeltaError as error:
+            raise _failed(name, error) from error
 
     def _write_dataset(self, writing: Writing, data: "ray.data.Dataset", mode: Literal["append", "overwrite"]) -> int:
         from mosaic.data.files import ParquetSink
@@ -339,10 +344,16 @@ def _check_same(record: Table, there: Schema, wanted: Schema) -> None:
         raise Conflict(f"table {record.name!r} exists with other columns: {_shown(there)}, not {_shown(wanted)}")
 
 
-def _lost(name: str, error: CommitFailedError) -> Conflict:
-    return Conflict(
-        f"somebody wrote to table {name!r} at the same time, and nothing was written here; try again: {error}"
-    )
+def _failed(name: str, error: DeltaError) -> MosaicError:
+    """What a write is told that deltalake did not make."""
+    if "append-only" in str(error):
+        return BadRequest(f"table {name!r} has delta.appendOnly: its rows may be neither deleted nor replaced")
+    if isinstance(error, CommitFailedError):
+        told = f"somebody wrote to table {name!r} at the same time, and nothing was written here; try again: {error}"
+        return Conflict(told)
+    if "failed validation check" in str(error):
+        return BadRequest(f"rows break a constraint of table {name!r}: {error}")
+    return Unavailable(f"table {name!r} could not be written: {error}")
 
 
 def _keys(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
 from pyarrow import fs
 
-from mosaic.catalog import Catalog, LineageNode, RunEdge, Table, names
+from mosaic.catalog import Catalog, RunEdge, Table, names
 from mosaic.catalog.names import SYSTEM_OWNER
 from mosaic.data.access import Access
 from mosaic.data.delta import open_delta
@@ -113,9 +113,10 @@ def optimize(access: Access, name: str) -> int:
     """See `Tables.optimize`."""
     writing = access.to_maintain(name, "MODIFY", "optimizeTable")
     try:
-        writing.delta.optimize.compact(commit_properties=writing.properties())
+        # deltalake 1.6 commits over another compaction that it has not seen, and every row is there twice.
+        writing.delta.optimize.compact(commit_properties=writing.properties(retries=0))
     except CommitFailedError as error:
-        raise Conflict(f"table {writing.record.name!r} was changed at the same time: {error}") from error
+        raise Conflict(f"table {writing.record.name!r} was changed at the same time; try again: {error}") from error
     return writing.delta.version()
 
 
@@ -137,7 +138,7 @@ def _by_models(catalog: Catalog, record: Table) -> Iterator[Needed]:
                 *(f"point {model.name}@{alias} at another version" for alias in aliases),
                 *(f"let endpoint {name} serve another version" for name in endpoints),
             ]
-            for version, run_id in _versions_behind(catalog.trace("model", model.name, number), record):
+            for version, run_id in _versions_behind(catalog, model.name, number, record):
                 yield Needed(
                     version=version,
                     by=f"model version {model.name}/{number} ({', '.join(live)}) was made from it by run {run_id}",
@@ -157,20 +158,13 @@ def _served(catalog: Catalog) -> Mapping[str, dict[int, set[str]]]:
     return found
 
 
-def _versions_behind(root: LineageNode, record: Table) -> Iterator[tuple[int, str]]:
-    """The versions of the table in a tree of lineage, each with the run that read it."""
-    seen: set[tuple[str, str, int | None, str | None]] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        for parent in node.parents:
-            thing = (parent.kind, parent.name, parent.version, parent.securable_id)
-            if thing in seen:
-                continue
-            seen.add(thing)
-            waiting.append(parent)
-            if parent.version is not None and node.run_id and _is_of(record, parent):
-                yield parent.version, node.run_id
+def _versions_behind(catalog: Catalog, model: str, number: int, record: Table) -> list[tuple[int, str]]:
+    """The versions of the table that a model version came from, each with a run that read it; however long the way."""
+    found: dict[int, str] = {}
+    for one in catalog.ancestors("model", model, number):
+        if one.read.version is not None and _is_of(record, one.read):
+            found.setdefault(one.read.version, one.run_id)
+    return sorted(found.items())
 
 
 def _by_indexes(catalog: Catalog, record: Table) -> Iterator[Needed]:
@@ -187,7 +181,7 @@ def _by_indexes(catalog: Catalog, record: Table) -> Iterator[Needed]:
             )
 
 
-def _is_of(record: Table, noted: RunEdge | LineageNode) -> bool:
+def _is_of(record: Table, noted: RunEdge) -> bool:
     """Whether lineage means this table, and not one that had its name before."""
     return (noted.kind, noted.name) == ("table", record.name) and noted.securable_id in (None, record.id)
 
