@@ -431,7 +431,8 @@ class Catalog:
     ) -> tuple[Token, str]:
         """A token and its secret `mosaic_...`, which is shown only here; a new name becomes a principal.
 
-        `scopes` are the surfaces that it opens (`identity.SCOPES`).
+        `scopes` are the surfaces that it opens (`identity.SCOPES`). Who comes with a token makes one that ends with
+        that: PermissionDenied for an end after its end.
         """
         names.check_principal(principal, "principal")
         now, caller = self._now(), as_principal(by)
@@ -446,7 +447,8 @@ class Catalog:
         params = {"principal": principal, "is_admin": str(is_admin).lower(), "scopes": ", ".join(opened)}
         with change(self._store, "generateDbToken", params, by=caller, now=now, service_name=ACCOUNTS_SERVICE) as going:
             principals.ensure(going.connection, principal, kind=kind, now=now)
-            made, secret = tokens.create(going.connection, now=now, expires_at=expires_at, **columns)
+            parent = caller.token_id
+            made, secret = tokens.create(going.connection, now=now, expires_at=expires_at, parent_id=parent, **columns)
             going.params["token_id"] = made.id
             return made, secret
 
@@ -459,10 +461,13 @@ class Catalog:
         self.audit.deny("useToken", {"path": path[:_LONGEST_PATH]}, error, by=principal)
 
     def revoke_token(self, token_id: str, *, by: Caller = ADMIN) -> None:
-        """Refuse a token from now on; again is fine. Raises NotFound."""
+        """Refuse a token from now on, and those that were made with it; again is fine. Raises NotFound."""
         params, caller, now = {"token_id": token_id}, as_principal(by), self._now()
         with change(self._store, "revokeDbToken", params, by=caller, now=now, service_name=ACCOUNTS_SERVICE) as going:
-            going.happened = tokens.revoke(going.connection, token_id, now=now)
+            revoked = tokens.revoke(going.connection, token_id, now=now)
+            going.happened = revoked > 0
+            if revoked > 1:
+                going.params["num_tokens"] = str(revoked)
 
     def list_tokens(self) -> list[Token]:
         """All of them, also revoked and expired ones, oldest first."""
@@ -505,11 +510,15 @@ class Catalog:
         with self._store.read() as connection:
             return drops.list_dropped(connection, before=None if before is None else values.aware(before, "before"))
 
-    def mark_purged(self, securable_id: str, *, by: Caller = ADMIN) -> None:
-        """Write down that the data of something that was dropped is gone from storage. Raises NotFound."""
+    def mark_purged(self, securable_id: str, *, before: datetime | None = None, by: Caller = ADMIN) -> None:
+        """Write down that the data of something that was dropped (`before` a moment, or at all) goes from storage.
+
+        Raises NotFound.
+        """
+        before = None if before is None else values.aware(before, "before")
         caller, now = as_principal(by), self._now()
         with change(self._store, "purge", {"securable_id": securable_id}, by=caller, now=now) as going:
-            going.params |= drops.mark_purged(going.connection, securable_id, now=now)
+            going.params |= drops.mark_purged(going.connection, securable_id, now=now, before=before)
 
     # Lineage
 

@@ -22,6 +22,7 @@ from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.records import Securable
 from mosaic.catalog.schema import secret
 from mosaic.catalog.store import Store
+from mosaic.catalog.updates import update
 from mosaic.errors import BadRequest, Conflict, Unavailable
 
 SECRET_OPTIONS = ("api_key", "token", "password", "client_secret", "secret_access_key", "private_key", "access_key")
@@ -81,6 +82,7 @@ class Connections:
         by: Caller,
         options: Mapping[str, str] | None = None,
         comment: str | None = None,
+        owner: str | None = None,
         expected_etag: str | None = None,
     ) -> Securable:
         """Change what is given, options and secrets as a whole. Raises NotFound, StaleEtag."""
@@ -89,13 +91,14 @@ class Connections:
         sealed = self._seal(secrets)
         with change(self._store, "updateConnection", of_securable("connection", name), by=caller, now=now) as going:
             row = securables.get(going.connection, "connection", name, lock=True)
-            securables.check_etag(row, expected_etag)
             changed: dict[str, Any] = {} if comment is None else {"comment": comment}
             if options is not None:
                 changed["spec"] = {**row.spec, "options": open_options, "secrets": sorted(secrets)}
+            after = update(going, row, expected_etag, owner=owner, by=caller, now=now, **changed)
+            if options is not None:
                 self._keep(going.connection, row.id, sealed, now)
-            after = securables.update(going.connection, row, now=now, by=caller.name, **changed)
-            going.happened = after is not row or options is not None
+                if not going.happened:  # what is secret may be another all the same
+                    after, going.happened = securables.touch(going.connection, row, now=now, by=caller.name), True
             return as_securable(after)
 
     def delete(self, name: str, *, by: Caller = ADMIN, expected_etag: str | None = None) -> None:

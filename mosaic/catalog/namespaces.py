@@ -13,6 +13,7 @@ from mosaic.catalog.records import CatalogEntry, Schema
 from mosaic.catalog.schema import securable
 from mosaic.catalog.securables import Row
 from mosaic.catalog.store import Store
+from mosaic.catalog.updates import update
 from mosaic.errors import BadRequest
 
 _RUNNING = ("endpoint", "index")
@@ -54,12 +55,12 @@ class Catalogs:
         by: Caller,
         comment: str | None = None,
         properties: Mapping[str, str] | None = None,
+        owner: str | None = None,
         expected_etag: str | None = None,
     ) -> CatalogEntry:
-        """Change what is given, `properties` as a whole (the owner: `catalog.grants.set_owner`). Raises NotFound."""
-        return as_catalog(
-            _update(self._store, "catalog", name, comment, properties, by=by, now=self._now(), etag=expected_etag)
-        )
+        """Change what is given, `properties` as a whole. Raises NotFound, StaleEtag."""
+        given = (comment, properties, owner)
+        return as_catalog(_update(self._store, "catalog", name, *given, by=by, now=self._now(), etag=expected_etag))
 
     def delete(self, name: str, *, force: bool = False, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
         """Take the name away; with `force` also the names of all schemas, tables and models in it."""
@@ -106,11 +107,13 @@ class Schemas:
         by: Caller,
         comment: str | None = None,
         properties: Mapping[str, str] | None = None,
+        owner: str | None = None,
         expected_etag: str | None = None,
     ) -> Schema:
-        """Change what is given, `properties` as a whole (the owner: `catalog.grants.set_owner`). Raises NotFound."""
+        """Change what is given, `properties` as a whole. Raises NotFound, StaleEtag."""
+        given = (comment, properties, owner)
         return securables.as_schema(
-            _update(self._store, "schema", name, comment, properties, by=by, now=self._now(), etag=expected_etag)
+            _update(self._store, "schema", name, *given, by=by, now=self._now(), etag=expected_etag)
         )
 
     def delete(self, name: str, *, force: bool = False, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
@@ -148,6 +151,7 @@ def _update(
     name: str,
     comment: str | None,
     properties: Mapping[str, str] | None,
+    owner: str | None,
     *,
     by: Caller,
     now: datetime,
@@ -159,10 +163,7 @@ def _update(
         changed["properties"] = values.texts(properties, "properties")
     with change(store, f"update{kind.capitalize()}", of_securable(kind, name), by=caller, now=now) as going:
         row = securables.get(going.connection, kind, name, lock=True)
-        securables.check_etag(row, etag)
-        after = securables.update(going.connection, row, now=now, by=caller.name, **changed)
-        going.happened = after is not row
-        return after
+        return update(going, row, etag, owner=owner, by=caller, now=now, **changed)
 
 
 def _delete(

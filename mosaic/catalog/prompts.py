@@ -22,15 +22,25 @@ class Prompts:
         self._store, self._now = store, now
 
     def register(
-        self, name: str, template: str, *, owner: str = ADMIN, comment: str = "", by: Caller | None = None
+        self,
+        name: str,
+        template: str,
+        *,
+        owner: str = ADMIN,
+        comment: str = "",
+        new: bool | None = None,
+        by: Caller | None = None,
     ) -> PromptVersion:
-        """The next version of a prompt, which is made if it is not there; `{{variable}}` is where a value goes in."""
+        """The next version of a prompt, which is made if it is not there; `{{variable}}` is where a value goes in.
+
+        With `new` true raises AlreadyExists if there is one, with `new` false NotFound if there is none.
+        """
         name, caller, now = names.parse_object(name, PROMPT), as_principal(by or owner), self._now()
         names.check_principal(owner)
         if not 1 <= len(template) <= _LONGEST_TEMPLATE:
             raise BadRequest(f"template must have 1 to {_LONGEST_TEMPLATE} characters", param="template")
         with change(self._store, "createPromptVersion", of_securable(PROMPT, name), by=caller, now=now) as going:
-            if securables.find(going.connection, PROMPT, name) is None:
+            if new or (new is None and securables.find(going.connection, PROMPT, name) is None):
                 securables.insert(going.connection, PROMPT, name, owner=owner, now=now, created_by=caller.name)
             made = models.add_version(
                 going.connection,

@@ -15,6 +15,8 @@ from mosaic.catalog.records import Model, ModelVersion
 from mosaic.catalog.schema import model_alias, model_version
 from mosaic.catalog.securables import Row
 from mosaic.catalog.store import Store
+from mosaic.catalog.tags import check_tags, set_tags
+from mosaic.catalog.updates import update
 from mosaic.errors import BadRequest
 from mosaic.protocol import Principal
 
@@ -30,16 +32,20 @@ class Registry:
         self._store, self._now = store, now
 
     def update_model(
-        self, name: str, *, by: Caller, comment: str | None = None, expected_etag: str | None = None
+        self,
+        name: str,
+        *,
+        by: Caller,
+        comment: str | None = None,
+        owner: str | None = None,
+        expected_etag: str | None = None,
     ) -> Model:
-        """Change what is given (the owner: `catalog.grants.set_owner`). Raises NotFound, StaleEtag."""
+        """Change what is given. Raises NotFound, StaleEtag."""
         name, caller = names.parse_object(name, "model"), as_principal(by)
         changes = {} if comment is None else {"comment": comment}
         with self._change("updateRegisteredModel", "model", name, caller) as going:
             row = securables.get(going.connection, "model", name, lock=True)
-            securables.check_etag(row, expected_etag)
-            after = securables.update(going.connection, row, now=self._now(), by=caller.name, **changes)
-            going.happened = after is not row
+            after = update(going, row, expected_etag, owner=owner, by=caller, now=self._now(), **changes)
             return models.as_models(going.connection, [after])[0]
 
     def delete_model(
@@ -60,14 +66,22 @@ class Registry:
             )
 
     def open_version(
-        self, name: str, *, folder: str, by: Caller, comment: str = "", spec: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        *,
+        folder: str,
+        by: Caller,
+        comment: str = "",
+        spec: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> ModelVersion:
-        """The next version of a model that exists, its files still to come.
+        """The next version of a model that exists, with tags, its files still to come.
 
         `folder` is the address that they will have. Raises NotFound.
         """
         name, caller = names.parse_object(name, "model"), as_principal(by)
         kept = values.json_object(spec or {}, "spec")
+        check_tags(tags or {})
         columns: dict[str, Any] = {
             "source": folder,
             "kind": "mlflow",
@@ -76,15 +90,18 @@ class Registry:
             "comment": comment,
         }
         with self._change("createModelVersion", "model", name, caller) as going:
+            now = self._now()
             opened = models.add_version(
                 going.connection,
                 name,
-                now=self._now(),
+                now=now,
                 status="PENDING_REGISTRATION",
                 created_by=caller.name,
                 **columns,
             )
             going.params["version"] = str(opened.version)
+            model_id = securables.get(going.connection, "model", name).id
+            set_tags(going, model_id, opened.version, tags or {}, by=caller, now=now)
             return opened
 
     def finalize_version(
@@ -127,6 +144,7 @@ class Registry:
             for alias in list(connection.execute(sa.select(model_alias.c.alias).where(chosen)).scalars()):
                 models.set_alias(connection, name, alias, None, principal=caller.name, now=now)
             _write(connection, row.id, version, {"deleted_at": now, "updated_at": now, "updated_by": caller.name})
+            securables.touch(connection, row, now=now, by=caller.name)
 
     def _change(
         self, action: str, kind: str, name: str, by: Principal, **params: str
@@ -139,12 +157,12 @@ class Registry:
         name, caller = names.parse_object(name, "model"), as_principal(by)
         with self._change(action, "model", name, caller, version=str(version)) as going:
             connection = going.connection
-            row = securables.get(connection, "model", name)
+            row, now = securables.get(connection, "model", name, lock=True), self._now()
             changes = changes_of(models.version_row(connection, row, version, lock=True))
             going.happened = bool(changes)
             if changes:
-                stamped = {**changes, "updated_at": self._now(), "updated_by": caller.name}
-                _write(connection, row.id, version, stamped)
+                _write(connection, row.id, version, {**changes, "updated_at": now, "updated_by": caller.name})
+                securables.touch(connection, row, now=now, by=caller.name)
             return models.get_version(connection, ModelReference(name, version, None))
 
 

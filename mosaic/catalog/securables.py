@@ -87,15 +87,20 @@ def insert(
 
 
 def update(connection: sa.Connection, row: Row, *, now: datetime, by: str | None = None, **columns: Any) -> Row:
-    """Change columns of a row; its config_version grows. Nothing happens if all are as they were."""
-    if all(getattr(row, name) == value for name, value in columns.items()):
+    """Change columns of a row; its config_version grows. Nothing happens if all are as they were.
+
+    An owner alone is no new config: nothing that is deployed follows from it.
+    """
+    changed = {name for name, value in columns.items() if getattr(row, name) != value}
+    if not changed:
         return row
-    return _write(connection, row, now=now, by=by, config_version=row.config_version + 1, **columns)
+    config_version = row.config_version + (changed != {"owner"})
+    return _write(connection, row, now=now, by=by, config_version=config_version, **columns)
 
 
-def set_owner(connection: sa.Connection, row: Row, owner: str, *, now: datetime, by: str) -> None:
-    """Not the config_version: nothing that is deployed follows from the owner."""
-    _write(connection, row, now=now, by=by, owner=owner)
+def touch(connection: sa.Connection, row: Row, *, now: datetime, by: str | None) -> Row:
+    """Something that belongs to the row was changed beside it, such as its tags: another etag."""
+    return _write(connection, row, now=now, by=by)
 
 
 def delete(
@@ -127,7 +132,7 @@ def check_etag(row: Row, expected: str | None) -> None:
 
 
 def _write(connection: sa.Connection, row: Row, *, now: datetime, by: str | None, **columns: Any) -> Row:
-    changed = {**columns, "row_version": row.row_version + 1, "updated_at": now, "updated_by": by}
+    changed = {**columns, "row_version": securable.c.row_version + 1, "updated_at": now, "updated_by": by}
     connection.execute(securable.update().where(securable.c.id == row.id).values(changed))
     return connection.execute(sa.select(securable).where(securable.c.id == row.id)).one()
 
