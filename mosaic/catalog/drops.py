@@ -68,11 +68,19 @@ def list_dropped(connection: sa.Connection, *, before: datetime | None) -> list[
     ]
 
 
-def mark_purged(connection: sa.Connection, securable_id: str, *, now: datetime) -> dict[str, str]:
-    """The parameters that name what was purged."""
+def mark_purged(
+    connection: sa.Connection, securable_id: str, *, now: datetime, before: datetime | None = None
+) -> dict[str, str]:
+    """The parameters that name what was purged; with `before`, only if it was dropped before that moment."""
     row = connection.execute(sa.select(securable).where(securable.c.id == securable_id)).one_or_none()
     if row is None or row.deleted_at is None:
         raise NotFound(f"nothing that was dropped has the id {securable_id!r}", param="securable_id")
+    if before is not None and row.purged_at is None and row.deleted_at >= before:
+        raise NotFound(
+            f"{row.kind} {row.full_name!r} ({securable_id}) came back and was dropped again at "
+            f"{row.deleted_at.isoformat()}, not before {before.isoformat()}",
+            param="securable_id",
+        )
     connection.execute(securable.update().where(securable.c.id == securable_id).values(purged_at=now))
     return {"securable_type": row.kind, "securable_full_name": row.full_name}
 
