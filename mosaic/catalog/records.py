@@ -230,6 +230,8 @@ class Token(Wire):
     scopes: tuple[str, ...]
     last_used_at: datetime | None
     """To the minute."""
+    parent_id: str | None
+    """The token that it was made with, which it ends with; None for one that was made in process."""
 
 
 class KnownPrincipal(Wire):

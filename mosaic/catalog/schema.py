@@ -112,6 +112,7 @@ token = sa.Table(
     sa.Column("revoked_at", UtcTime),
     sa.Column("last_used_at", UtcTime),
     sa.Column("scopes", sa.JSON, nullable=False, server_default='["all-apis"]'),
+    sa.Column("parent_id", sa.String(64), index=True),  # the token that it was made with; none: made in process
 )
 
 tag = sa.Table(

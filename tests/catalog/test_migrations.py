@@ -136,3 +136,24 @@ def test_edges_of_revision_4_learn_which_bearer_of_a_name_they_mean(databases: D
     assert [run.outputs[0].securable_id for run in runs] == ["sec_rows0", "sec_rows1", "sec_rows1"]
     assert [run.inputs[0].securable_id for run in runs] == [None] * 3
     catalog.close()
+
+
+def test_tokens_of_revision_5_stand_for_themselves(databases: Databases) -> None:
+    engine = sa.create_engine(url := databases.new())
+    with engine.begin() as connection:
+        migrated_to(connection, "0001")
+        fill(connection)
+        migrated_to(connection, "0005")
+    engine.dispose()
+
+    catalog = Catalog.open(url)
+    assert {one.parent_id for one in catalog.list_tokens()} == {None}
+    ann = catalog.check_token("mosaic_3")
+    made, secret = catalog.create_token("ann", by=ann)
+    assert made.parent_id == "tok_3" and catalog.check_token(secret).name == "ann"
+    catalog.revoke_token("tok_3")
+    for gone in (secret, "mosaic_3"):
+        with pytest.raises(Unauthenticated, match="was revoked at"):
+            catalog.check_token(gone)
+    assert catalog.check_token("mosaic_4").name == "ann"
+    catalog.close()
