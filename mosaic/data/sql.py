@@ -204,7 +204,7 @@ class Sql:
                 raise BadRequest(f"table {table.name!r} is computed as it is asked and has no versions")
             else:
                 given[table.engine_name] = SYSTEM_TABLES[table.name](self._catalog, self._storage, asked.principal)
-        return self._engine.run(query.sql, given, asked.parameters, asked.limits, asked.cancelled)
+        return self._engine.run(query.sql, given, asked.parameters, asked.limits, asked.cancelled, asked.principal.name)
 
     def _all(self, query: Query, pinned: "_Pinned", asked: "_Asked") -> pa.Table:
         """The rows to write: all of them, or TooLarge."""
