@@ -51,3 +51,7 @@ def spans_of(bearers: Sequence[Bearer], bearer_id: str) -> list[Span]:
         else:
             spans.append((start, end))
     return spans
+
+
+def is_within(spans: Sequence[Span], moment: datetime) -> bool:
+    return any((first is None or first <= moment) and (end is None or moment < end) for first, end in spans)
