@@ -218,7 +218,8 @@ class Access:
             return
         with suppress(NotFound, Conflict):  # the commit is no longer in the log; the run is none of ours, or has ended
             said = commit_lineage(self.storage, record.location, version)
-            if said.run_id is not None:
+            # Whose run it is not has written another's into the commit.
+            if said.run_id is not None and said.principal == self.catalog.get_run(said.run_id).principal:
                 self.catalog.add_output(said.run_id, "table", record.name, version, detail={"recovered": True})
 
     def _note_input(self, run: Run, name: str, version: int, seen: Mapping[str, Any]) -> None:

@@ -153,14 +153,19 @@ class Platform:
         )
 
     def why(self, request_id: str) -> Thread:
-        """The thread from an answer back to its sources; raises NotFound while its row is not shipped."""
-        return why(self.tables, self.catalog, request_id)
+        """The thread from an answer back to its sources, as far as the principal may see it.
+
+        Raises NotFound while its row is not shipped, PermissionDenied.
+        """
+        return why(self._parts.tables, self.catalog, request_id, principal=self.principal)
 
     def impact(
         self, table: str, *, where: str | None = None, version: int | None = None, limit: int = ANSWERS_NAMED
     ) -> Impact:
-        """Every model version, index and answer that depends on a table, or on the rows for which `where` holds."""
-        return impact(self.tables, self.catalog, table, where=where, version=version, limit=limit)
+        """Every model version, index and answer that depends on a table, or on the rows for which `where` holds, as far
+        as the principal may see them."""
+        asked = functools.partial(impact, self._parts.tables, self.catalog, table, principal=self.principal)
+        return asked(where=where, version=version, limit=limit)
 
     def flush_ledger(self) -> int:
         """Ship what the gateways of this cluster have logged so far; returns the rows shipped by this call."""
