@@ -10,7 +10,7 @@ import click
 
 from mosaic.catalog import Table, parse_table_version
 from mosaic.cli.options import ADMIN, as_option, json_option, listed, with_access
-from mosaic.cli.show import show, show_one
+from mosaic.cli.show import as_cells, print_table, show, show_one
 from mosaic.cli.verbs import Noun, add_delete, add_list, add_update, check_seen_by
 from mosaic.errors import NotFound
 from mosaic.protocol import Principal, Wire
@@ -101,8 +101,13 @@ def preview(access: "Access", name: str, as_json: bool, principal: Principal, ro
     filesystem, _ = access.storage.filesystem(record.location)
     paths = [access.storage.filesystem(file)[1] for file in files.addresses]
     dataset = ds.dataset(paths, schema=files.schema, filesystem=filesystem, format="parquet")
-    found = dataset.head(rows).to_pylist() if paths else []
-    show(found, files.schema.names, as_json, what="rows", limit=rows)
+    found = dataset.head(rows) if paths else files.schema.empty_table()
+    if as_json:
+        show(found.to_pylist(), (), as_json, what="rows")
+    elif found.num_rows:
+        print_table(*as_cells(found))
+    else:
+        click.echo("no rows", err=True)
 
 
 def _newest(access: "Access", record: Table) -> int | None:
