@@ -36,7 +36,7 @@ from mosaic.catalog.search import search
 from mosaic.catalog.store import Store, StoreSettings
 from mosaic.catalog.tags import Tags, check_tags, set_tags
 from mosaic.catalog.updates import update
-from mosaic.errors import BadRequest, Conflict, PermissionDenied, not_found
+from mosaic.errors import BadRequest, Conflict, NotFound, PermissionDenied
 from mosaic.protocol import Principal
 
 _LONGEST_PATH = 500
@@ -392,16 +392,12 @@ class Catalog:
             return tables.as_endpoint(row, self.serving_schema)
 
     def get_endpoint(self, name: str) -> Endpoint:
-        """By its whole name, or by one word in the serving schema; raises NotFound with the names callers can write."""
+        """By its whole name, or by one word in the serving schema; raises NotFound."""
         full = self.endpoint_name(name)
         with self._store.read() as connection:
             row = securables.find(connection, "endpoint", full)
             if row is None:
-                there = [
-                    tables.as_endpoint(other, self.serving_schema).served_name
-                    for other in securables.list_rows(connection, "endpoint")
-                ]
-                raise not_found("endpoint", name, there, param="model")
+                raise NotFound(f"no endpoint {name!r}", param="model", code="endpoint_not_found")
             return tables.as_endpoint(row, self.serving_schema)
 
     def list_endpoints(self, schema: str | None = None) -> list[Endpoint]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from mosaic.catalog.names import METASTORE, RESERVED_CATALOG, SYSTEM_OWNER
 from mosaic.catalog.records import Schema
 from mosaic.catalog.schema import securable
-from mosaic.errors import AlreadyExists, NotFound, PermissionDenied, StaleEtag, not_found
+from mosaic.errors import AlreadyExists, NotFound, PermissionDenied, StaleEtag
 from mosaic.ids import new_id
 
 Row = sa.Row[*tuple[Any, ...]]
@@ -25,15 +25,16 @@ def find(connection: sa.Connection, kind: str, full_name: str) -> Row | None:
 
 
 def get(connection: sa.Connection, kind: str, full_name: str, *, lock: bool = False, share: bool = False) -> Row:
-    """As `find`, but raises NotFound with what exists; `lock` holds the row until the transaction ends.
+    """As `find`, but raises NotFound; `lock` holds the row until the transaction ends.
 
-    `share` holds it too, but only against who locks it: it cannot be deleted while something is put into it.
+    Without what exists instead: who asks is not known here, and may not be meant to know of it (`checks.missing` tells
+    it). `share` holds it too, but only against who locks it: it cannot be deleted while something is put into it.
     """
     chosen = (securable.c.kind == kind) & (securable.c.full_name == full_name) & securable.c.deleted_at.is_(None)
     query = sa.select(securable).where(chosen)
     row = connection.execute(query.with_for_update(read=share) if lock or share else query).one_or_none()
     if row is None:
-        raise not_found(kind, full_name, _names_near(connection, kind, full_name), param="name")
+        raise NotFound(f"no {kind} {full_name!r}", param="name", code=f"{kind}_not_found")
     return row
 
 
@@ -177,16 +178,6 @@ def check_reserved(full_name: str, owner: str) -> None:
             f"catalog {RESERVED_CATALOG!r} is the platform's own; {owner!r} cannot make {full_name!r} in it",
             param="name",
         )
-
-
-def _names_near(connection: sa.Connection, kind: str, full_name: str) -> list[str]:
-    """Names of that kind beside the one asked for, or all of them if there are none beside it."""
-    parent = full_name.rpartition(".")[0]
-    query = sa.select(securable.c.full_name).where(securable.c.kind == kind, securable.c.deleted_at.is_(None))
-    beside = list(
-        connection.execute(query.where(securable.c.full_name.startswith(f"{parent}.", autoescape=True))).scalars()
-    )
-    return beside or list(connection.execute(query).scalars())
 
 
 def below(parent_id: str) -> sa.Select[Any]:

@@ -93,7 +93,7 @@ class Tables:
         if primary_key is not None:
             check_columns(schema, [primary_key], name)
         wanted = Schema.from_arrow(schema)
-        self._access.check_create(name, owner)
+        by = self._access.check_create(name, owner)
         record = self._catalog.find_table(name)
         if record is None:
             # First the name, with a place that no other table ever had: the files of a dropped one are not found again.
@@ -105,7 +105,7 @@ class Tables:
                 comment=comment,
                 properties=properties or {},
                 owner=owner,
-                by=self._access.principal or owner,
+                by=by or owner,
             )
             self._access.at("after-name")
         return self._finish(record, wanted, primary_key)
@@ -300,9 +300,8 @@ class Tables:
             if error.code != "table_not_written":
                 raise
             if not record.columns:  # registered by its name alone, through Unity Catalog's protocol
-                record = self._catalog.update_table(
-                    record.name, columns=catalog_columns(wanted), by=self._access.principal or record.owner
-                )
+                by = self._access.check(record.name, "MODIFY", "writeTable") or record.owner
+                record = self._catalog.update_table(record.name, columns=catalog_columns(wanted), by=by)
             _check_same(record, delta_schema(record), wanted)
             there = self._access.make_log(record, wanted).schema()
         _check_same(record, there, wanted)
