@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mosaic.catalog import securables
+from mosaic.catalog import securables, tables
 from mosaic.catalog.bearers import bearer_at, list_bearers
 from mosaic.catalog.names import ModelReference
 from mosaic.catalog.records import AliasEvent, Model, ModelVersion
@@ -126,6 +126,8 @@ def set_alias(
         if version is None:
             raise not_found(f"{of} alias", f"{model}@{alias}", [f"{model}@{name}" for name in aliases])
         return False
+    if version is None and of == "model":
+        tables.check_not_served(connection, lambda served: (served.model, served.alias) == (model, alias))
     chosen = (model_alias.c.model_id == row.id) & (model_alias.c.alias == alias)
     connection.execute(model_alias.delete().where(chosen))
     if version is not None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from mosaic.catalog import names, securables, values
+from mosaic.catalog import names, securables, tables, values
 from mosaic.catalog.audit import change, of_securable
 from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.records import CatalogEntry, Schema
@@ -191,6 +191,8 @@ def _delete(
         if running:
             raise _not_empty(kind, name, running, "they run; delete them first, force does not")
         _check_no_index(connection, kind, name, [one.full_name for one in within if one.kind == "table"])
+        gone_models = {one.full_name for one in within if one.kind == "model"}
+        tables.check_not_served(connection, lambda served: served.model in gone_models)
         if within:
             going.params["with"] = ", ".join(f"{one.kind} {one.full_name}" for one in within)
         gone = (securable.c.id == row.id) | securable.c.id.in_(below)

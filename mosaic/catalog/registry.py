@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mosaic.catalog import models, names, securables, values
+from mosaic.catalog import models, names, securables, tables, values
 from mosaic.catalog.audit import Change, change, of_securable
 from mosaic.catalog.names import ModelReference
 from mosaic.catalog.principals import ADMIN, Caller, as_principal
@@ -61,6 +61,7 @@ class Registry:
                     f"model {name!r} has the versions {versions[:20]}; delete them first, or say force=true",
                     code="failed_precondition",
                 )
+            tables.check_not_served(going.connection, lambda served: served.model == name)
             securables.delete(
                 going.connection, "model", name, now=self._now(), by=caller.name, expected_etag=expected_etag
             )
@@ -140,6 +141,7 @@ class Registry:
             connection = going.connection
             row = securables.get(connection, "model", name, lock=True)
             models.version_row(connection, row, version)
+            tables.check_not_served(connection, lambda served: (served.model, served.version) == (name, version))
             chosen = (model_alias.c.model_id == row.id) & (model_alias.c.version == version)
             for alias in list(connection.execute(sa.select(model_alias.c.alias).where(chosen)).scalars()):
                 models.set_alias(connection, name, alias, None, principal=caller.name, now=now)
