@@ -24,6 +24,7 @@ _GAP = "  "
 _NARROWEST = 10
 """Characters of a terminal for each column; with less, a record is shown a field a line."""
 _WIDEST_LABEL = 30
+_WIDEST_LINE = 1_000_000
 
 
 def show(
@@ -162,7 +163,9 @@ def print_table(
 def print_tree(tree: Tree) -> None:
     """Into a pipe every node is one line."""
     console = Console()
-    console.print(tree, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:
+        console.width = _WIDEST_LINE
+    console.print(tree)
 
 
 def _folded(headings: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str]) -> Table:
