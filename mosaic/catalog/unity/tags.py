@@ -133,10 +133,14 @@ class TagRoutes:
         self._tags.change(kind, name, add=added, remove=changes.remove, version=version, by=by)
 
     def _securable(self, call: Call) -> tuple[str, str]:
-        """MLflow calls a registered model a FUNCTION, as Databricks does inside."""
+        """MLflow calls a registered model a FUNCTION, as Databricks does inside.
+
+        What is a function by that name is what is meant; but functions have no versions.
+        """
         asked, name = call.path["securable_type"].lower(), call.path["full_name"]
         kind, name = _entity(asked, name)
-        if kind == "function" and self._catalog.find_model(name) is not None:
+        is_function = "subentity_name" not in call.path and self._catalog.functions.find(name) is not None
+        if kind == "function" and not is_function and self._catalog.find_model(name) is not None:
             kind = "model"
         return kind, name
 
