@@ -97,10 +97,7 @@ def add_update(group: click.Group, noun: Noun, update: Callable[..., Any], *, ha
             given["properties"] = pairs(properties, "--property")
         if not given and owner is None:
             raise click.UsageError("nothing is given to change; see --help")
-        if given or etag is not None:
-            update(catalog, name, by=ADMIN, expected_etag=etag, **given)
-        if owner is not None:
-            catalog.grants.set_owner(noun.kind, name, owner, by=ADMIN)
+        update(catalog, name, by=ADMIN, owner=owner, expected_etag=etag, **given)
         after = noun.get(catalog, name)
         tell(f"{noun.kind} {after.name} is changed", after, as_json)
 

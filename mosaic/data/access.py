@@ -112,16 +112,26 @@ class Access:
         record = self.find(name, privilege, action)
         return Writing(self, record, self._open(record, None), None)
 
-    def check_create(self, name: str, owner: str) -> None:
-        """Raises PermissionDenied unless the principal may make tables in the schema, and for that owner."""
+    def check_create(self, name: str, owner: str) -> Principal | None:
+        """Who makes the table (None: the platform itself).
+
+        Raises PermissionDenied unless the principal may make tables in the schema, and for that owner.
+        """
         principal = self.principal
         if principal is None:
-            return
+            return None
         schema = name.rpartition(".")[0]
-        self.catalog.grants.check(principal, "CREATE TABLE", "schema", schema, action="createTable")
+        by = self.catalog.grants.check(principal, "CREATE TABLE", "schema", schema, action="createTable")
         self._check_not_ours(name, "createTable")
         if owner != principal.name and not principal.is_admin:
             self._deny("createTable", name, f"{principal.name!r} may not make a table that {owner!r} owns")
+        return by
+
+    def check(self, name: str, privilege: str, action: str) -> Principal | None:
+        """Who may do it with a table; None for the platform itself, which is not asked."""
+        if self.principal is None:
+            return None
+        return self.catalog.grants.check(self.principal, privilege, "table", name, action=action)
 
     def find(self, name: str, privilege: str, action: str) -> Table:
         """The table's record, the privilege on it checked; a denial is a row of the audit."""
@@ -185,9 +195,7 @@ class Access:
         if contains(root, place) or not (is_local(root) and is_local(place)):
             return
         if contains(resolved(root), resolved(place)):
-            raise Conflict(
-                f"table {record.name!r} is at {place!r}, which leads into the platform's own root by now"
-            )
+            raise Conflict(f"table {record.name!r} is at {place!r}, which leads into the platform's own root by now")
 
     def _run(self, run_id: str | None) -> Run | None:
         """The run that this happens in; raises NotFound, Conflict if it has ended, PermissionDenied if another's."""
