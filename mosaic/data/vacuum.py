@@ -6,11 +6,13 @@ is refused and says who needs it. What is needed comes from the catalog's lineag
 that a vacuum which touches none of them goes through.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import unquote
 
 import pyarrow as pa
+from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from pyarrow import fs
 
@@ -70,19 +72,15 @@ def vacuum(
     if force and keep_needed:
         raise BadRequest("force removes files that are needed, keep_needed keeps them: say one of them", param="force")
     record, table = writing.record, writing.delta
-    needed = [
-        (one, files) for one in find_needed(catalog, record) if (files := _files_at(storage, record, one.version))
-    ]
-    versions = sorted({one.version for one, _ in needed})
     there = _files_in(storage, record.location)
-    listed = table.vacuum(
-        retention_hours,
-        dry_run=True,
-        enforce_retention_duration=False,
-        full=True,
-        keep_versions=versions if keep_needed and versions else None,
-    )
-    doomed = there & _below(record.location, listed)  # deltalake lists what an earlier vacuum took, too
+    doomed = there & _listed(table, record, retention_hours, None)
+    if not doomed:  # a table that only grew: its versions need not be opened, however many are needed
+        return Vacuumed(table=record.name, dry_run=dry_run, files=(), needed=())
+    files_at = functools.cache(functools.partial(_files_at, storage, record))
+    needed = [(one, files) for one in find_needed(catalog, record) if (files := files_at(one.version))]
+    versions = sorted({one.version for one, _ in needed})
+    if keep_needed and versions:
+        doomed = there & _listed(table, record, retention_hours, versions)
     hit = tuple(
         one.model_copy(update={"files": tuple(sorted(files & doomed))}) for one, files in needed if files & doomed
     )
@@ -184,6 +182,14 @@ def _by_indexes(catalog: Catalog, record: Table) -> Iterator[Needed]:
 def _is_of(record: Table, noted: RunEdge) -> bool:
     """Whether lineage means this table, and not one that had its name before."""
     return (noted.kind, noted.name) == ("table", record.name) and noted.securable_id in (None, record.id)
+
+
+def _listed(table: DeltaTable, record: Table, retention_hours: int, keep: list[int] | None) -> set[str]:
+    """What a vacuum would take; deltalake also lists what an earlier one took."""
+    listed = table.vacuum(
+        retention_hours, dry_run=True, enforce_retention_duration=False, full=True, keep_versions=keep
+    )
+    return _below(record.location, listed)
 
 
 def _files_at(storage: Storage, record: Table, version: int) -> set[str]:
