@@ -179,6 +179,7 @@ def _delete(
     name, caller = names.parse_securable(kind, name), as_principal(by)
     with change(store, f"delete{kind.capitalize()}", of_securable(kind, name), by=caller, now=now) as going:
         connection = going.connection
+        securables.check_reserved(name, caller.name, "drop")
         row = securables.get(connection, kind, name, lock=True)
         securables.check_etag(row, etag)
         below = securables.below(row.id)
@@ -186,7 +187,7 @@ def _delete(
         connection.execute(query.with_for_update())  # from here on nothing is put into a schema of this catalog
         within = list(connection.execute(query))
         if within and not force:
-            raise _not_empty(kind, name, within, "delete them first, or say force=true")
+            raise _not_empty(kind, name, within, "delete them first, or use force (`--force`)")
         running = [one for one in within if one.kind in _RUNNING]
         if running:
             raise _not_empty(kind, name, running, "they run; delete them first, force does not")

@@ -24,6 +24,9 @@ Caller = Principal | str
 ADMIN = "admin"
 """Who changes things in process unless somebody else is named."""
 
+_NEEDED = {ADMIN: "whom the command line acts for", names.SYSTEM_OWNER: "the platform itself"}
+"""Without them nobody could put things right again."""
+
 _KINDS = ("user", "service", "group")
 
 
@@ -83,6 +86,8 @@ class Principals:
             connection = going.connection
             _check_administrator(connection, caller, f"remove {member!r} from group {group!r}")
             _get_group(connection, group)
+            if group == ADMINS and member in _NEEDED:
+                raise BadRequest(f"{member!r} is {_NEEDED[member]}, and stays in group {ADMINS!r}", param="member")
             if not _is_member(connection, group, member):
                 raise not_found(f"member of group {group!r}", member, _members(connection, group), param="member")
             edge = (group_member.c.group_name == group) & (group_member.c.member == member)
@@ -96,8 +101,8 @@ class Principals:
             connection = going.connection
             _check_administrator(connection, caller, f"{'activate' if active else 'deactivate'} {name!r}")
             found = get(connection, name)
-            if found.kind == "group" or name == names.SYSTEM_OWNER:
-                what = "a group" if found.kind == "group" else "the platform itself"
+            if found.kind == "group" or (not active and name in _NEEDED):
+                what = "a group" if found.kind == "group" else _NEEDED[name]
                 raise BadRequest(f"principal {name!r} is {what}; only users and services are deactivated", param="name")
             going.happened = found.active != active
             if going.happened:

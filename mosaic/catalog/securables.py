@@ -5,7 +5,7 @@ under the one metastore, so that grants can be followed upward by one recursive 
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -107,7 +107,9 @@ def touch(connection: sa.Connection, row: Row, *, now: datetime, by: str | None)
 def delete(
     connection: sa.Connection, kind: str, full_name: str, *, now: datetime, by: str, expected_etag: str | None = None
 ) -> None:
-    """Take a row's name away; the row stays for lineage, audit and undrop. Raises NotFound, StaleEtag."""
+    """Take a row's name away; the row stays for lineage, audit and undrop. Raises NotFound, StaleEtag, and
+    PermissionDenied in `system`."""
+    check_reserved(full_name, by, "drop")
     row = get(connection, kind, full_name, lock=True)
     check_etag(row, expected_etag)
     _write(connection, row, now=now, by=by, deleted_at=now)
@@ -171,11 +173,11 @@ def described(row: Row) -> dict[str, Any]:
     }
 
 
-def check_reserved(full_name: str, owner: str) -> None:
-    """Raises PermissionDenied when somebody else than the platform makes something in its catalog."""
+def check_reserved(full_name: str, owner: str, to: Literal["make", "drop"] = "make") -> None:
+    """Raises PermissionDenied when somebody else than the platform makes or drops something in its catalog."""
     if full_name.partition(".")[0] == RESERVED_CATALOG and owner != SYSTEM_OWNER:
         raise PermissionDenied(
-            f"catalog {RESERVED_CATALOG!r} is the platform's own; {owner!r} cannot make {full_name!r} in it",
+            f"catalog {RESERVED_CATALOG!r} is the platform's own; {owner!r} cannot {to} {full_name!r} in it",
             param="name",
         )
 

@@ -210,6 +210,20 @@ def test_endpoints(catalog: Catalog) -> None:
         catalog.put_endpoint("assistant", config={"a": {1: 2}}, owner="ann")
 
 
+def test_what_is_the_platforms_own_is_not_dropped(catalog: Catalog) -> None:
+    """A second catalog of the name would be made at the next start, and the answers in the first one be out of reach."""
+    catalog.ensure_schema("system.serving", owner="system")
+    catalog.create_table("system.serving.inference", "/r", columns=[], primary_key=None, owner="system")
+    for drop in (
+        lambda: catalog.catalogs.delete("system", force=True, by="admin"),
+        lambda: catalog.schemas.delete("system.serving", force=True, by="admin"),
+        lambda: catalog.delete_table("system.serving.inference", by="admin"),
+    ):
+        with pytest.raises(PermissionDenied, match="catalog 'system' is the platform's own; 'admin' cannot drop"):
+            drop()
+    assert [one.name for one in catalog.list_tables("system.serving")] == ["system.serving.inference"]
+
+
 def test_what_an_endpoint_serves_does_not_go_away(catalog: Catalog) -> None:
     """Neither by itself nor with its schema, with force or without: the endpoint would answer no more."""
     catalog.ensure_schema("main.more")

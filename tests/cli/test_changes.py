@@ -74,6 +74,20 @@ def test_every_change_is_in_the_audit_as_the_administrators(mosaic: Mosaic, tmp_
     assert "deleteCatalog" in told and "mosaic command" in told
 
 
+def test_an_owner_has_to_be_there(mosaic: Mosaic) -> None:
+    """Or a slip of the keyboard gives things to whoever gets that name later."""
+    commands = {
+        "catalog create new": mosaic.catalog.catalogs.list,
+        "schema create main.new": functools.partial(mosaic.catalog.schemas.list, "main"),
+        "volume create main.docs.files2": mosaic.catalog.volumes.list,
+        "prompt register main.docs.hello --template -": mosaic.catalog.prompts.list,
+    }
+    for command, listed in commands.items():
+        before = listed()
+        ended = mosaic.run(*command.split(), "--owner", "bobb", stdin=GREETING)
+        assert ended.code == 1 and "no principal 'bobb'; there are ['admin'" in ended.err and listed() == before
+
+
 def test_json_of_what_was_made(mosaic: Mosaic, tmp_path: Path) -> None:
     catalog = mosaic.catalog
     template = tmp_path / "greeting.txt"
