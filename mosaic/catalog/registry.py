@@ -58,7 +58,7 @@ class Registry:
             versions = models.as_models(going.connection, [row])[0].versions
             if versions and not force:
                 raise BadRequest(
-                    f"model {name!r} has the versions {versions[:20]}; delete them first, or say force=true",
+                    f"model {name!r} has the versions {versions[:20]}; delete them first, or use force (`--force`)",
                     code="failed_precondition",
                 )
             tables.check_not_served(going.connection, lambda served: served.model == name)
