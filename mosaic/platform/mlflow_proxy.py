@@ -353,7 +353,8 @@ def _dump(said: dict[str, Any]) -> bytes:
         return json.dumps(said, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BadRequest(
-            f'the body is not strict JSON ({error}); numbers that are not finite are the strings "NaN" and "Infinity"',
+            f'the body is not strict JSON: {error}; what is no finite number is the string "NaN" or "Infinity", '
+            "and text is Unicode without halves of surrogates",
             code="invalid_parameter_value",
         ) from None
 
