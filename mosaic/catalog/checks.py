@@ -4,6 +4,8 @@ Between a check and the change that it was made for, a grant can be taken back, 
 Writes happen one at a time, so that a check inside the write holds until its end.
 """
 
+from typing import NamedTuple
+
 import sqlalchemy as sa
 
 from mosaic.catalog import access, privileges
@@ -11,10 +13,10 @@ from mosaic.catalog.explain import Access, Explanation
 from mosaic.catalog.names import METASTORE
 from mosaic.catalog.schema import principal
 from mosaic.errors import BadRequest, NotFound, PermissionDenied, not_found
-from mosaic.protocol import Principal, Wire
+from mosaic.protocol import Principal
 
 
-class Asked(Wire):
+class Asked(NamedTuple):
     """A privilege that was asked for on a securable, and was there."""
 
     privilege: str
@@ -28,11 +30,10 @@ class Acting(Principal):
     allowed: tuple[Asked, ...] = ()
 
 
-def acting(caller: Principal, *asked: Asked) -> Acting:
+def acting(caller: Principal, asked: Asked) -> Acting:
     """The caller with what it was asked, after what it was asked before."""
     before = caller.allowed if isinstance(caller, Acting) else ()
-    fields = {name: getattr(caller, name) for name in Principal.model_fields}
-    return Acting.model_construct(**fields, allowed=(*before, *asked))
+    return Acting(**{**dict(caller), "allowed": (*before, asked)})
 
 
 def ask_again(connection: sa.Connection, caller: Principal) -> None:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from mosaic.catalog import access, checks, names, privileges, securables
 from mosaic.catalog.audit import CATALOG_SERVICE, change, deny, new_action, of_securable
-from mosaic.catalog.checks import Acting, Asked
+from mosaic.catalog.checks import Asked
 from mosaic.catalog.explain import EffectivePrivilege, Explanation
 from mosaic.catalog.names import METASTORE
 from mosaic.catalog.principals import Caller, as_principal
@@ -107,8 +107,10 @@ class Grants:
 
         Raises BadRequest for a privilege that does not fit the kind, NotFound for the securable.
         """
-        name, caller = self._name(kind, name), as_principal(principal)
-        privilege = privileges.parse(privilege, kind)
+        name, privilege = self._name(kind, name), privileges.parse(privilege, kind)
+        return self._is_allowed(as_principal(principal), privilege, kind, name)
+
+    def _is_allowed(self, caller: Principal, privilege: str, kind: str, name: str) -> bool:
         with self._store.read() as connection:
             row = access.ask(connection, caller.name, privilege, kind, name)
             if not row.known_object:
@@ -117,23 +119,25 @@ class Grants:
 
     def check(
         self, principal: Caller, privilege: str, kind: str, name: str, *, action: str = "checkPrivilege"
-    ) -> Acting:
+    ) -> Principal:
         """As `is_allowed`, but raises PermissionDenied with what is missing, which is written down.
 
         What it gives is the principal to change things as: as a change's `by` it is asked the same again in the
-        change's own transaction, so that nothing is done to what has come to be another's since. `action` is the audit
-        row's action_name: what the principal was about to do, such as `getTable`.
+        change's own transaction (but for privileges that only read), so that nothing is done to what has come to be
+        another's since. `action` is the audit row's action_name: what the principal was about to do.
         """
         caller = as_principal(principal)
         whole, asked = self._name(kind, name), privileges.parse(privilege, kind)
-        if not self.is_allowed(caller, asked, kind, whole):
+        if not self._is_allowed(caller, asked, kind, whole):
             told = self.explain(caller, asked, kind, whole)
             if not told.allowed:  # otherwise granted in between
                 error = checks.denied(told)
                 act = new_action(CATALOG_SERVICE, action, of_securable(kind, whole, privilege=asked))
                 deny(self._store, act, error, by=caller, now=self._now())
                 raise error
-        return checks.acting(caller, Asked(privilege=asked, kind=kind, name=whole))
+        if asked in privileges.READING:
+            return caller  # most checks are these, and need not cost more
+        return checks.acting(caller, Asked(asked, kind, whole))
 
     def explain(self, principal: Caller, privilege: str, kind: str, name: str) -> Explanation:
         """Why a principal may or may not do something; `print` shows a tree. Raises as `is_allowed`."""

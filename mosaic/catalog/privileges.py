@@ -17,6 +17,10 @@ BROWSE = "BROWSE"
 MANAGE = "MANAGE"
 EXECUTE_UNSAFE = "EXECUTE UNSAFE"
 """Loading a model version that has pickles, which run code when they are loaded; ALL PRIVILEGES does not cover it."""
+READING = frozenset(
+    {BROWSE, "USE CATALOG", "USE SCHEMA", "SELECT", "EXECUTE", EXECUTE_UNSAFE, "READ VOLUME", "USE CONNECTION"}
+)
+"""Privileges that change nothing."""
 OWNED_UNSAFE = (METASTORE, "catalog")
 """What one has to own to hold EXECUTE UNSAFE by that: giving a model to the platform does not make it run its code."""
 

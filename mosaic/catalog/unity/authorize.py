@@ -5,13 +5,11 @@ from typing import Protocol
 from mosaic.catalog.audit import of_securable
 from mosaic.catalog.catalog import Catalog
 from mosaic.catalog.names import METASTORE
-from mosaic.catalog.privileges import BROWSE, MANAGE
+from mosaic.catalog.privileges import BROWSE, MANAGE, READING
 from mosaic.catalog.securables import check_reserved
 from mosaic.errors import PermissionDenied
 from mosaic.protocol import Principal
 
-READING = frozenset({BROWSE, "USE_CATALOG", "USE_SCHEMA", "SELECT", "EXECUTE", "READ_VOLUME", "USE_CONNECTION"})
-"""Privileges that change nothing."""
 _HELD_BY = {"CREATE_MODEL_VERSION": MANAGE}
 """What the protocol asks about and Unity Catalog's grants have no word for."""
 
@@ -35,7 +33,7 @@ def by_grants(catalog: Catalog) -> Authorize:
         if securable_kind == METASTORE and privilege == BROWSE:
             return principal  # anyone signed in may ask what there is; the answer has what they may know of
         wanted = _HELD_BY.get(privilege, privilege)
-        if privilege not in READING:
+        if wanted.replace("_", " ") not in READING:
             try:
                 check_reserved(full_name, principal.name)
             except PermissionDenied as error:
