@@ -1,6 +1,8 @@
 """`why` and `impact` name exactly the right things, also after aliases have moved and tables have newer versions."""
 
 import asyncio
+import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -344,6 +346,25 @@ def test_a_noted_predicate_is_not_pasted_into_a_query(history: History) -> None:
     unknown = {f"main.docs.out{number}": None for number in range(3)}
     assert matching("module = 'os'") == {**unknown, "main.docs.out3": 1}
     assert matching("module = 'json'") == unknown
+
+
+def test_a_log_that_leads_out_of_its_folder_is_not_followed(history: History) -> None:
+    """Who may write a table's files would otherwise ask about the rows of others' tables."""
+    version = history.ingest({"os.walk": "os"})
+    asked = history.answer(model="echo", **history.retrieved(version + 1, "secret"))
+    history.index(version)
+    place = Path(history.catalog.get_table(ENTRIES).location)
+    secret = pa.table({name: ["secret"] for name in ("entry_id", "module", "source", "sha256")})
+    history.tables.create("main.docs.vault", secret.schema, primary_key=None, owner="ann")
+    history.tables.append("main.docs.vault", secret)
+    (theirs,) = Path(history.catalog.get_table("main.docs.vault").location).glob("*.parquet")
+    forged = {"path": os.path.relpath(theirs, place), "size": theirs.stat().st_size, "partitionValues": {}}
+    forged |= {"modificationTime": 0, "dataChange": True}
+    (place / f"_delta_log/{version + 1:020d}.json").write_text(json.dumps({"add": forged}) + "\n")
+    with pytest.raises(BadRequest, match="outside of it"):
+        impact(history.tables, history.catalog, ENTRIES, where="module = 'secret'")
+    entry = find(why(history.tables, history.catalog, asked), "entry secret")
+    assert "cannot be read any more" in entry.facts["row"] and "sha256" not in entry.facts
 
 
 def test_impact_of_rows_in_more_versions_than_are_searched(history: History) -> None:
