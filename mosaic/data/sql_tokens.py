@@ -113,4 +113,4 @@ def _version_after(name: Token, after: Sequence[Token]) -> Token | None:
 
 
 def _is_number(token: Token) -> bool:
-    return token.text.isascii() and token.text.isdecimal()
+    return token.text.isascii() and token.text.isdecimal() and len(token.text) < 20

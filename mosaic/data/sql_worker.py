@@ -39,6 +39,8 @@ _ADDRESS_SPACE_BEYOND = 4 * 2**30
 """Of address space beyond the memory limit: allocators reserve much more than they use."""
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
+_TEXT_TYPES = ("time with time zone", "bit", "bignum", "varint")
+
 _USERS_FAULT = (
     duckdb.ParserException,
     duckdb.BinderException,
@@ -150,7 +152,8 @@ def _run(connection: duckdb.DuckDBPyConnection, request: Request, stopped: threa
     for name, rows in request.given.items():
         connection.register(name, rows)
     with _interrupted(connection, time.monotonic() + request.seconds, stopped):
-        reader = connection.sql(request.sql, params=dict(request.parameters) or None).to_arrow_reader(_BATCH_ROWS)
+        found = connection.sql(request.sql, params=dict(request.parameters) or None)
+        reader = _exported(found).to_arrow_reader(_BATCH_ROWS)
         _send(answers, SCHEMA, _stream(reader.schema))
         count = size = 0
         cut_by = None
@@ -166,6 +169,42 @@ def _run(connection: duckdb.DuckDBPyConnection, request: Request, stopped: threa
             if cut_by is not None:
                 break
     _send(answers, DONE, json.dumps({"cut_by": cut_by}).encode())
+
+
+def _exported(found: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """With the texts of what Arrow has no type for, instead of the engine's internals or less than the value."""
+    changed = [_in_arrow(kind) for kind in found.types]
+    if not any(changed):
+        return found
+    return found.project(
+        ", ".join(
+            (f"#{at}" if new is None else f"CAST(#{at} AS {new})") + f" AS {_quoted(name)}"
+            for at, (new, name) in enumerate(zip(changed, found.columns, strict=True), start=1)
+        )
+    )
+
+
+def _in_arrow(kind: Any) -> str | None:
+    """The type to cast to; None where the type may stay."""
+    if kind.id in _TEXT_TYPES:
+        return "VARCHAR"
+    if kind.id not in ("list", "array", "map", "struct"):
+        return None
+    parts = [(name, part) for name, part in kind.children if not isinstance(part, int)]
+    changed = [_in_arrow(part) for _, part in parts]
+    if not any(changed):
+        return None
+    texts = [new or str(part) for new, (_, part) in zip(changed, parts, strict=True)]
+    if kind.id == "map":
+        return f"MAP({', '.join(texts)})"
+    if kind.id == "struct":
+        named = zip(parts, texts, strict=True)
+        return f"STRUCT({', '.join(f'{_quoted(name)} {text}' for (name, _), text in named)})"
+    return texts[0] + ("[]" if kind.id == "list" else str(kind)[str(kind).rindex("[") :])
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _stream(schema: pa.Schema, *batches: pa.RecordBatch) -> memoryview:
@@ -205,7 +244,10 @@ def _fault(error: Exception) -> dict[str, str]:
         said in text for said in ("Out of Memory", "bad_alloc")
     ):
         fault = "out_of_memory"
-    elif isinstance(error, _USERS_FAULT) and "Python exception" not in text:
+    elif isinstance(error, _USERS_FAULT) and not any(
+        said in text
+        for said in ("Python exception", "reading the stream registered")  # a file, by its path
+    ):
         fault = "users"
     elif isinstance(error, duckdb.PermissionException):
         fault = "not_permitted"
