@@ -68,6 +68,12 @@ def test_every_list_and_map_of_a_body_has_an_end(unity: Unity, catalog: Catalog)
             TABLE | {"columns": [{"name": f"c{number}", "type_json": " " * 65536} for number in range(17)]},
             "columns",
         ),
+        (
+            "PATCH",
+            "/permissions/schema/main.docs",
+            {"changes": [{"principal": "bob", "add": ["SELECT"] * 6}] * 167},
+            "changes",
+        ),
         ("POST", "/tables", TABLE | {"properties": MANY}, "properties"),
         ("PATCH", "/schemas/main.docs", {"properties": MANY}, "properties"),
         ("POST", "/connections", {"name": "k", "connection_type": "HTTP", "options": MANY}, "options"),

@@ -16,6 +16,9 @@ LONGEST_TYPE = 64 * 1024
 _LONGEST_TYPES = 1024 * 1024
 """Characters of all types of a body: reading them takes a second for as many."""
 
+_MOST_GRANTS = 1000
+"""Of all changes of a body: writing as many takes about a second."""
+
 MOST_PROPERTIES = 1000
 Properties = Annotated[dict[str, str], Field(max_length=MOST_PROPERTIES)]
 """No list and no map of a body is without an end: what is written is written under the catalog's one lock."""
@@ -69,6 +72,14 @@ class PermissionsChange(Asked):
 
 class UpdatePermissions(Asked):
     changes: tuple[PermissionsChange, ...] = Field(min_length=1, max_length=200)
+
+    @field_validator("changes")
+    @classmethod
+    def _can_be_written(cls, changes: tuple[PermissionsChange, ...]) -> tuple[PermissionsChange, ...]:
+        asked = sum(len(one.add) + len(one.remove) for one in changes)
+        if asked > _MOST_GRANTS:
+            raise ValueError(f"{asked} privileges are added and removed; up to {_MOST_GRANTS} fit into one request")
+        return changes
 
 
 class AskedColumn(Asked):
