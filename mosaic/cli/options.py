@@ -178,6 +178,10 @@ comment_option = click.option("--comment", default="", help="What it is for.")
 property_option = click.option(
     "--property", "properties", type=Pair(), multiple=True, help="A property; may be given several times."
 )
+location_option = click.option(
+    "--location",
+    help="A folder that is there: /path, s3://, gs://, abfss://.  [default: a new one of the platform's]",
+)
 owner_option = click.option("--owner", default=ADMIN.name, show_default=True, help="A user, service or group.")
 
 listed = together(json_option, limit_option)

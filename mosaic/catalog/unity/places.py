@@ -37,7 +37,7 @@ def to_address(uri: str, field: str = "storage_location") -> str:
     path = path.rstrip("/")
     if not path or "\0" in path:
         raise BadRequest(
-            f"{field} {uri[:200]!r} must be an absolute file:///path, s3://, gs:// or abfss://",
+            f"{field} {uri[:200]!r} must be an absolute /path or file:///path, s3://, gs:// or abfss://",
             param=field,
         )
     if any(part in ("", ".", "..") for part in path.split("/")) or "%" in path or "\\" in path:
