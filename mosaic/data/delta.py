@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
 
 from mosaic.errors import BadRequest, NotFound, Unavailable
 from mosaic.protocol import Wire
@@ -69,6 +70,11 @@ class TableFiles(NamedTuple):
 
 def open_delta(storage: Storage, address: str, version: int | None = None) -> DeltaTable:
     """The table at an address, at a version (None: the newest); raises NotFound, or BadRequest for unreadable ones."""
+    if version is not None and not storage.exists(f"{address}/_delta_log/{version:020d}.json"):
+        # deltalake 1.6 looks for each commit up to a version, which takes 3 s for version 10,000,000.
+        newest = open_delta(storage, address).version()
+        if version > newest:
+            raise _no_version(address, version, newest)
     try:
         table = DeltaTable(address, version=version, storage_options=storage.delta_options(address) or None)
     except TableNotFoundError as error:
@@ -76,12 +82,7 @@ def open_delta(storage: Storage, address: str, version: int | None = None) -> De
     except DeltaError as error:
         if version is None:
             raise Unavailable(f"the Delta table at {address!r} cannot be opened: {error}") from error
-        newest = open_delta(storage, address).version()
-        raise NotFound(
-            f"the Delta table at {address!r} has no readable version {version}; the newest is {newest}",
-            param="version",
-            code="table_version_not_found",
-        ) from error
+        raise _no_version(address, version, open_delta(storage, address).version()) from error
     _check_readable(table, address)
     paths = _file_paths(table)
     check_inside(paths.filter(pc.match_substring_regex(paths, _PERHAPS_OUTSIDE)).to_pylist(), address)
@@ -104,6 +105,19 @@ def check_inside(paths: Iterable[str], address: str) -> None:
                 "does; rewrite it with files of its own",
                 code=OUTSIDE,
             )
+
+
+def check_feed(table: DeltaTable, first: int, last: int) -> None:
+    """`check_inside` for all that the change feed of these versions reads, also what later versions took away."""
+    opened = DeltaStorageHandler(table.table_uri, table._storage_options)
+    for version in range(first, last + 1):
+        try:
+            log = opened.open_input_file(f"_delta_log/{version:020d}.json").read()
+        except FileNotFoundError:
+            return  # the feed has a gap, as its reader says
+        actions = [json.loads(line) for line in log.splitlines() if line.strip()]
+        named = [action[kind] for action in actions for kind in ("add", "remove", "cdc") if kind in action]
+        check_inside([one["path"] for one in named], table.table_uri)
 
 
 def list_files(storage: Storage, address: str, table: DeltaTable) -> TableFiles:
@@ -239,6 +253,14 @@ def find_commit(storage: Storage, address: str, first: int, write_id: str) -> in
         if write_id.encode() in storage.read_bytes(f"{address}/_delta_log/{version:020d}.json"):
             return version
     raise AssertionError("count() does not end")
+
+
+def _no_version(address: str, version: int, newest: int) -> NotFound:
+    return NotFound(
+        f"the Delta table at {address!r} has no readable version {version}; the newest is {newest}",
+        param="version",
+        code="table_version_not_found",
+    )
 
 
 def _file_paths(table: DeltaTable) -> pa.ChunkedArray:

@@ -99,7 +99,8 @@ class _Writer:
             return _boolean(f"({value} >= {lower} AND {value} <= {upper})")
         if kind == "OPERATOR" and name == "COMPARE_IN":
             value, *several = self._alike(*node["children"])
-            return _boolean(f"({value} IN ({', '.join(several)}))")
+            # DataFusion's own IN misses values of a column that is compared by an expression.
+            return _boolean(f"({' OR '.join(f'{value} = {one}' for one in several)})")
         if kind == "OPERATOR" and name in _OPERATORS:
             child = node["children"][0]
             return _boolean(
@@ -219,7 +220,8 @@ def _is_exactly(value: Any, kind: pa.DataType) -> bool:
         if pa.types.is_decimal(kind):
             exponent = value.as_tuple().exponent
             scale = -exponent if isinstance(exponent, int) else kind.scale + 1
-            return bool(0 <= scale <= kind.scale and abs(value) < Decimal(10) ** (kind.precision - kind.scale))
+            size = value.copy_abs()  # abs() would round to 28 digits
+            return bool(0 <= scale <= kind.scale and size < Decimal(10) ** (kind.precision - kind.scale))
         return bool(pa.types.is_float64(kind)) and abs(value) < Decimal("1e300")
     if pa.types.is_date(kind):
         moment = _moment(value, dt.date) if isinstance(value, str) else value
