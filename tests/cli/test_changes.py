@@ -112,15 +112,19 @@ def test_json_of_what_was_made(mosaic: Mosaic, tmp_path: Path) -> None:
 
 def test_a_token_with_scopes_and_an_end(mosaic: Mosaic) -> None:
     before = datetime.now(UTC)
-    made = mosaic.json("token", "create", "carol", "--scope", "sql", "--scope", "mlflow", "--expires-in", "30d")
+    asked = ["--scope", "sql", "--scope", "mlflow", "--expires-in", "30d", "--json"]
+    ended = mosaic.run("token", "create", "carol", *asked)
+    assert (ended.code, ended.err) == (0, "user carol is made\n")  # or a slip of the keyboard would be a user
+    made = ended.json
     secret = made.pop("secret")
     (record,) = [one for one in mosaic.catalog.list_tokens() if one.id == made["id"]]
     assert made == record.model_dump(mode="json") and record.scopes == ("sql", "mlflow")
     assert record.expires_at is not None and before <= record.expires_at - timedelta(days=30) <= datetime.now(UTC)
     assert mosaic.catalog.check_token(secret).name == "carol"
     assert secret not in mosaic.ok("token", "list", "--json") + mosaic.ok("audit", "list", "--json")
-    plain = mosaic.ok("token", "create", "robot", "--service", "--admin", "--comment", "for CI").strip()
-    assert mosaic.catalog.check_token(plain).is_admin
+    ended = mosaic.run("token", "create", "robot", "--service", "--admin", "--comment", "for CI")
+    assert ended.err == "service robot is made\n" and mosaic.catalog.check_token(ended.out.strip()).is_admin
+    assert mosaic.catalog.check_token(mosaic.ok("token", "create", "robot", "--service").strip()).name == "robot"
     assert mosaic.ok("token", "revoke", record.id) == f"{record.id} is revoked\n"
     with pytest.raises(Unauthenticated, match="revoked"):
         mosaic.catalog.check_token(secret)
