@@ -143,8 +143,12 @@ def seen_by(catalog: Catalog, principal: Principal, kind: str, records: Sequence
 
 
 def check_seen_by(catalog: Catalog, principal: Principal, kind: str, name: str) -> None:
-    """Raises PermissionDenied, with what is missing; no row of the audit, since it is the administrator who looks."""
+    """Raises NotFound with what there is, and PermissionDenied with what is missing.
+
+    No row of the audit, since it is the administrator who looks.
+    """
     if principal is ADMIN:
+        catalog.grants.is_allowed(principal, BROWSE, kind, name)
         return
     catalog.principals.get(principal.name)
     told = catalog.grants.explain(principal, BROWSE, kind, name)

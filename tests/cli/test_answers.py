@@ -22,7 +22,7 @@ main  admin              2026-01-31 10:00:00 UTC
 """,
     "model list main.docs": """\
 name           owner  versions  aliases     comment  updated at
-main.docs.bot  admin  1, 2      champion=2  Answers  2026-01-31 10:00:00 UTC
+main.docs.bot  admin  1, 2      champion=2  Answers  2026-01-31 10:32:00 UTC
 """,
     "model alias history main.docs.bot champion": """\
 at                       alias     version  principal
