@@ -24,9 +24,9 @@ from mosaic.data.sql_predicate import predicate
 from mosaic.data.sql_statement import Create, Delete, Insert, Reader, Show
 from mosaic.data.sql_tree import Parser, Query, TableName
 from mosaic.data.sql_types import Column, columns
-from mosaic.data.system_tables import SYSTEM_TABLES, columns_of_show
+from mosaic.data.system_tables import INFORMATION_SCHEMA, SYSTEM_TABLES, columns_of_show
 from mosaic.data.tables import Tables
-from mosaic.errors import AlreadyExists, BadRequest, TooLarge
+from mosaic.errors import AlreadyExists, BadRequest, TooLarge, not_found
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
@@ -190,6 +190,8 @@ class Sql:
         """Every table that is read, at one version; raises PermissionDenied before any of them is opened."""
         named = [table for table in tables if table.name not in SYSTEM_TABLES]
         for table in named:
+            if table.name.startswith(INFORMATION_SCHEMA):  # everybody may know of these
+                raise not_found("table", table.name, (one for one in SYSTEM_TABLES if one.startswith(INFORMATION_SCHEMA)))
             self._catalog.grants.check(asked.principal, "SELECT", "table", table.name, action="readTable")
         acting = self._tables.acting(asked.principal)
         return {table: acting.open(table.name, table.version) for table in named}

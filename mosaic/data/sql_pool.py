@@ -20,7 +20,6 @@ from typing import Literal, NamedTuple
 import psutil
 import pyarrow as pa
 
-import mosaic
 from mosaic.data import sql_worker as worker
 
 LOOK_SECONDS = 0.02
@@ -30,6 +29,9 @@ MEMORY_SLACK_BYTES = 512 * 2**20
 """Beyond the engine's own limit: what Arrow reads ahead of it, and what allocators keep."""
 _WORN_BYTES = 128 * 2**20
 """A child that keeps so much more than at its birth runs no further statement."""
+
+_ROOT = Path(__file__).parents[2]
+"""Where the package is found."""
 
 _Cut = Literal["rows", "bytes"] | None
 
@@ -112,7 +114,7 @@ class Child:
 
     def __init__(self, memory_limit_bytes: int, threads: int) -> None:
         arguments = [str(number) for number in (os.getpid(), memory_limit_bytes, threads)]
-        places = [str(Path(mosaic.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        places = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", worker.__name__, *arguments],
             stdin=subprocess.PIPE,

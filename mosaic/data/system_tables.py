@@ -374,8 +374,9 @@ def _reader(computed: _Computed) -> Callable[[Catalog, Storage, Principal], pa.T
     return read
 
 
+INFORMATION_SCHEMA = "system.information_schema."
 SYSTEM_TABLES: Mapping[str, Callable[[Catalog, Storage, Principal], pa.Table]] = {
-    **{f"system.information_schema.{name}": _reader(computed) for name, computed in _INFORMATION_SCHEMA.items()},
+    **{f"{INFORMATION_SCHEMA}{name}": _reader(computed) for name, computed in _INFORMATION_SCHEMA.items()},
     "system.access.table_lineage": _reader(_TABLE_LINEAGE),
 }
 """By name; each computes its rows for a caller."""

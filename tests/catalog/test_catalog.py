@@ -211,7 +211,7 @@ def test_endpoints(catalog: Catalog) -> None:
 
 
 def test_what_is_the_platforms_own_is_not_dropped(catalog: Catalog) -> None:
-    """A second catalog of the name would be made at the next start, and the answers in the first one be out of reach."""
+    """A second catalog of the name would be made at the next start, and the answers in the first be out of reach."""
     catalog.ensure_schema("system.serving", owner="system")
     catalog.create_table("system.serving.inference", "/r", columns=[], primary_key=None, owner="system")
     for drop in (

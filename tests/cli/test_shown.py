@@ -89,3 +89,13 @@ def test_false_is_said(flags: Mosaic) -> None:
     flags.ok("user", "deactivate", "bob")
     (bob,) = [line.split() for line in flags.ok("user", "list").splitlines() if line.startswith("bob")]
     assert bob[:3] == ["bob", "user", "no"]
+
+
+def test_a_table_that_is_not_there(shared: Mosaic) -> None:
+    ended = shared.run("sql", "SELECT * FROM system.information_schema.nope")
+    told = "mosaic: no table 'system.information_schema.nope'; there are ['system.information_schema."
+    assert ended.code == 1 and ended.err.startswith(told) and "system.information_schema.tables'" in ended.err
+    ended = shared.run("model", "alias", "remove", "main.docs.bot", "nope")
+    assert ended.code == 1 and "there are ['main.docs.bot@champion']" in ended.err
+    ended = shared.run("catalog", "get", "nope", "--as", "bob")
+    assert ended.code == 1 and "yet" not in ended.err
