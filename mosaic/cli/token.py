@@ -36,19 +36,14 @@ def create(
     comment: str,
     as_json: bool,
 ) -> None:
-    """Make a token for PRINCIPAL and print it: its secret is shown this once. JSON has it as `secret`.
-
-    A PRINCIPAL who is not there is made, and stderr says so.
-    """
+    """Make a token for PRINCIPAL and print it: its secret is shown this once. JSON has it as `secret`."""
     try:
         expires_at = None if lasts is None else datetime.now(UTC) + lasts
     except OverflowError:
         raise BadRequest(f"--expires-in {lasts} ends after the year 9999; leave it out for ever") from None
-    kind = "service" if service else "user"
-    is_new = principal not in (one.name for one in catalog.principals.list())
     record, secret = catalog.create_token(
         principal,
-        kind=kind,
+        kind="service" if service else "user",
         is_admin=admin,
         comment=comment,
         expires_at=expires_at,
@@ -56,8 +51,6 @@ def create(
         by=ADMIN,
     )
     click.echo(dumped({**as_plain(record), "secret": secret}) if as_json else secret)
-    if is_new:
-        click.echo(f"{kind} {principal} is made", err=True)
 
 
 @token.command("list")
