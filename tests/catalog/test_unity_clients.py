@@ -31,6 +31,7 @@ class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 def registry(unity: Unity, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MLFLOW_UC_OSS_TOKEN", unity.admin)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.chdir(tmp_path)  # MLflow puts the files of logged models below the folder that it runs in
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_registry_uri(f"uc:{address}")
