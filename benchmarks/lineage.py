@@ -1,4 +1,5 @@
-"""What `why` and `impact` cost: 200,000 answers in 100 files, 64 versions of an index, 50 model versions.
+"""What `why` and `impact` cost: 200,000 answers in 100 files, 64 versions of an index, 50 model versions; and the
+lineage of a table that 2,000 runs appended to.
 
     python benchmarks/lineage.py
 
@@ -29,6 +30,7 @@ from mosaic.storage import Storage
 ROWS, VERSIONS, ANSWERED_AT, MODELS = 50_000, 64, 8, 50
 FILES, ANSWERS_EACH = 100, 2_000
 ROUNDS = 5
+APPENDS, GROWING, APPENDED = 2_000, "main.bench.growing", "main.bench.appended"
 TABLE, INDEX, MODEL = "main.bench.rows", "main.bench.index", "main.bench.bot"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -39,9 +41,12 @@ def main() -> None:
         tables = Tables(Storage(folder), catalog)
         newest = fill_table(catalog, tables)
         fill_lineage(catalog, newest)
+        fill_appends(catalog)
         fill_answers(catalog, tables, newest, random.Random(7))
         questions: dict[str, Callable[[], Any]] = {
             "why": lambda: why(tables, catalog, f"req_{FILES - 1:04d}_{ANSWERS_EACH - 1:04d}"),
+            "trace of 2,000 appends": lambda: catalog.trace("table", APPENDED, APPENDS),
+            "ancestors of these": lambda: catalog.ancestors("table", APPENDED, APPENDS),
             "descendants alone": lambda: catalog.descendants("table", TABLE, None),
             "impact of the table": lambda: impact(tables, catalog, TABLE),
             "impact of one version": lambda: impact(tables, catalog, TABLE, version=newest),
@@ -82,10 +87,25 @@ def fill_lineage(catalog: Catalog, newest: int) -> None:
     store.close()
 
 
+def fill_appends(catalog: Catalog) -> None:
+    """One table from a source, another one from each of its versions."""
+    store = Store(catalog.url)
+    with store.write() as connection:
+        for number in range(1, APPENDS + 1):
+            read = Thing("table", GROWING, number)
+            step(connection, Thing("source", "s3://raw", None), read, {"mode": "append"})
+            step(connection, read, Thing("table", APPENDED, number), {"mode": "append"})
+    store.close()
+
+
 def record(connection: Any, version: int, made: Thing) -> None:
+    step(connection, Thing("table", TABLE, version), made, None)
+
+
+def step(connection: Any, read: Thing, made: Thing, detail: dict[str, Any] | None) -> None:
     run_id = lineage.start(connection, now=START, kind="step", name="s", principal="admin", params={})
-    lineage.add_edge(connection, run_id, "input", Thing("table", TABLE, version), None)
-    lineage.add_edge(connection, run_id, "output", made, None)
+    lineage.add_edge(connection, run_id, "input", read, None)
+    lineage.add_edge(connection, run_id, "output", made, detail)
 
 
 def fill_answers(catalog: Catalog, tables: Tables, newest: int, chance: random.Random) -> None:

@@ -127,5 +127,5 @@ def not_found(kind: str, asked: str, existing: Iterable[str], *, param: str | No
     """The one wording of a name that is not there: `no endpoint 'gtp'; there are ['echo', 'gpt']`."""
     names = sorted(existing)
     shown = names if len(names) <= 20 else [*names[:20], f"... {len(names) - 20} more"]
-    there = f"there are {shown}" if names else f"there is no {kind} yet"
+    there = f"there are {shown}" if names else "there is none that you may see"
     return NotFound(f"no {kind} {asked!r}; {there}", param=param, code=f"{kind.replace(' ', '_')}_not_found")

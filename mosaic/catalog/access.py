@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mosaic.catalog.names import METASTORE
-from mosaic.catalog.privileges import BROWSE, Need, covering, level, needs
+from mosaic.catalog.privileges import BROWSE, EXECUTE_UNSAFE, OWNED_UNSAFE, Need, covering, level, needs
 from mosaic.catalog.schema import group_member, principal, privilege_grant, securable
 from mosaic.catalog.securables import Row
 from mosaic.protocol import Principal
@@ -35,7 +35,10 @@ def _question(privilege: str, kind: str) -> sa.Select[*tuple[Any, ...]]:
     held = sa.join(sa.join(chain, who, sa.true()), privilege_grant, here, isouter=True)
     met = []
     for need in needs(privilege, kind):
-        holds = (chain.c.owner == who.c.name) | _one_of(privilege_grant.c.privilege, covering(need))
+        owns = chain.c.owner == who.c.name
+        if need.privilege == EXECUTE_UNSAFE:
+            owns &= _one_of(chain.c.kind, OWNED_UNSAFE)
+        holds = owns | _one_of(privilege_grant.c.privilege, covering(need))
         if need.kind != kind:  # what is below the need's own kind does not count
             holds &= _one_of(chain.c.kind, (*_LEVELS[: level(need.kind)], need.kind))
         met.append(sa.func.max(sa.case((holds, _ONE), else_=_ZERO)) == _ONE)

@@ -11,6 +11,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from mosaic.catalog.checks import ask_again
 from mosaic.catalog.records import AuditEvent, AuditResponse, UserIdentity
 from mosaic.catalog.schema import audit, revision
 from mosaic.catalog.securables import Row
@@ -113,10 +114,14 @@ def change(
     now: datetime,
     service_name: str = CATALOG_SERVICE,
 ) -> Iterator[Change]:
-    """A transaction that changes things, and its row. A PermissionDenied undoes the change and leaves the denial."""
+    """A transaction that changes things, and its row. A PermissionDenied undoes the change and leaves the denial.
+
+    Whoever acts by leave of a check (`checks.Acting`) is asked again first: then a change is done to what was checked.
+    """
     named = dict(params)
     try:
         with store.write() as connection:
+            ask_again(connection, by)
             going = Change(connection, named)
             yield going
             if going.happened:

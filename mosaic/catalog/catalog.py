@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mosaic.catalog import drops, lineage, models, names, principals, securables, tables, tokens, values
 from mosaic.catalog.audit import ACCOUNTS_SERVICE, Audit, Change, change, of_securable
+from mosaic.catalog.bearers import Bearer, list_bearers
 from mosaic.catalog.connections import Connections
 from mosaic.catalog.grants import Grants
 from mosaic.catalog.identity import ALL_APIS, check_scopes, identify
@@ -33,8 +34,9 @@ from mosaic.catalog.registry import Registry
 from mosaic.catalog.schema import revision
 from mosaic.catalog.search import search
 from mosaic.catalog.store import Store, StoreSettings
-from mosaic.catalog.tags import Tags
-from mosaic.errors import BadRequest, PermissionDenied, not_found
+from mosaic.catalog.tags import Tags, check_tags, set_tags
+from mosaic.catalog.updates import update
+from mosaic.errors import BadRequest, Conflict, NotFound, PermissionDenied
 from mosaic.protocol import Principal
 
 _LONGEST_PATH = 500
@@ -154,6 +156,7 @@ class Catalog:
         columns: Sequence[Mapping[str, Any]] | None = None,
         comment: str | None = None,
         properties: Mapping[str, str] | None = None,
+        owner: str | None = None,
         by: Caller = ADMIN,
         expected_etag: str | None = None,
     ) -> Table:
@@ -164,12 +167,10 @@ class Catalog:
             changed["properties"] = values.texts(properties, "properties")
         with self._change("updateTable", "table", name, caller) as going:
             row = securables.get(going.connection, "table", name, lock=True)
-            securables.check_etag(row, expected_etag)
             if columns is not None:
                 changed["spec"] = _table_spec(row.spec["location"], columns, row.spec["primary_key"])
-            after = securables.update(going.connection, row, now=self._now(), by=caller.name, **changed)
-            going.happened = after is not row
-            return tables.as_table(after)
+            now = self._now()
+            return tables.as_table(update(going, row, expected_etag, owner=owner, by=caller, now=now, **changed))
 
     def get_table(self, name: str) -> Table:
         """Raises NotFound."""
@@ -206,13 +207,23 @@ class Catalog:
 
     # Models
 
-    def create_model(self, name: str, *, owner: str, comment: str = "", by: Caller | None = None) -> Model:
-        """A name for versions to come; raises AlreadyExists, NotFound for its schema."""
+    def create_model(
+        self,
+        name: str,
+        *,
+        owner: str,
+        comment: str = "",
+        tags: Mapping[str, str] | None = None,
+        by: Caller | None = None,
+    ) -> Model:
+        """A name for versions to come, with tags; raises AlreadyExists, NotFound for its schema."""
         name, caller = names.parse_object(name, "model"), as_principal(by or owner)
         names.check_principal(owner)
+        check_tags(tags or {})
         with self._change("createRegisteredModel", "model", name, caller) as going:
             stamped: dict[str, Any] = {"owner": owner, "created_by": caller.name, "now": self._now()}
-            securables.insert(going.connection, "model", name, comment=comment, **stamped)
+            made = securables.insert(going.connection, "model", name, comment=comment, **stamped)
+            set_tags(going, made["id"], None, tags or {}, by=caller, now=stamped["now"])
             return models.as_models(going.connection, [securables.get(going.connection, "model", name)])[0]
 
     def get_model(self, name: str) -> Model:
@@ -288,11 +299,15 @@ class Catalog:
         """Remove an alias; its history stays. Raises NotFound."""
         self._set_alias(model, alias, None, principal)
 
-    def alias_history(self, model: str, alias: str | None = None) -> list[AliasEvent]:
-        """Every change of a model's aliases, or of one, oldest first."""
+    def alias_history(self, model: str, alias: str | None = None, *, at: datetime | None = None) -> list[AliasEvent]:
+        """Every change of a model's aliases, or of one, oldest first.
+
+        With `at` of the model that bore the name at that moment, also if it was dropped. Raises NotFound.
+        """
+        at = None if at is None else values.aware(at, "at")
         with self._store.read() as connection:
             asked = None if alias is None else names.parse_alias(alias)
-            return models.alias_history(connection, names.parse_object(model, "model"), asked)
+            return models.alias_history(connection, names.parse_object(model, "model"), asked, at=at)
 
     def alias_at(self, model: str, alias: str, moment: datetime) -> ModelVersion:
         """Which version an alias pointed at in a past moment; raises NotFound if at none."""
@@ -377,16 +392,12 @@ class Catalog:
             return tables.as_endpoint(row, self.serving_schema)
 
     def get_endpoint(self, name: str) -> Endpoint:
-        """By its whole name, or by one word in the serving schema; raises NotFound with the names callers can write."""
+        """By its whole name, or by one word in the serving schema; raises NotFound."""
         full = self.endpoint_name(name)
         with self._store.read() as connection:
             row = securables.find(connection, "endpoint", full)
             if row is None:
-                there = [
-                    tables.as_endpoint(other, self.serving_schema).served_name
-                    for other in securables.list_rows(connection, "endpoint")
-                ]
-                raise not_found("endpoint", name, there, param="model")
+                raise NotFound(f"no endpoint {name!r}", param="model", code="endpoint_not_found")
             return tables.as_endpoint(row, self.serving_schema)
 
     def list_endpoints(self, schema: str | None = None) -> list[Endpoint]:
@@ -416,7 +427,8 @@ class Catalog:
     ) -> tuple[Token, str]:
         """A token and its secret `mosaic_...`, which is shown only here; a new name becomes a principal.
 
-        `scopes` are the surfaces that it opens (`identity.SCOPES`).
+        `scopes` are the surfaces that it opens (`identity.SCOPES`). Who comes with a token makes one that ends with
+        that: PermissionDenied for an end after its end.
         """
         names.check_principal(principal, "principal")
         now, caller = self._now(), as_principal(by)
@@ -431,7 +443,8 @@ class Catalog:
         params = {"principal": principal, "is_admin": str(is_admin).lower(), "scopes": ", ".join(opened)}
         with change(self._store, "generateDbToken", params, by=caller, now=now, service_name=ACCOUNTS_SERVICE) as going:
             principals.ensure(going.connection, principal, kind=kind, now=now)
-            made, secret = tokens.create(going.connection, now=now, expires_at=expires_at, **columns)
+            parent = caller.token_id
+            made, secret = tokens.create(going.connection, now=now, expires_at=expires_at, parent_id=parent, **columns)
             going.params["token_id"] = made.id
             return made, secret
 
@@ -444,10 +457,13 @@ class Catalog:
         self.audit.deny("useToken", {"path": path[:_LONGEST_PATH]}, error, by=principal)
 
     def revoke_token(self, token_id: str, *, by: Caller = ADMIN) -> None:
-        """Refuse a token from now on; again is fine. Raises NotFound."""
+        """Refuse a token from now on, and those that were made with it; again is fine. Raises NotFound."""
         params, caller, now = {"token_id": token_id}, as_principal(by), self._now()
         with change(self._store, "revokeDbToken", params, by=caller, now=now, service_name=ACCOUNTS_SERVICE) as going:
-            going.happened = tokens.revoke(going.connection, token_id, now=now)
+            revoked = tokens.revoke(going.connection, token_id, now=now)
+            going.happened = revoked > 0
+            if revoked > 1:
+                going.params["num_tokens"] = str(revoked)
 
     def list_tokens(self) -> list[Token]:
         """All of them, also revoked and expired ones, oldest first."""
@@ -468,14 +484,19 @@ class Catalog:
         """What a principal may BROWSE whose name or comment has all `words`, and all `tags` (None: any value)."""
         return search(self._store, as_principal(principal), words, kinds=kinds, tags=tags or {}, limit=limit)
 
-    def undrop(self, kind: str, name: str, *, by: Caller = ADMIN) -> None:
+    def undrop(self, kind: str, name: str, *, by: Caller = ADMIN, expected_id: str | None = None) -> None:
         """Bring back what was dropped within 7 days, with all that was dropped with it.
 
+        With `expected_id` raises Conflict if something else of that name was dropped since.
         Raises NotFound if nothing of that name was dropped, AlreadyExists if the name was taken again, Conflict if what
         it stands in is dropped too, or its time is over.
         """
         name, caller, now = names.parse_securable(kind, name), as_principal(by), self._now()
         with self._change(f"undrop{kind.capitalize()}", kind, name, caller) as going:
+            if expected_id is not None:
+                same = [one.id for one in drops.list_dropped(going.connection, before=None) if _is(one, kind, name)]
+                if same[-1:] != [expected_id]:
+                    raise Conflict(f"another {kind} {name!r} was dropped or brought back meanwhile; look again")
             undropped = drops.undrop(going.connection, kind, name, now=now, by=caller.name)
             if undropped:
                 going.params["with"] = ", ".join(undropped)
@@ -485,11 +506,15 @@ class Catalog:
         with self._store.read() as connection:
             return drops.list_dropped(connection, before=None if before is None else values.aware(before, "before"))
 
-    def mark_purged(self, securable_id: str, *, by: Caller = ADMIN) -> None:
-        """Write down that the data of something that was dropped is gone from storage. Raises NotFound."""
+    def mark_purged(self, securable_id: str, *, before: datetime | None = None, by: Caller = ADMIN) -> None:
+        """Write down that the data of something that was dropped (`before` a moment, or at all) goes from storage.
+
+        Raises NotFound.
+        """
+        before = None if before is None else values.aware(before, "before")
         caller, now = as_principal(by), self._now()
         with change(self._store, "purge", {"securable_id": securable_id}, by=caller, now=now) as going:
-            going.params |= drops.mark_purged(going.connection, securable_id, now=now)
+            going.params |= drops.mark_purged(going.connection, securable_id, now=now, before=before)
 
     # Lineage
 
@@ -537,10 +562,18 @@ class Catalog:
         with self._store.read() as connection:
             return lineage.get(connection, run_id)
 
-    def list_runs(self, kind: str | None = None, status: str | None = None, limit: int = 100) -> list[Run]:
-        """Newest first."""
+    def list_runs(
+        self,
+        kind: str | None = None,
+        status: str | None = None,
+        limit: int = 100,
+        *,
+        before: str | None = None,
+        edge_kind: str | None = None,
+    ) -> list[Run]:
+        """Newest first: those older than the run `before`, and with an edge to something of `edge_kind`."""
         with self._store.read() as connection:
-            return lineage.list_runs(connection, kind, status, limit)
+            return lineage.list_runs(connection, kind, status, limit, before, edge_kind)
 
     def runs_that_made(self, kind: str, name: str, version: int | None) -> list[Run]:
         """Oldest first; with version None those that made any version."""
@@ -552,12 +585,29 @@ class Catalog:
         with self._store.read() as connection:
             return lineage.runs_with(connection, "input", lineage.normalised(kind, name, version))
 
-    def trace(self, kind: str, name: str, version: int | None, *, max_depth: int = 100) -> LineageNode:
-        """What something at a version was made from, and that from what, up to what no recorded run made."""
+    def trace(
+        self, kind: str, name: str, version: int | None, *, max_depth: int = 100, at: datetime | None = None
+    ) -> LineageNode:
+        """What something at a version was made from, and that from what, up to what no recorded run made.
+
+        A name that was taken again means what bore it `at` a moment (None: what bears it, or bore it last).
+        """
+        at = None if at is None else values.aware(at, "at")
         if not 0 <= max_depth <= 100:
             raise BadRequest(f"max_depth = {max_depth} must be from 0 to 100", param="max_depth")
         with self._store.read() as connection:
-            return lineage.trace(connection, lineage.normalised(kind, name, version), max_depth)
+            return lineage.trace(connection, lineage.normalised(kind, name, version), max_depth, at)
+
+    def ancestors(self, kind: str, name: str, version: int | None, *, at: datetime | None = None) -> list[lineage.Read]:
+        """Every read of every run that something was made by, directly or by way of others; `at` as in `trace`."""
+        at = None if at is None else values.aware(at, "at")
+        with self._store.read() as connection:
+            return lineage.ancestors(connection, lineage.normalised(kind, name, version), at)
+
+    def bearers(self, kind: str, name: str) -> list[Bearer]:
+        """All that ever had a name, dropped or not, oldest first."""
+        with self._store.read() as connection:
+            return list_bearers(connection, kind, names.parse_securable(kind, name))
 
     def descendants(
         self,
@@ -604,6 +654,10 @@ class Catalog:
     def endpoint_name(self, name: str) -> str:
         """The whole name of an endpoint that callers may write as one word."""
         return names.parse_object(name if "." in name else f"{self.serving_schema}.{name}", "endpoint")
+
+
+def _is(dropped: Dropped, kind: str, name: str) -> bool:
+    return (dropped.kind, dropped.name) == (kind, name)
 
 
 def _schema(schema: str | None) -> str | None:

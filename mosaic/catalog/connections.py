@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 from cryptography.fernet import Fernet, InvalidToken
@@ -22,15 +23,29 @@ from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.records import Securable
 from mosaic.catalog.schema import secret
 from mosaic.catalog.store import Store
+from mosaic.catalog.updates import update
 from mosaic.errors import BadRequest, Conflict, Unavailable
 
-SECRET_OPTIONS = ("api_key", "token", "password", "client_secret", "secret_access_key", "private_key", "access_key")
+SECRET_OPTIONS = (
+    *("api_key", "token", "password", "client_secret", "secret_access_key", "private_key", "access_key"),
+    *("dsn", "connection_string", "headers"),
+)
 """Options whose values are secrets: kept encrypted, and shown as names alone; so is what sounds like one."""
 _SOUNDS_SECRET = re.compile(
-    r"passw|passphrase|pwd|secret|token|key|credential|private|bearer|authorization|(^|_)(sas|pat|auth)(_|$)"
+    r"passw|passphrase|pwd|secret|token|key|credential|private|bearer|authorization|conn(ection)?_?str"
+    r"|(^|_)(sas|pat|auth|[a-z]*pass|dsn|headers?|cookies?|jwt|sig|signature)(_|$)"
 )
+_NEW_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+")
+"""Where a word ends in githubPat, APIKey and client-secret."""
 _OPEN = ("token_endpoint", "token_url", "token_uri", "access_key_id", "private_key_id", "client_key_id", "key_id")
 _USER_IN_URL = re.compile(r"://[^/?#]*@")
+_HAS_SECRET = re.compile(
+    r"(passw(or)?d|passphrase|(?<![a-z])pass|pwd|secret|token|credentials?|signature"
+    r"|(api|access|account|auth|client|private|secret|shared|subscription|shared.?access)[ _-]?key)[\"']?\s*[=:]"
+    r"|[?&;](key|sig|code|auth)=|(?<![a-z])(bearer|basic)\s+\S|(?<![a-z0-9])eyj[a-z0-9_-]{8,}\.",
+    re.IGNORECASE,
+)
+"""`Server=x;Password=...`, `?api_key=...`, `Authorization: Bearer ...`, `{"token": ...}`, a JWT."""
 
 
 class Connections:
@@ -81,6 +96,7 @@ class Connections:
         by: Caller,
         options: Mapping[str, str] | None = None,
         comment: str | None = None,
+        owner: str | None = None,
         expected_etag: str | None = None,
     ) -> Securable:
         """Change what is given, options and secrets as a whole. Raises NotFound, StaleEtag."""
@@ -89,13 +105,14 @@ class Connections:
         sealed = self._seal(secrets)
         with change(self._store, "updateConnection", of_securable("connection", name), by=caller, now=now) as going:
             row = securables.get(going.connection, "connection", name, lock=True)
-            securables.check_etag(row, expected_etag)
             changed: dict[str, Any] = {} if comment is None else {"comment": comment}
             if options is not None:
                 changed["spec"] = {**row.spec, "options": open_options, "secrets": sorted(secrets)}
+            after = update(going, row, expected_etag, owner=owner, by=caller, now=now, **changed)
+            if options is not None:
                 self._keep(going.connection, row.id, sealed, now)
-            after = securables.update(going.connection, row, now=now, by=caller.name, **changed)
-            going.happened = after is not row or options is not None
+                if not going.happened:  # what is secret may be another all the same
+                    after, going.happened = securables.touch(going.connection, row, now=now, by=caller.name), True
             return as_securable(after)
 
     def delete(self, name: str, *, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
@@ -151,11 +168,17 @@ def _parted(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]
                 f"option {key!r} is an address with a user in it, and would be shown; say user and password apart",
                 param="options",
             )
+        if key not in secrets and _HAS_SECRET.search(unquote(value)):
+            raise BadRequest(
+                f"option {key!r} reads as if a secret were in it, and would be shown; say the secret in an option of "
+                f"its own, or all of it in one of {list(SECRET_OPTIONS)}",
+                param="options",
+            )
     return {key: value for key, value in given.items() if key not in secrets}, secrets
 
 
 def _is_secret(option: str) -> bool:
-    name = option.lower().replace("-", "_")
+    name = _NEW_WORD.sub("_", option).lower()
     return name not in _OPEN and _SOUNDS_SECRET.search(name) is not None
 
 

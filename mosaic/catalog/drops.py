@@ -1,5 +1,7 @@
 """What was dropped: kept for 7 days, brought back by undrop, purged after."""
 
+from bisect import bisect_left
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -12,6 +14,9 @@ from mosaic.errors import AlreadyExists, Conflict, NotFound, not_found
 
 RETENTION = timedelta(days=7)
 """How long something can be undropped; after that its data may be purged."""
+
+_PLACED = ("table", "volume")
+"""What has a place of its own for files."""
 
 
 def undrop(connection: sa.Connection, kind: str, full_name: str, *, now: datetime, by: str) -> list[str]:
@@ -36,6 +41,7 @@ def undrop(connection: sa.Connection, kind: str, full_name: str, *, now: datetim
         )
     _check_names_of(connection, row)
     with_it = _dropped_with(connection, row)
+    _check_places_of(connection, [row, *with_it])
     back = {"deleted_at": None, "updated_at": now, "updated_by": by, "row_version": securable.c.row_version + 1}
     ids = [row.id, *(one.id for one in with_it)]
     for first in range(0, len(ids), 500):
@@ -62,11 +68,19 @@ def list_dropped(connection: sa.Connection, *, before: datetime | None) -> list[
     ]
 
 
-def mark_purged(connection: sa.Connection, securable_id: str, *, now: datetime) -> dict[str, str]:
-    """The parameters that name what was purged."""
+def mark_purged(
+    connection: sa.Connection, securable_id: str, *, now: datetime, before: datetime | None = None
+) -> dict[str, str]:
+    """The parameters that name what was purged; with `before`, only if it was dropped before that moment."""
     row = connection.execute(sa.select(securable).where(securable.c.id == securable_id)).one_or_none()
     if row is None or row.deleted_at is None:
         raise NotFound(f"nothing that was dropped has the id {securable_id!r}", param="securable_id")
+    if before is not None and row.purged_at is None and row.deleted_at >= before:
+        raise NotFound(
+            f"{row.kind} {row.full_name!r} ({securable_id}) came back and was dropped again at "
+            f"{row.deleted_at.isoformat()}, not before {before.isoformat()}",
+            param="securable_id",
+        )
     connection.execute(securable.update().where(securable.c.id == securable_id).values(purged_at=now))
     return {"securable_type": row.kind, "securable_full_name": row.full_name}
 
@@ -77,6 +91,30 @@ def _check_names_of(connection: sa.Connection, row: Row) -> None:
         raise Conflict(
             f"index {row.full_name!r} is over table {row.spec['table']!r}, which is dropped: undrop that first"
         )
+
+
+def _check_places_of(connection: sa.Connection, rows: Iterable[Row]) -> None:
+    """Nothing may stand by now where one of them was, around it or within it: its files would be both's."""
+    alive = securable.c.kind.in_(_PLACED) & securable.c.deleted_at.is_(None)
+    query = sa.select(securable.c.spec["location"].as_string()).where(alive)
+    taken = sorted(f"{place}/" for place in connection.execute(query).scalars() if place)
+    for row in rows:
+        if row.kind not in _PLACED or not taken:
+            continue
+        place = f"{row.spec['location']}/"
+        after = bisect_left(taken, place)
+        within = after < len(taken) and taken[after].startswith(place)
+        if within or not _above(place).isdisjoint(taken):
+            # Without its name, which the caller may not be meant to know.
+            raise Conflict(
+                f"{row.kind} {row.full_name!r} cannot come back: where it was, another table or volume stands by now",
+                code="location_overlap",
+            )
+
+
+def _above(place: str) -> set[str]:
+    """The folders that a folder is in: `/a/b/` -> `/a/`, `/`."""
+    return {place[: at + 1] for at, letter in enumerate(place[:-1]) if letter == "/"}
 
 
 def _dropped_with(connection: sa.Connection, row: Row) -> list[Row]:

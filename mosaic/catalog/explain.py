@@ -5,7 +5,16 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from mosaic.catalog.access import USERS
-from mosaic.catalog.privileges import ALL_PRIVILEGES, PRIVILEGES, Need, covering, level, needs
+from mosaic.catalog.privileges import (
+    ALL_PRIVILEGES,
+    EXECUTE_UNSAFE,
+    OWNED_UNSAFE,
+    PRIVILEGES,
+    Need,
+    covering,
+    level,
+    needs,
+)
 from mosaic.catalog.securables import Row
 from mosaic.protocol import Wire
 
@@ -133,9 +142,14 @@ class Access:
         if self._is_admin:
             root = self._chain[0]
             return Reason(how="admin", members=(self._principal,), kind=root.kind, name=root.full_name)
-        cover = (None, *covering(need))  # None: owners hold everything
-        fits = [one for one in self._reasons if level(one.kind) <= level(need.kind) and one.privilege in cover]
+        fits = [one for one in self._reasons if level(one.kind) <= level(need.kind) and _covers(one, need)]
         return min(fits, key=lambda one: _preference(one, need), default=None)
+
+
+def _covers(reason: Reason, need: Need) -> bool:
+    if reason.privilege is None:  # owners hold everything
+        return need.privilege != EXECUTE_UNSAFE or reason.kind in OWNED_UNSAFE
+    return reason.privilege in covering(need)
 
 
 def _preference(reason: Reason, need: Need) -> tuple[int, int, int, str]:

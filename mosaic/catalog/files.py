@@ -1,7 +1,8 @@
 """What a model version's files say, of which none is loaded: its signature, and which of them run code when loaded.
 
 The rule is by name, so that it costs a listing: a pickle is one by its suffix, and `.bin` is taken for torch's, which
-is a pickle inside. MLflow's `MLmodel` names the rest: what its python_function flavor unpickles or imports.
+is a pickle inside. MLflow's `MLmodel` names the rest: what its flavors unpickle or import, and what python_function
+gives to a loader that does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,9 +18,29 @@ from mosaic.protocol import Wire
 from mosaic.storage import Storage
 
 MLMODEL = "MLmodel"
-_PICKLES = frozenset((".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".ckpt", ".dill", ".cloudpickle"))
+_PICKLES = frozenset(
+    [
+        ".pkl",
+        ".pickle",
+        ".p",
+        ".pck",
+        ".sav",
+        ".joblib",
+        ".pt",
+        ".pth",
+        ".bin",
+        ".ckpt",
+        ".dill",
+        ".cloudpickle",
+        ".statsmodels",
+    ]
+)
 _NAMED = ("python_model", "model_code_path", "code", "pickled_model")
 """Where a flavor names a file that is unpickled or imported, whatever its suffix."""
+_SAFE_LOADERS = ("mlflow.onnx", "mlflow.catboost", "mlflow.transformers")
+"""Loaders of python_function that read weights and a configuration. Others unpickle or import, if not always."""
+_LOADED = ("data", "model_path")
+"""Where python_function says what its loader is given."""
 _SIGNATURE = ("inputs", "outputs", "params")
 _MOST_FILES = 100_000
 _LARGEST_MLMODEL_BYTES = 1024 * 1024
@@ -96,10 +117,12 @@ def _named(described: Mapping[str, Any]) -> Iterable[str]:
     for flavor in flavors.values() if isinstance(flavors, dict) else ():
         if not isinstance(flavor, dict):
             continue
-        named = [flavor[key] for key in _NAMED if isinstance(flavor.get(key), str)]
+        loader = flavor.get("loader_module")
+        keys = _NAMED if loader is None or loader in _SAFE_LOADERS else (*_NAMED, *_LOADED)
+        named = [flavor[key] for key in keys if isinstance(flavor.get(key), str)]
         yield from named
-        if not named and "cloudpickle_version" in flavor:
-            yield MLMODEL  # it unpickles something, and does not say what
+        if not named and ("cloudpickle_version" in flavor or keys is not _NAMED):
+            yield MLMODEL  # it runs something, and does not say what
 
 
 def _signature(said: Mapping[str, Any]) -> dict[str, str] | None:

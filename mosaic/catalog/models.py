@@ -7,7 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mosaic.catalog import securables
+from mosaic.catalog import securables, tables
+from mosaic.catalog.bearers import bearer_at, list_bearers
 from mosaic.catalog.names import ModelReference
 from mosaic.catalog.records import AliasEvent, Model, ModelVersion
 from mosaic.catalog.schema import model_alias, model_alias_event, model_version, securable
@@ -47,16 +48,18 @@ def as_models(connection: sa.Connection, rows: Iterable[Row]) -> list[Model]:
 
 
 def add_version(
-    connection: sa.Connection, model: str, *, now: datetime, of: str = "model", **columns: Any
+    connection: sa.Connection, model: str, *, now: datetime, created_by: str, of: str = "model", **columns: Any
 ) -> ModelVersion:
-    """The next version of a model, or of what else has versions (`of`).
+    """The next version of a model, or of what else has versions (`of`); the model has another etag then.
 
     Its row is locked, so that numbers have no gaps and no duplicates.
     """
     row = securables.get(connection, of, model, lock=True)
     newest = sa.select(sa.func.max(model_version.c.version)).where(model_version.c.model_id == row.id)
     version = (connection.execute(newest).scalar() or 0) + 1
-    connection.execute(model_version.insert().values(model_id=row.id, version=version, created_at=now, **columns))
+    stamped = {"created_at": now, "created_by": created_by}
+    connection.execute(model_version.insert().values(model_id=row.id, version=version, **stamped, **columns))
+    securables.touch(connection, row, now=now, by=created_by)
     return get_version(connection, ModelReference(model, version, None), of=of)
 
 
@@ -123,6 +126,8 @@ def set_alias(
         if version is None:
             raise not_found(f"{of} alias", f"{model}@{alias}", [f"{model}@{name}" for name in aliases])
         return False
+    if version is None and of == "model":
+        tables.check_not_served(connection, lambda served: (served.model, served.alias) == (model, alias))
     chosen = (model_alias.c.model_id == row.id) & (model_alias.c.alias == alias)
     connection.execute(model_alias.delete().where(chosen))
     if version is not None:
@@ -135,13 +140,18 @@ def set_alias(
         connection.execute(model_alias.insert().values(model_id=row.id, alias=alias, version=version))
     happened: Mapping[str, Any] = {"alias": alias, "version": version, "principal": principal, "at": now}
     connection.execute(model_alias_event.insert().values(model_id=row.id, **happened))
+    securables.touch(connection, row, now=now, by=principal)
     return True
 
 
-def alias_history(connection: sa.Connection, model: str, alias: str | None, *, of: str = "model") -> list[AliasEvent]:
-    """Every change of a model's aliases, or of one of them, oldest first."""
-    row = securables.get(connection, of, model)
-    query = sa.select(model_alias_event).where(model_alias_event.c.model_id == row.id)
+def alias_history(
+    connection: sa.Connection, model: str, alias: str | None, *, of: str = "model", at: datetime | None = None
+) -> list[AliasEvent]:
+    """Every change of a model's aliases, or of one of them, oldest first; of what bore the name at a moment, if given,
+    also if it was dropped."""
+    bearer = None if at is None else bearer_at(list_bearers(connection, of, model), at)
+    model_id = bearer.id if bearer is not None else securables.get(connection, of, model).id
+    query = sa.select(model_alias_event).where(model_alias_event.c.model_id == model_id)
     if alias is not None:
         query = query.where(model_alias_event.c.alias == alias)
     return [

@@ -61,6 +61,8 @@ def parse_model_version(text: str) -> ModelReference:
     if slash:
         return ModelReference(parse_object(model, "model"), parse_number(number, text), None)
     model, at, alias = text.partition("@")
+    if at and alias.isdigit():
+        raise BadRequest(f"{text!r} has a number for an alias, which is none; version {alias} is {model}/{alias}")
     if at:
         return ModelReference(parse_object(model, "model"), None, parse_alias(alias))
     raise BadRequest(

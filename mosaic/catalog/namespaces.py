@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from mosaic.catalog import names, securables, values
+from mosaic.catalog import names, securables, tables, values
 from mosaic.catalog.audit import change, of_securable
 from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.records import CatalogEntry, Schema
 from mosaic.catalog.schema import securable
 from mosaic.catalog.securables import Row
 from mosaic.catalog.store import Store
+from mosaic.catalog.updates import update
 from mosaic.errors import BadRequest
 
 _RUNNING = ("endpoint", "index")
@@ -54,12 +55,12 @@ class Catalogs:
         by: Caller,
         comment: str | None = None,
         properties: Mapping[str, str] | None = None,
+        owner: str | None = None,
         expected_etag: str | None = None,
     ) -> CatalogEntry:
-        """Change what is given, `properties` as a whole (the owner: `catalog.grants.set_owner`). Raises NotFound."""
-        return as_catalog(
-            _update(self._store, "catalog", name, comment, properties, by=by, now=self._now(), etag=expected_etag)
-        )
+        """Change what is given, `properties` as a whole. Raises NotFound, StaleEtag."""
+        given = (comment, properties, owner)
+        return as_catalog(_update(self._store, "catalog", name, *given, by=by, now=self._now(), etag=expected_etag))
 
     def delete(self, name: str, *, force: bool = False, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
         """Take the name away; with `force` also the names of all schemas, tables and models in it."""
@@ -106,11 +107,13 @@ class Schemas:
         by: Caller,
         comment: str | None = None,
         properties: Mapping[str, str] | None = None,
+        owner: str | None = None,
         expected_etag: str | None = None,
     ) -> Schema:
-        """Change what is given, `properties` as a whole (the owner: `catalog.grants.set_owner`). Raises NotFound."""
+        """Change what is given, `properties` as a whole. Raises NotFound, StaleEtag."""
+        given = (comment, properties, owner)
         return securables.as_schema(
-            _update(self._store, "schema", name, comment, properties, by=by, now=self._now(), etag=expected_etag)
+            _update(self._store, "schema", name, *given, by=by, now=self._now(), etag=expected_etag)
         )
 
     def delete(self, name: str, *, force: bool = False, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
@@ -148,6 +151,7 @@ def _update(
     name: str,
     comment: str | None,
     properties: Mapping[str, str] | None,
+    owner: str | None,
     *,
     by: Caller,
     now: datetime,
@@ -159,10 +163,7 @@ def _update(
         changed["properties"] = values.texts(properties, "properties")
     with change(store, f"update{kind.capitalize()}", of_securable(kind, name), by=caller, now=now) as going:
         row = securables.get(going.connection, kind, name, lock=True)
-        securables.check_etag(row, etag)
-        after = securables.update(going.connection, row, now=now, by=caller.name, **changed)
-        going.happened = after is not row
-        return after
+        return update(going, row, etag, owner=owner, by=caller, now=now, **changed)
 
 
 def _delete(
@@ -178,6 +179,7 @@ def _delete(
     name, caller = names.parse_securable(kind, name), as_principal(by)
     with change(store, f"delete{kind.capitalize()}", of_securable(kind, name), by=caller, now=now) as going:
         connection = going.connection
+        securables.check_reserved(name, caller.name, "drop")
         row = securables.get(connection, kind, name, lock=True)
         securables.check_etag(row, etag)
         below = securables.below(row.id)
@@ -185,11 +187,13 @@ def _delete(
         connection.execute(query.with_for_update())  # from here on nothing is put into a schema of this catalog
         within = list(connection.execute(query))
         if within and not force:
-            raise _not_empty(kind, name, within, "delete them first, or say force=true")
+            raise _not_empty(kind, name, within, "delete them first, or use force (`--force`)")
         running = [one for one in within if one.kind in _RUNNING]
         if running:
             raise _not_empty(kind, name, running, "they run; delete them first, force does not")
         _check_no_index(connection, kind, name, [one.full_name for one in within if one.kind == "table"])
+        gone_models = {one.full_name for one in within if one.kind == "model"}
+        tables.check_not_served(connection, lambda served: served.model in gone_models)
         if within:
             going.params["with"] = ", ".join(f"{one.kind} {one.full_name}" for one in within)
         gone = (securable.c.id == row.id) | securable.c.id.in_(below)

@@ -13,6 +13,7 @@ from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.records import Securable
 from mosaic.catalog.securables import Row
 from mosaic.catalog.store import Store
+from mosaic.catalog.updates import update
 from mosaic.errors import BadRequest
 from mosaic.protocol import Principal
 
@@ -80,6 +81,7 @@ class Securables:
         spec: Mapping[str, Any] | None = None,
         comment: str | None = None,
         properties: Mapping[str, str] | None = None,
+        owner: str | None = None,
         expected_etag: str | None = None,
     ) -> Securable:
         """Change what is given, spec and properties as a whole. Raises NotFound, StaleEtag."""
@@ -91,10 +93,7 @@ class Securables:
             changed["spec"] = self._check_spec(spec, "spec")
         with self._change("update", name, caller) as going:
             row = securables.get(going.connection, self._kind, name, lock=True)
-            securables.check_etag(row, expected_etag)
-            after = securables.update(going.connection, row, now=self._now(), by=caller.name, **changed)
-            going.happened = after is not row
-            return as_securable(after)
+            return as_securable(update(going, row, expected_etag, owner=owner, by=caller, now=self._now(), **changed))
 
     def delete(self, name: str, *, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
         """Take the name away; `catalog.undrop` brings it back. Raises NotFound, StaleEtag."""

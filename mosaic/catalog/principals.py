@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from mosaic.catalog import names
 from mosaic.catalog.access import ADMINS, USERS, groups_above, is_administrator
 from mosaic.catalog.audit import ACCOUNTS_SERVICE, Change, change
+from mosaic.catalog.drops import RETENTION
 from mosaic.catalog.explain import shortest_paths
 from mosaic.catalog.records import KnownPrincipal
 from mosaic.catalog.schema import group_member, principal, privilege_grant, securable
@@ -22,6 +23,9 @@ Caller = Principal | str
 
 ADMIN = "admin"
 """Who changes things in process unless somebody else is named."""
+
+_NEEDED = {ADMIN: "whom the command line acts for", names.SYSTEM_OWNER: "the platform itself"}
+"""Without them nobody could put things right again."""
 
 _KINDS = ("user", "service", "group")
 
@@ -53,7 +57,7 @@ class Principals:
             connection = going.connection
             _check_administrator(connection, caller, f"delete group {name!r}")
             _get_group(connection, name)
-            _check_owns_nothing(connection, name)
+            _check_owns_nothing(connection, name, now=self._now())
             connection.execute(privilege_grant.delete().where(privilege_grant.c.principal == name))
             edges = (group_member.c.group_name == name) | (group_member.c.member == name)
             connection.execute(group_member.delete().where(edges))
@@ -82,6 +86,8 @@ class Principals:
             connection = going.connection
             _check_administrator(connection, caller, f"remove {member!r} from group {group!r}")
             _get_group(connection, group)
+            if group == ADMINS and member in _NEEDED:
+                raise BadRequest(f"{member!r} is {_NEEDED[member]}, and stays in group {ADMINS!r}", param="member")
             if not _is_member(connection, group, member):
                 raise not_found(f"member of group {group!r}", member, _members(connection, group), param="member")
             edge = (group_member.c.group_name == group) & (group_member.c.member == member)
@@ -95,8 +101,8 @@ class Principals:
             connection = going.connection
             _check_administrator(connection, caller, f"{'activate' if active else 'deactivate'} {name!r}")
             found = get(connection, name)
-            if found.kind == "group" or name == names.SYSTEM_OWNER:
-                what = "a group" if found.kind == "group" else "the platform itself"
+            if found.kind == "group" or (not active and name in _NEEDED):
+                what = "a group" if found.kind == "group" else _NEEDED[name]
                 raise BadRequest(f"principal {name!r} is {what}; only users and services are deactivated", param="name")
             going.happened = found.active != active
             if going.happened:
@@ -210,12 +216,16 @@ def _check_no_cycle(connection: sa.Connection, group: str, member: str) -> None:
         raise Conflict(f"{member!r} cannot be put into group {group!r}: {circle} would be a cycle", param="member")
 
 
-def _check_owns_nothing(connection: sa.Connection, name: str) -> None:
-    live = (securable.c.owner == name) & securable.c.deleted_at.is_(None)
-    query = sa.select(securable.c.kind, securable.c.full_name).where(live).order_by(securable.c.full_name).limit(20)
-    owned = [f"{row.kind} {row.full_name}" for row in connection.execute(query)]
-    if owned:
-        raise Conflict(f"group {name!r} owns {owned}; give them another owner first", param="group")
+def _check_owns_nothing(connection: sa.Connection, name: str, *, now: datetime) -> None:
+    """Nor what undrop could still bring back: it would be whoever's takes the name next."""
+    back = (securable.c.deleted_at >= now - RETENTION) & securable.c.purged_at.is_(None)
+    owned = (securable.c.owner == name) & (securable.c.deleted_at.is_(None) | back)
+    columns = (securable.c.kind, securable.c.full_name, securable.c.deleted_at)
+    rows = list(connection.execute(sa.select(*columns).where(owned).order_by(securable.c.full_name).limit(20)))
+    if rows:
+        shown = [f"{row.kind} {row.full_name}" + (" (dropped)" if row.deleted_at else "") for row in rows]
+        dropped = "" if all(row.deleted_at is None for row in rows) else ", and undrop for that what is dropped"
+        raise Conflict(f"group {name!r} owns {shown}; give them another owner first{dropped}", param="group")
 
 
 def _get_group(connection: sa.Connection, name: str) -> None:

@@ -1,8 +1,9 @@
 """Unity Catalog's privileges: which fit a kind of securable, what covers one, and what else it needs. Pure rules.
 
 A privilege holds on the securable where it is granted and on everything below. Whoever owns a securable, or is in a
-group that does, holds every privilege on it and below. To use something one also needs USE CATALOG on its catalog and
-USE SCHEMA on its schema, its owner too; only owners above are not asked.
+group that does, holds every privilege on it and below; EXECUTE UNSAFE only who owns the catalog or the metastore. To
+use something one also needs USE CATALOG on its catalog and USE SCHEMA on its schema, its owner too; only owners above
+are not asked.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,12 @@ BROWSE = "BROWSE"
 MANAGE = "MANAGE"
 EXECUTE_UNSAFE = "EXECUTE UNSAFE"
 """Loading a model version that has pickles, which run code when they are loaded; ALL PRIVILEGES does not cover it."""
+READING = frozenset(
+    {BROWSE, "USE CATALOG", "USE SCHEMA", "SELECT", "EXECUTE", EXECUTE_UNSAFE, "READ VOLUME", "USE CONNECTION"}
+)
+"""Privileges that change nothing."""
+OWNED_UNSAFE = (METASTORE, "catalog")
+"""What one has to own to hold EXECUTE UNSAFE by that: giving a model to the platform does not make it run its code."""
 
 _ANYWHERE = ("APPLY TAG", BROWSE, MANAGE, ALL_PRIVILEGES)
 _USED = {
@@ -36,7 +43,10 @@ _IN_SCHEMA = (
 
 PRIVILEGES: dict[str, tuple[str, ...]] = {
     # Not ALL PRIVILEGES: by inheritance it would open every table, which is what the administrators' group is for.
-    METASTORE: ("CREATE CATALOG", "CREATE CONNECTION", BROWSE, MANAGE),
+    METASTORE: (
+        *("CREATE CATALOG", "CREATE CONNECTION", "CREATE EXTERNAL TABLE", "CREATE EXTERNAL VOLUME"),
+        *(BROWSE, MANAGE),
+    ),
     "connection": ("USE CONNECTION", *_ANYWHERE),
     "catalog": ("USE CATALOG", "CREATE SCHEMA", *_IN_SCHEMA, *_ANYWHERE),
     "schema": (*_IN_SCHEMA, *_ANYWHERE),

@@ -9,6 +9,7 @@ from mosaic.catalog.objects import as_securable
 from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.records import PROMPT_VARIABLE, AliasEvent, ModelVersion, PromptVersion, Securable
 from mosaic.catalog.store import Store
+from mosaic.catalog.updates import update
 from mosaic.errors import BadRequest
 
 PROMPT = "prompt"
@@ -22,16 +23,28 @@ class Prompts:
         self._store, self._now = store, now
 
     def register(
-        self, name: str, template: str, *, owner: str = ADMIN, comment: str = "", by: Caller | None = None
+        self,
+        name: str,
+        template: str,
+        *,
+        owner: str = ADMIN,
+        comment: str = "",
+        new: bool | None = None,
+        by: Caller | None = None,
     ) -> PromptVersion:
-        """The next version of a prompt, which is made if it is not there; `{{variable}}` is where a value goes in."""
+        """The next version of a prompt, which is made if it is not there; `{{variable}}` is where a value goes in.
+
+        The comment is the version's, and the prompt's own if that is made. With `new` true raises AlreadyExists if
+        there is one, with `new` false NotFound if there is none.
+        """
         name, caller, now = names.parse_object(name, PROMPT), as_principal(by or owner), self._now()
         names.check_principal(owner)
         if not 1 <= len(template) <= _LONGEST_TEMPLATE:
             raise BadRequest(f"template must have 1 to {_LONGEST_TEMPLATE} characters", param="template")
         with change(self._store, "createPromptVersion", of_securable(PROMPT, name), by=caller, now=now) as going:
-            if securables.find(going.connection, PROMPT, name) is None:
-                securables.insert(going.connection, PROMPT, name, owner=owner, now=now, created_by=caller.name)
+            if new or (new is None and securables.find(going.connection, PROMPT, name) is None):
+                made_by = {"owner": owner, "comment": comment, "created_by": caller.name}
+                securables.insert(going.connection, PROMPT, name, now=now, **made_by)
             made = models.add_version(
                 going.connection,
                 name,
@@ -46,6 +59,28 @@ class Prompts:
             )
             going.params["version"] = str(made.version)
             return _as_prompt(made)
+
+    def update(
+        self,
+        name: str,
+        *,
+        by: Caller,
+        comment: str | None = None,
+        owner: str | None = None,
+        expected_etag: str | None = None,
+    ) -> Securable:
+        """Change what is given of the prompt itself, not of a version. Raises NotFound, StaleEtag."""
+        name, caller, now = names.parse_object(name, PROMPT), as_principal(by), self._now()
+        changes = {} if comment is None else {"comment": comment}
+        with change(self._store, "updatePrompt", of_securable(PROMPT, name), by=caller, now=now) as going:
+            row = securables.get(going.connection, PROMPT, name, lock=True)
+            return as_securable(update(going, row, expected_etag, owner=owner, by=caller, now=now, **changes))
+
+    def whole(self, name: str) -> Securable:
+        """The prompt itself, not one of its versions; raises NotFound."""
+        name = names.parse_object(name, PROMPT)
+        with self._store.read() as connection:
+            return as_securable(securables.get(connection, PROMPT, name))
 
     def get(self, reference: str) -> PromptVersion:
         """By number (`main.ml.greeting/3`) or by alias (`main.ml.greeting@live`); raises NotFound with what exists."""

@@ -230,6 +230,8 @@ class Token(Wire):
     scopes: tuple[str, ...]
     last_used_at: datetime | None
     """To the minute."""
+    parent_id: str | None
+    """The token that it was made with, which it ends with; None for one that was made in process."""
 
 
 class KnownPrincipal(Wire):
@@ -302,6 +304,8 @@ class RunEdge(Wire):
     version: int | None
     """None for what has no versions, such as a base model."""
     detail: dict[str, Any] | None = None
+    securable_id: str | None = None
+    """Of the one that bore the name when this was noted; None for what is not in the catalog."""
 
 
 class Run(Wire):
@@ -333,9 +337,15 @@ class LineageNode(Wire):
     """What the run that used it noted about it."""
     run_id: str | None = None
     """The newest run that made it; None if no recorded run did."""
+    earlier_runs: int = 0
+    """How many other runs made it: of a table the writes before whose rows it may still have."""
+    earlier_versions: tuple[int, ...] = ()
+    """Of a table that was read: the older versions that were read too, and the origins of which are among its own."""
     made_at_version: int | None = None
     """For a table the newest version, up to `version`, that a recorded run wrote; otherwise equal to `version`."""
     cut_off: bool = False
     """Whether there is more above that was not followed, since the path is too long."""
     parents: "Sequence[LineageNode]" = ()
-    """What that run read, in the order in which it was noted."""
+    """What these runs read, each thing once, the newest run's first."""
+    securable_id: str | None = None
+    """Of the one of that name that is meant; None for what is not in the catalog."""

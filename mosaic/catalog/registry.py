@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mosaic.catalog import models, names, securables, values
+from mosaic.catalog import models, names, securables, tables, values
 from mosaic.catalog.audit import Change, change, of_securable
 from mosaic.catalog.names import ModelReference
 from mosaic.catalog.principals import ADMIN, Caller, as_principal
@@ -15,6 +15,8 @@ from mosaic.catalog.records import Model, ModelVersion
 from mosaic.catalog.schema import model_alias, model_version
 from mosaic.catalog.securables import Row
 from mosaic.catalog.store import Store
+from mosaic.catalog.tags import check_tags, set_tags
+from mosaic.catalog.updates import update
 from mosaic.errors import BadRequest
 from mosaic.protocol import Principal
 
@@ -30,16 +32,20 @@ class Registry:
         self._store, self._now = store, now
 
     def update_model(
-        self, name: str, *, by: Caller, comment: str | None = None, expected_etag: str | None = None
+        self,
+        name: str,
+        *,
+        by: Caller,
+        comment: str | None = None,
+        owner: str | None = None,
+        expected_etag: str | None = None,
     ) -> Model:
-        """Change what is given (the owner: `catalog.grants.set_owner`). Raises NotFound, StaleEtag."""
+        """Change what is given. Raises NotFound, StaleEtag."""
         name, caller = names.parse_object(name, "model"), as_principal(by)
         changes = {} if comment is None else {"comment": comment}
         with self._change("updateRegisteredModel", "model", name, caller) as going:
             row = securables.get(going.connection, "model", name, lock=True)
-            securables.check_etag(row, expected_etag)
-            after = securables.update(going.connection, row, now=self._now(), by=caller.name, **changes)
-            going.happened = after is not row
+            after = update(going, row, expected_etag, owner=owner, by=caller, now=self._now(), **changes)
             return models.as_models(going.connection, [after])[0]
 
     def delete_model(
@@ -52,22 +58,31 @@ class Registry:
             versions = models.as_models(going.connection, [row])[0].versions
             if versions and not force:
                 raise BadRequest(
-                    f"model {name!r} has the versions {versions[:20]}; delete them first, or say force=true",
+                    f"model {name!r} has the versions {versions[:20]}; delete them first, or use force (`--force`)",
                     code="failed_precondition",
                 )
+            tables.check_not_served(going.connection, lambda served: served.model == name)
             securables.delete(
                 going.connection, "model", name, now=self._now(), by=caller.name, expected_etag=expected_etag
             )
 
     def open_version(
-        self, name: str, *, folder: str, by: Caller, comment: str = "", spec: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        *,
+        folder: str,
+        by: Caller,
+        comment: str = "",
+        spec: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> ModelVersion:
-        """The next version of a model that exists, its files still to come.
+        """The next version of a model that exists, with tags, its files still to come.
 
         `folder` is the address that they will have. Raises NotFound.
         """
         name, caller = names.parse_object(name, "model"), as_principal(by)
         kept = values.json_object(spec or {}, "spec")
+        check_tags(tags or {})
         columns: dict[str, Any] = {
             "source": folder,
             "kind": "mlflow",
@@ -76,15 +91,18 @@ class Registry:
             "comment": comment,
         }
         with self._change("createModelVersion", "model", name, caller) as going:
+            now = self._now()
             opened = models.add_version(
                 going.connection,
                 name,
-                now=self._now(),
+                now=now,
                 status="PENDING_REGISTRATION",
                 created_by=caller.name,
                 **columns,
             )
             going.params["version"] = str(opened.version)
+            model_id = securables.get(going.connection, "model", name).id
+            set_tags(going, model_id, opened.version, tags or {}, by=caller, now=now)
             return opened
 
     def finalize_version(
@@ -123,10 +141,12 @@ class Registry:
             connection = going.connection
             row = securables.get(connection, "model", name, lock=True)
             models.version_row(connection, row, version)
+            tables.check_not_served(connection, lambda served: (served.model, served.version) == (name, version))
             chosen = (model_alias.c.model_id == row.id) & (model_alias.c.version == version)
             for alias in list(connection.execute(sa.select(model_alias.c.alias).where(chosen)).scalars()):
                 models.set_alias(connection, name, alias, None, principal=caller.name, now=now)
             _write(connection, row.id, version, {"deleted_at": now, "updated_at": now, "updated_by": caller.name})
+            securables.touch(connection, row, now=now, by=caller.name)
 
     def _change(
         self, action: str, kind: str, name: str, by: Principal, **params: str
@@ -139,12 +159,12 @@ class Registry:
         name, caller = names.parse_object(name, "model"), as_principal(by)
         with self._change(action, "model", name, caller, version=str(version)) as going:
             connection = going.connection
-            row = securables.get(connection, "model", name)
+            row, now = securables.get(connection, "model", name, lock=True), self._now()
             changes = changes_of(models.version_row(connection, row, version, lock=True))
             going.happened = bool(changes)
             if changes:
-                stamped = {**changes, "updated_at": self._now(), "updated_by": caller.name}
-                _write(connection, row.id, version, stamped)
+                _write(connection, row.id, version, {**changes, "updated_at": now, "updated_by": caller.name})
+                securables.touch(connection, row, now=now, by=caller.name)
             return models.get_version(connection, ModelReference(name, version, None))
 
 

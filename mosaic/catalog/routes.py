@@ -16,6 +16,7 @@ from mosaic.catalog.unity.call import Call, Query, route
 from mosaic.catalog.unity.shapes import Answer, Asked, Nothing, SetAlias
 from mosaic.catalog.unity.surface import milliseconds
 from mosaic.errors import BadRequest, NotFound, not_found
+from mosaic.protocol import Principal
 
 BASE = "/2.0/mosaic"
 _KINDS = {"registered_model": "model"}
@@ -98,11 +99,11 @@ class FindingRoutes:
         if same and self._owns(call, same[-1].owner):
             manages = self._catalog.grants.is_allowed(call.principal, "MANAGE", above, parent or METASTORE)
             privilege = "MANAGE" if manages else CREATED_WITH[kind].replace(" ", "_")
-        self._authorize(call.principal, privilege, above, parent)
+        by = self._authorize(call.principal, privilege, above, parent)
         if not same:
             beside = {one.name for one in dropped if one.name.rpartition(".")[0] == parent}
             raise not_found(f"dropped {kind}", name, beside, param="full_name")
-        self._catalog.undrop(kind, name, by=call.principal)
+        self._catalog.undrop(kind, name, by=by, expected_id=same[-1].id)
         return Undropped(securable_type=kind, full_name=name)
 
     def _owns(self, call: Call, owner: str) -> bool:
@@ -158,12 +159,11 @@ class PromptRoutes:
         name = names.parse_object(asked.name, PROMPT)
         schema = name.rpartition(".")[0]
         try:
-            self._prompts.versions(name)
-            self._authorize(call.principal, "MANAGE", PROMPT, name)
+            by, new = self._authorize(call.principal, "MANAGE", PROMPT, name), False
         except NotFound:
-            self._authorize(call.principal, "CREATE_FUNCTION", "schema", schema)
-        who = call.principal.name
-        return self._prompts.register(name, asked.template, owner=who, by=call.principal, comment=asked.comment or "")
+            by, new = self._authorize(call.principal, "CREATE_FUNCTION", "schema", schema), True
+        told = asked.comment or ""
+        return self._prompts.register(name, asked.template, owner=by.name, by=by, comment=told, new=new)
 
     def list(self, call: Call) -> ListedPrompts:
         schema = names.parse_schema(call.asked("schema"))
@@ -184,7 +184,7 @@ class PromptRoutes:
         )
 
     def get(self, call: Call) -> PromptAliases:
-        name = self._prompt(call, "BROWSE")
+        name, _ = self._prompt(call, "BROWSE")
         now = {event.alias: event.version for event in self._prompts.alias_history(name)}
         return PromptAliases(
             versions=[one.version for one in self._prompts.versions(name)],
@@ -192,30 +192,30 @@ class PromptRoutes:
         )
 
     def delete(self, call: Call) -> Nothing:
-        self._prompts.delete(self._prompt(call, "MANAGE"), by=call.principal)
+        name, by = self._prompt(call, "MANAGE")
+        self._prompts.delete(name, by=by)
         return Nothing()
 
     def get_version(self, call: Call) -> PromptVersion:
-        name = self._prompt(call, "EXECUTE")
+        name, _ = self._prompt(call, "EXECUTE")
         return self._prompts.get(f"{name}/{names.parse_number(call.path['version'], name)}")
 
     def get_alias(self, call: Call) -> PromptVersion:
-        name = self._prompt(call, "EXECUTE")
+        name, _ = self._prompt(call, "EXECUTE")
         return self._prompts.get(f"{name}@{names.parse_alias(call.path['alias'])}")
 
     def set_alias(self, call: Call) -> PromptVersion:
-        name = self._prompt(call, "MANAGE")
+        name, by = self._prompt(call, "MANAGE")
         asked, alias = call.parse(SetAlias), names.parse_alias(call.path["alias"])
-        self._prompts.set_alias(name, alias, asked.version_num, by=call.principal)
+        self._prompts.set_alias(name, alias, asked.version_num, by=by)
         return self._prompts.get(f"{name}/{asked.version_num}")
 
     def delete_alias(self, call: Call) -> Nothing:
-        name = self._prompt(call, "MANAGE")
-        self._prompts.set_alias(name, call.path["alias"], None, by=call.principal)
+        name, by = self._prompt(call, "MANAGE")
+        self._prompts.set_alias(name, call.path["alias"], None, by=by)
         return Nothing()
 
-    def _prompt(self, call: Call, privilege: str) -> str:
-        """The path's prompt, once the caller may do this with it."""
+    def _prompt(self, call: Call, privilege: str) -> tuple[str, Principal]:
+        """The path's prompt, once the caller may do this with it, and who does it."""
         name = names.parse_object(call.path["full_name"], PROMPT)
-        self._authorize(call.principal, privilege, PROMPT, name)
-        return name
+        return name, self._authorize(call.principal, privilege, PROMPT, name)

@@ -112,6 +112,7 @@ token = sa.Table(
     sa.Column("revoked_at", UtcTime),
     sa.Column("last_used_at", UtcTime),
     sa.Column("scopes", sa.JSON, nullable=False, server_default='["all-apis"]'),
+    sa.Column("parent_id", sa.String(64), index=True),  # the token that it was made with; none: made in process
 )
 
 tag = sa.Table(
@@ -209,6 +210,7 @@ run_edge = sa.Table(
     sa.Column("name", sa.String(800), nullable=False),
     sa.Column("version", sa.BigInteger),
     sa.Column("detail", sa.JSON(none_as_null=True)),
+    sa.Column("securable_id", sa.String(64)),  # of what bore the name when this was noted; none: nothing did
     sa.Index("ix_run_edge_asked", "direction", "kind", "name", "version"),
 )
 

@@ -14,7 +14,7 @@ from mosaic.errors import BadRequest
 from mosaic.protocol import Principal
 
 _MOST = 1000
-_MOST_WORDS = 20
+_MOST_WORDS, _MOST_TAGS = 20, 20
 
 
 def search(
@@ -32,12 +32,14 @@ def search(
     asked = words.lower().split()
     if len(asked) > _MOST_WORDS:
         raise BadRequest(f"{len(asked)} words are asked for; up to {_MOST_WORDS} are searched", param="words")
+    if len(tags) > _MOST_TAGS:
+        raise BadRequest(f"{len(tags)} tags are asked for; up to {_MOST_TAGS} are searched", param="tag")
     for kind in kinds:
         privileges.check_kind(kind)
     text = sa.func.lower(securable.c.full_name + " " + securable.c.comment)
     query = sa.select(securable).where(securable.c.deleted_at.is_(None), securable.c.kind != METASTORE)
     if kinds:
-        query = query.where(securable.c.kind.in_(kinds))
+        query = query.where(securable.c.kind.in_(set(kinds)))
     for word in asked:
         query = query.where(text.contains(word, autoescape=True))
     for key, value in tags.items():

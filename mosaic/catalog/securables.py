@@ -5,14 +5,14 @@ under the one metastore, so that grants can be followed upward by one recursive 
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from mosaic.catalog.names import METASTORE, RESERVED_CATALOG, SYSTEM_OWNER
 from mosaic.catalog.records import Schema
 from mosaic.catalog.schema import securable
-from mosaic.errors import AlreadyExists, NotFound, PermissionDenied, StaleEtag, not_found
+from mosaic.errors import AlreadyExists, NotFound, PermissionDenied, StaleEtag
 from mosaic.ids import new_id
 
 Row = sa.Row[*tuple[Any, ...]]
@@ -25,15 +25,16 @@ def find(connection: sa.Connection, kind: str, full_name: str) -> Row | None:
 
 
 def get(connection: sa.Connection, kind: str, full_name: str, *, lock: bool = False, share: bool = False) -> Row:
-    """As `find`, but raises NotFound with what exists; `lock` holds the row until the transaction ends.
+    """As `find`, but raises NotFound; `lock` holds the row until the transaction ends.
 
-    `share` holds it too, but only against who locks it: it cannot be deleted while something is put into it.
+    Without what exists instead: who asks is not known here, and may not be meant to know of it (`checks.missing` tells
+    it). `share` holds it too, but only against who locks it: it cannot be deleted while something is put into it.
     """
     chosen = (securable.c.kind == kind) & (securable.c.full_name == full_name) & securable.c.deleted_at.is_(None)
     query = sa.select(securable).where(chosen)
     row = connection.execute(query.with_for_update(read=share) if lock or share else query).one_or_none()
     if row is None:
-        raise not_found(kind, full_name, _names_near(connection, kind, full_name), param="name")
+        raise NotFound(f"no {kind} {full_name!r}", param="name", code=f"{kind}_not_found")
     return row
 
 
@@ -87,21 +88,28 @@ def insert(
 
 
 def update(connection: sa.Connection, row: Row, *, now: datetime, by: str | None = None, **columns: Any) -> Row:
-    """Change columns of a row; its config_version grows. Nothing happens if all are as they were."""
-    if all(getattr(row, name) == value for name, value in columns.items()):
+    """Change columns of a row; its config_version grows. Nothing happens if all are as they were.
+
+    An owner alone is no new config: nothing that is deployed follows from it.
+    """
+    changed = {name for name, value in columns.items() if getattr(row, name) != value}
+    if not changed:
         return row
-    return _write(connection, row, now=now, by=by, config_version=row.config_version + 1, **columns)
+    config_version = row.config_version + (changed != {"owner"})
+    return _write(connection, row, now=now, by=by, config_version=config_version, **columns)
 
 
-def set_owner(connection: sa.Connection, row: Row, owner: str, *, now: datetime, by: str) -> None:
-    """Not the config_version: nothing that is deployed follows from the owner."""
-    _write(connection, row, now=now, by=by, owner=owner)
+def touch(connection: sa.Connection, row: Row, *, now: datetime, by: str | None) -> Row:
+    """Something that belongs to the row was changed beside it, such as its tags: another etag."""
+    return _write(connection, row, now=now, by=by)
 
 
 def delete(
     connection: sa.Connection, kind: str, full_name: str, *, now: datetime, by: str, expected_etag: str | None = None
 ) -> None:
-    """Take a row's name away; the row stays for lineage, audit and undrop. Raises NotFound, StaleEtag."""
+    """Take a row's name away; the row stays for lineage, audit and undrop. Raises NotFound, StaleEtag, and
+    PermissionDenied in `system`."""
+    check_reserved(full_name, by, "drop")
     row = get(connection, kind, full_name, lock=True)
     check_etag(row, expected_etag)
     _write(connection, row, now=now, by=by, deleted_at=now)
@@ -112,9 +120,13 @@ def etag(row: Row) -> str:
     return f"{row.id[-8:]}-{row.row_version}"
 
 
+ONE_OF = ", "
+"""Between etags of which one is expected; none has a space in it."""
+
+
 def check_etag(row: Row, expected: str | None) -> None:
-    """Raises StaleEtag if the row is not as it was when it had that etag; None expects nothing."""
-    if expected is not None and expected != etag(row):
+    """Raises StaleEtag if the row is not as it was when it had that etag, or one of several; None expects nothing."""
+    if expected is not None and etag(row) not in expected.split(ONE_OF):
         raise StaleEtag(
             f"{row.kind} {row.full_name!r} has the etag {etag(row)!r}, not {expected[:80]!r}: it was changed since; "
             "read it again",
@@ -123,7 +135,7 @@ def check_etag(row: Row, expected: str | None) -> None:
 
 
 def _write(connection: sa.Connection, row: Row, *, now: datetime, by: str | None, **columns: Any) -> Row:
-    changed = {**columns, "row_version": row.row_version + 1, "updated_at": now, "updated_by": by}
+    changed = {**columns, "row_version": securable.c.row_version + 1, "updated_at": now, "updated_by": by}
     connection.execute(securable.update().where(securable.c.id == row.id).values(changed))
     return connection.execute(sa.select(securable).where(securable.c.id == row.id)).one()
 
@@ -161,23 +173,13 @@ def described(row: Row) -> dict[str, Any]:
     }
 
 
-def check_reserved(full_name: str, owner: str) -> None:
-    """Raises PermissionDenied when somebody else than the platform makes something in its catalog."""
+def check_reserved(full_name: str, owner: str, to: Literal["make", "drop"] = "make") -> None:
+    """Raises PermissionDenied when somebody else than the platform makes or drops something in its catalog."""
     if full_name.partition(".")[0] == RESERVED_CATALOG and owner != SYSTEM_OWNER:
         raise PermissionDenied(
-            f"catalog {RESERVED_CATALOG!r} is the platform's own; {owner!r} cannot make {full_name!r} in it",
+            f"catalog {RESERVED_CATALOG!r} is the platform's own; {owner!r} cannot {to} {full_name!r} in it",
             param="name",
         )
-
-
-def _names_near(connection: sa.Connection, kind: str, full_name: str) -> list[str]:
-    """Names of that kind beside the one asked for, or all of them if there are none beside it."""
-    parent = full_name.rpartition(".")[0]
-    query = sa.select(securable.c.full_name).where(securable.c.kind == kind, securable.c.deleted_at.is_(None))
-    beside = list(
-        connection.execute(query.where(securable.c.full_name.startswith(f"{parent}.", autoescape=True))).scalars()
-    )
-    return beside or list(connection.execute(query).scalars())
 
 
 def below(parent_id: str) -> sa.Select[Any]:

@@ -1,13 +1,14 @@
 """Tables, vector indexes and endpoints as securables: what their spec holds, and the records made from it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from mosaic.catalog import securables
+from mosaic.catalog import names, securables
 from mosaic.catalog.audit import Change
+from mosaic.catalog.names import ModelReference
 from mosaic.catalog.records import Endpoint, Index, Table
 from mosaic.catalog.securables import Row
 from mosaic.errors import Conflict
@@ -88,3 +89,15 @@ def check_unused(connection: sa.Connection, table: str) -> None:
     over = [row.full_name for row in securables.list_rows(connection, "index") if row.spec["table"] == table]
     if over:
         raise Conflict(f"table {table!r} cannot be deleted while it has the indexes {over}", param="name")
+
+
+def check_not_served(connection: sa.Connection, is_gone: Callable[[ModelReference], bool]) -> None:
+    """Raises Conflict while an endpoint names one of the model versions or aliases that would be gone."""
+    for row in securables.list_rows(connection, "endpoint"):
+        for entity in row.spec.get("served_entities", ()):
+            named = entity["model"]
+            if names.is_model_version(named) and is_gone(names.parse_model_version(named)):
+                raise Conflict(
+                    f"endpoint {row.full_name!r} serves {named!r}; let it serve something else first, force does not",
+                    code="model_served",
+                )

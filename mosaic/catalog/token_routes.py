@@ -1,6 +1,7 @@
 """API tokens in Databricks' shape, as databricks-sdk's `tokens` asks for them: each makes and revokes one's own.
 
-A token that is made here opens no more than the one that it is made with; administrators see and revoke all of them.
+A token that is made here opens no more than the one that it is made with, and ends with it, whether that expires or is
+revoked; administrators see and revoke all of them.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,8 @@ _LONGEST_LIFE_SECONDS = 10 * 365 * 24 * 3600
 class CreateToken(Asked):
     comment: str = Field(default="", max_length=1000)
     lifetime_seconds: int | None = Field(default=None, ge=1, le=_LONGEST_LIFE_SECONDS)
-    """Without it the token does not expire."""
-    scopes: list[str] | None = None
+    """Without it the token ends with the calling one, if that has an end."""
+    scopes: list[str] | None = Field(default=None, max_length=50)
     """Those of the calling token if not given."""
     is_admin: bool = False
     """Whether it is to be an administrator's, as only an administrator's token can say."""
@@ -111,7 +112,7 @@ class TokenRoutes:
         return ListedTokens(token_infos=[_shown(one) for one in valid])
 
     def delete(self, call: Call) -> Nothing:
-        """From now on it is refused. One that is somebody else's is as one that is not there."""
+        """From now on it is refused, and what was made with it. Somebody else's is as one that is not there."""
         self._authorize(call.principal, "BROWSE", METASTORE, "")
         asked = call.parse(DeleteToken)
         reached = [one.id for one in self._within_reach(call)]

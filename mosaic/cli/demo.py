@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from mosaic.cli.platform import chosen, print_started, start, with_settings
+from mosaic.cli.options import chosen, with_settings
+from mosaic.cli.platform import print_started, start
 from mosaic.errors import BadRequest
 from mosaic.platform import down as stop_platform
 from mosaic.platform.lifecycle import is_running, join

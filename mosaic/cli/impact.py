@@ -1,45 +1,48 @@
 """`mosaic impact TABLE`: every model version, index and answer that depends on a table, or on some of its rows."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from mosaic.cli.platform import chosen, with_settings
-from mosaic.monitoring.impact import ANSWERS_NAMED, Answers, Dependent, Impact
-from mosaic.monitoring.impact import impact as find_impact
-from mosaic.platform.parts import build_parts
+from mosaic.cli.options import with_access
+from mosaic.cli.show import print_tree
+
+if TYPE_CHECKING:
+    from mosaic.data.access import Access
+    from mosaic.monitoring.impact import Answers, Dependent, Impact
 
 
 @click.command()
-@with_settings
+@with_access
 @click.argument("table")
 @click.option("--where", help="Only what depends on these rows: a SQL condition, such as \"module = 'os'\".")
 @click.option("--version", type=int, help="Of this version of the table.  [default: of any]")
-@click.option("--limit", type=int, default=ANSWERS_NAMED, show_default=True, help="Name so many answers, the newest.")
+@click.option("--limit", type=int, help="Name so many answers, the newest.  [default: 20]")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def impact(
-    file: Path | None,
-    storage: str | None,
-    home: str | None,
+    access: "Access",
     table: str,
     where: str | None,
     version: int | None,
-    limit: int,
+    limit: int | None,
     as_json: bool,
 ) -> None:
     """Show what depends on TABLE (`catalog.schema.table`, or `...@version`)."""
-    parts = build_parts(chosen(file, storage, home))
-    found = find_impact(parts.tables, parts.catalog, table, where=where, version=version, limit=limit)
+    from mosaic.data import Tables
+    from mosaic.monitoring import impact as impacts
+
+    tables = Tables(access.storage, access.catalog)
+    most = impacts.ANSWERS_NAMED if limit is None else limit
+    found = impacts.impact(tables, access.catalog, table, where=where, version=version, limit=most)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
     else:
-        Console().print(as_tree(found))
+        print_tree(as_tree(found))
 
 
-def as_tree(found: Impact) -> Tree:
+def as_tree(found: "Impact") -> Tree:
     """The impact as rich draws a tree."""
     version = "" if found.version is None else f", version {found.version}"
     where = "" if found.where is None else f" where {found.where}"
@@ -54,7 +57,7 @@ def as_tree(found: Impact) -> Tree:
     return tree
 
 
-def _dependent(one: Dependent, *, by_rows: bool) -> Tree:
+def _dependent(one: "Dependent", *, by_rows: bool) -> Tree:
     if one.withheld:
         return Tree(f"{one.kind} (withheld)")
     versions = "" if not one.versions else f", version {_range(one.versions)}"
@@ -77,7 +80,7 @@ def _dependent(one: Dependent, *, by_rows: bool) -> Tree:
     return tree
 
 
-def _answers(answers: Answers) -> Tree:
+def _answers(answers: "Answers") -> Tree:
     counts = ", ".join(f"{endpoint} {count:,}" for endpoint, count in answers.by_endpoint.items())
     given = f", {answers.given_rows:,} of them given such rows" if answers.given_rows else ""
     tree = Tree(escape(f"{_counted(answers.total)}{given}") + (f"  [dim]{escape(counts)}[/]" if counts else ""))

@@ -46,7 +46,7 @@ HELP = {
     "down": "Stop the platform; nothing is lost, no process stays.",
     "catalog": "Catalogs, the first of the three levels of names.",
     "schema": "Schemas, which hold tables, models and all else.",
-    "table": "Tables: what there is, their versions and first rows.",
+    "table": "Tables: make them, list them, their versions and first rows.",
     "volume": "Volumes: folders of files with a name and an owner.",
     "function": "Functions: code with a name, a signature and an owner.",
     "model": "Registered models, their versions and aliases.",

@@ -6,9 +6,18 @@ import click
 
 from mosaic.catalog import Catalog
 from mosaic.cli.aliases import add_aliases
-from mosaic.cli.options import Moment, as_option, json_option, listed, with_catalog
+from mosaic.cli.options import (
+    ADMIN,
+    Moment,
+    as_option,
+    comment_option,
+    json_option,
+    listed,
+    owner_option,
+    with_catalog,
+)
 from mosaic.cli.show import show, show_one
-from mosaic.cli.verbs import Noun, add_delete, add_get, add_list, add_update, check_seen_by
+from mosaic.cli.verbs import Noun, add_delete, add_list, add_update, check_seen_by, made
 from mosaic.protocol import Principal
 
 NOUN = Noun(
@@ -25,7 +34,36 @@ def model() -> None:
 
 
 add_list(model, NOUN)
-add_get(model, NOUN)
+
+
+@model.command()
+@with_catalog
+@json_option
+@as_option
+@click.argument("name")
+def get(catalog: Catalog, name: str, as_json: bool, principal: Principal) -> None:
+    """Show a model, or one version of it with its spec and checksums: NAME is `main.ml.bot`, `main.ml.bot/3` or
+    `main.ml.bot@champion`."""
+    whole = name.replace("@", "/").partition("/")[0]
+    check_seen_by(catalog, principal, "model", whole)
+    if whole != name:
+        version = catalog.get_model_version(name)
+        show_one(version, as_json, tags=catalog.tags.list("model", version.model, version=version.version))
+        return
+    show_one(catalog.get_model(name), as_json, tags=catalog.tags.list("model", name))
+
+
+@model.command()
+@with_catalog
+@comment_option
+@owner_option
+@json_option
+@click.argument("name")
+def create(catalog: Catalog, name: str, comment: str, owner: str, as_json: bool) -> None:
+    """Make a model called NAME, which has no version yet: fine-tuning and MLflow's clients register those."""
+    made("model", catalog.create_model(name, owner=owner, comment=comment, by=ADMIN), as_json)
+
+
 add_update(
     model, NOUN, lambda catalog, name, **given: catalog.registry.update_model(name, **given), has_properties=False
 )
@@ -35,6 +73,16 @@ add_delete(
     lambda catalog, name, **given: catalog.registry.delete_model(name, **given),
     forced="Also if it has versions.",
 )
+
+
+@model.command("delete-version")
+@with_catalog
+@click.argument("name")
+@click.argument("version", type=click.IntRange(min=1))
+def delete_version(catalog: Catalog, name: str, version: int) -> None:
+    """Take VERSION of the model called NAME away with the aliases that name it; its files stay, nothing undoes it."""
+    catalog.registry.delete_version(name, version, by=ADMIN)
+    click.echo(f"version {version} of {name.lower()} is deleted")
 
 
 @model.command()

@@ -1,7 +1,7 @@
 """What commands take: which platform, in whose name, and how to answer. Each option is said here, once."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import click
 from mosaic.protocol import Principal
 
 if TYPE_CHECKING:
+    from mosaic.catalog import Catalog
     from mosaic.platform.settings import PlatformSettings
 
 Command = Callable[..., Any]
@@ -63,7 +64,9 @@ def with_access(command: Command) -> Command:
         from mosaic.storage import Storage
 
         settings = chosen(file, storage, home)
-        command(Access(Storage(settings.storage, settings.storage_options), open_catalog(settings)), **given)
+        catalog = open_catalog(settings)
+        _check_owner(catalog, given)
+        command(Access(Storage(settings.storage, settings.storage_options), catalog), **given)
 
     return with_settings(opened)
 
@@ -75,9 +78,21 @@ def with_catalog(command: Command) -> Command:
     def opened(*, file: Path | None, storage: str | None, home: str | None, **given: Any) -> None:
         from mosaic.platform.settings import open_catalog
 
-        command(open_catalog(chosen(file, storage, home)), **given)
+        catalog = open_catalog(chosen(file, storage, home))
+        _check_owner(catalog, given)
+        command(catalog, **given)
 
     return with_settings(opened)
+
+
+def _check_owner(catalog: "Catalog", given: Mapping[str, Any]) -> None:
+    """A slip of the keyboard would give things to nobody, and later to whoever gets that name; raises NotFound."""
+    from mosaic.catalog.names import check_principal
+
+    owner = given.get("owner")
+    if owner is not None and owner != ADMIN.name:
+        check_principal(owner)
+        catalog.principals.get(owner)
 
 
 class Moment(click.ParamType[datetime]):
@@ -162,6 +177,10 @@ etag_option = click.option("--etag", help="Only if its etag is still this one.")
 comment_option = click.option("--comment", default="", help="What it is for.")
 property_option = click.option(
     "--property", "properties", type=Pair(), multiple=True, help="A property; may be given several times."
+)
+location_option = click.option(
+    "--location",
+    help="A folder that is there: /path, s3://, gs://, abfss://.  [default: a new one of the platform's]",
 )
 owner_option = click.option("--owner", default=ADMIN.name, show_default=True, help="A user, service or group.")
 

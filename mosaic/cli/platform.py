@@ -2,17 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.table import Table
 
-from mosaic.cli.options import chosen as chosen
-from mosaic.cli.options import with_settings as with_settings
-from mosaic.platform import PlatformSettings
-from mosaic.platform import down as stop_platform
-from mosaic.platform import up as start_platform
-from mosaic.platform.lifecycle import Started, join
+from mosaic.cli.options import chosen, with_settings
+from mosaic.cli.show import clean, print_table
+from mosaic.runtime.home import check_nothing_runs
+
+if TYPE_CHECKING:
+    from mosaic.platform.lifecycle import Started
+    from mosaic.platform.settings import PlatformSettings
 
 COLOURS = {"healthy": "green", "starting": "yellow", "failed": "red", "stopped": "dim"}
 
@@ -29,14 +30,17 @@ def up(file: Path | None, storage: str | None, home: str | None, address: str | 
     print_started(start(settings))
 
 
-def start(settings: PlatformSettings) -> Started:
+def start(settings: "PlatformSettings") -> "Started":
     """`up`, with a line for each step on a terminal."""
+    check_nothing_runs(settings.home_folder)
+    from mosaic.platform.lifecycle import up as start_platform  # Ray takes seconds
+
     console = Console(stderr=True)
     with console.status("starting") as spinner:
         return start_platform(settings, lambda line: spinner.update(f"starting: {line}"))
 
 
-def print_started(started: Started) -> None:
+def print_started(started: "Started") -> None:
     """Addresses, and the first token."""
     platform = started.platform
     click.echo(f"mosaic is up after {started.seconds:.0f} s")
@@ -59,14 +63,14 @@ def print_started(started: Started) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def status(file: Path | None, storage: str | None, home: str | None, as_json: bool) -> None:
     """Show each part: healthy, starting, or failed and why. Exits 1 unless all are healthy."""
+    from mosaic.platform.lifecycle import join
+
     parts = join(chosen(file, storage, home).home_folder).status()
     if as_json:
         click.echo(json.dumps([part.model_dump() for part in parts], indent=2))
     else:
-        table = Table("part", "state", "", box=None)
-        for part in parts:
-            table.add_row(part.part, f"[{COLOURS[part.state]}]{part.state}[/]", part.detail)
-        Console().print(table)
+        rows = [(part.part, part.state, clean(part.detail)) for part in parts]
+        print_table(("part", "state", ""), rows, colours=COLOURS)
     if any(part.state != "healthy" for part in parts):
         raise SystemExit(1)
 
@@ -75,6 +79,8 @@ def status(file: Path | None, storage: str | None, home: str | None, as_json: bo
 @with_settings
 def down(file: Path | None, storage: str | None, home: str | None) -> None:
     """Stop the platform; requests on their way end, nothing is lost, no process stays."""
+    from mosaic.platform.lifecycle import down as stop_platform
+
     settings = chosen(file, storage, home)
     console = Console(stderr=True)
     with console.status("stopping") as spinner:

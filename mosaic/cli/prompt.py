@@ -5,7 +5,6 @@ from typing import TextIO
 import click
 
 from mosaic.catalog import Catalog
-from mosaic.catalog.names import is_model_version
 from mosaic.cli.aliases import add_aliases
 from mosaic.cli.options import (
     ADMIN,
@@ -17,7 +16,7 @@ from mosaic.cli.options import (
     with_catalog,
 )
 from mosaic.cli.show import show, show_one, tell
-from mosaic.cli.verbs import Noun, add_delete, add_list, check_seen_by
+from mosaic.cli.verbs import Noun, add_delete, add_list, add_update, check_seen_by
 from mosaic.errors import BadRequest, NotFound
 from mosaic.protocol import Principal
 
@@ -25,7 +24,7 @@ NOUN = Noun(
     kind="prompt",
     columns=("name", "owner", "comment", "updated_at"),
     list=lambda catalog, within: catalog.prompts.list(within),
-    get=lambda catalog, name: catalog.prompts.get(name),
+    get=lambda catalog, name: catalog.prompts.whole(name),
 )
 
 
@@ -46,7 +45,7 @@ def get(catalog: Catalog, name: str, as_json: bool, principal: Principal) -> Non
     """Show a version of a prompt: NAME is `main.ml.greeting/3`, `main.ml.greeting@live`, or a name for the newest."""
     whole = name.replace("@", "/").partition("/")[0]
     check_seen_by(catalog, principal, "prompt", whole)
-    if is_model_version(name):
+    if whole != name:
         show_one(catalog.prompts.get(name), as_json)
         return
     versions = catalog.prompts.versions(name)
@@ -90,4 +89,5 @@ add_aliases(
     lambda catalog, name, alias, version, by: catalog.prompts.set_alias(name, alias, version, by=by),
     lambda catalog, name, alias: catalog.prompts.alias_history(name, alias),
 )
+add_update(prompt, NOUN, lambda catalog, name, **given: catalog.prompts.update(name, **given), has_properties=False)
 add_delete(prompt, NOUN, lambda catalog, name, **given: catalog.prompts.delete(name, **given))

@@ -1,22 +1,30 @@
 """How answers are shown: a table on a terminal, plain columns into a pipe, one JSON document for programs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from mosaic.protocol import Wire
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Record = Wire | Mapping[str, Any]
 
 _ROWS = 200
 """Of a table, unless more are asked for."""
 _GAP = "  "
+_NARROWEST = 10
+"""Characters of a terminal for each column; with less, a record is shown a field a line."""
+_WIDEST_LABEL = 30
+_WIDEST_LINE = 1_000_000
 
 
 def show(
@@ -30,7 +38,7 @@ def show(
         click.echo(dumped([as_plain(record) for record in shown]))
     elif shown:
         rows = [[cell(_within(record, column)) for column in columns] for record in shown]
-        _print_table([column.rpartition(".")[2].replace("_", " ") for column in columns], rows)
+        print_table([column.rpartition(".")[2].replace("_", " ") for column in columns], rows)
     else:
         click.echo(f"no {what}", err=True)
     if len(records) > len(shown):
@@ -75,10 +83,10 @@ def as_plain(value: Any) -> Any:
 
 def cell(value: Any) -> str:
     """A value in one line, nothing in it that a terminal would obey."""
-    if value is None or value is False:
+    if value is None:
         return ""
-    if value is True:
-        return "yes"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     if isinstance(value, Wire):
@@ -88,6 +96,14 @@ def cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(cell, value))
     return clean(str(value))
+
+
+def as_cells(rows: "pa.Table") -> tuple[list[str], list[list[str]]]:
+    """A table's columns and rows as SQL prints them: `true`, nothing for NULL."""
+    from mosaic.data.sql_types import strings
+
+    cells = [["" if value is None else clean(value) for value in row] for row in strings(rows)]
+    return [clean(name) for name in rows.column_names], cells
 
 
 def clean(text: str) -> str:
@@ -126,16 +142,49 @@ def _entry(key: str, value: Any) -> list[str]:
     return [f"{clean(key)}={lines[0]}"] if len(lines) == 1 else [f"{clean(key)}=", *(_GAP + line for line in lines)]
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | None = None
+) -> None:
+    """Nothing is cut: a terminal folds what is too wide, a pipe gets columns as wide as they are.
+
+    `colours` are those of cells with these texts, on a terminal.
+    """
     console = Console()
     if console.is_terminal:
-        table = Table(box=None)
-        for heading in headings:
-            table.add_column(heading, overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        by_line = len(headings) * _NARROWEST > console.width
+        for part in _by_field(headings, rows) if by_line else [_folded(headings, rows, colours or {})]:
+            console.print(part)
         return
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     for row in [headings, *rows]:
         click.echo(_GAP.join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_tree(tree: Tree) -> None:
+    """Into a pipe every node is one line."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDEST_LINE
+    console.print(tree)
+
+
+def _folded(headings: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str]) -> Table:
+    table = Table(box=None)
+    for heading in headings:
+        table.add_column(Text(heading), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(text, style=colours.get(text, "")) for text in row))
+    return table
+
+
+def _by_field(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Table]:
+    """A table of two columns for each row, all of one width."""
+    width = max(map(len, headings))
+    for row in rows:
+        table = Table(box=None, show_header=False)
+        table.add_column(style="bold", overflow="fold", min_width=min(width, _WIDEST_LABEL))
+        table.add_column(overflow="fold")
+        for heading, text in zip(headings, row, strict=True):
+            table.add_row(Text(heading), Text(text))
+        table.add_row()
+        yield table

@@ -3,22 +3,21 @@
 import csv
 import json
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from mosaic.cli.grants import ADMIN
-from mosaic.cli.platform import chosen, with_settings
-from mosaic.data.sql import SqlResult
-from mosaic.data.sql_types import as_string, plain, strings
-from mosaic.platform.parts import build_parts
+from mosaic.cli.options import ADMIN, with_access
+from mosaic.cli.show import as_cells, print_table
 from mosaic.protocol import Principal
+
+if TYPE_CHECKING:
+    from mosaic.data.access import Access
+    from mosaic.data.sql import SqlResult
 
 
 @click.command()
-@with_settings
+@with_access
 @click.argument("statement")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a row.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated, with a line of names.")
@@ -27,9 +26,7 @@ from mosaic.protocol import Principal
 @click.option("--write", "writable", is_flag=True, help="Allow INSERT INTO, DELETE FROM and CREATE TABLE AS.")
 @click.option("--as", "principal", help="With the grants of this user or service.  [default: the administrator]")
 def sql(
-    file: Path | None,
-    storage: str | None,
-    home: str | None,
+    access: "Access",
     statement: str,
     as_json: bool,
     as_csv: bool,
@@ -41,7 +38,12 @@ def sql(
     """Run one STATEMENT over the catalog's tables, such as `SELECT * FROM main.docs.entries@3`."""
     if as_json and as_csv:
         raise click.UsageError("choose --json or --csv")
-    result = build_parts(chosen(file, storage, home)).sql.query(
+    from mosaic.data import Tables
+    from mosaic.data.sql import Sql
+    from mosaic.data.sql_types import strings
+
+    tables = Tables(access.storage, access.catalog)
+    result = Sql(access.storage, tables, access.catalog).query(
         statement,
         principal=ADMIN if principal is None else Principal(name=principal),
         row_limit=row_limit,
@@ -60,17 +62,16 @@ def sql(
         click.echo(f"cut after {result.rows.num_rows:,} rows by the limit of {result.cut_by}; there are more", err=True)
 
 
-def _print_json(result: SqlResult) -> None:
+def _print_json(result: "SqlResult") -> None:
+    from mosaic.data.sql_types import as_string, plain
+
     names = result.rows.column_names
     for row in zip(*(plain(column) for column in result.rows.columns), strict=True):
         kept = [one if isinstance(one, bool | int | float | str) or one is None else as_string(one) for one in row]
         click.echo(json.dumps(dict(zip(names, kept, strict=True)), ensure_ascii=False))
 
 
-def _print_table(result: SqlResult) -> None:
-    table = Table(*result.rows.column_names, box=None)
-    for row in strings(result.rows):
-        table.add_row(*("" if value is None else value for value in row))
-    Console().print(table, markup=False)
+def _print_table(result: "SqlResult") -> None:
+    print_table(*as_cells(result.rows))
     versions = ", ".join(f"{table.name}@{table.version}" for table in result.read)
     click.echo(f"{result.rows.num_rows:,} rows" + (f" of {versions}" if versions else ""), err=True)

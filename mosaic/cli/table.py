@@ -1,21 +1,25 @@
-"""`mosaic table`: what tables there are, their versions, and their first rows."""
+"""`mosaic table`: making tables, what tables there are, their versions, and their first rows."""
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mosaic.catalog import Table, parse_table_version
-from mosaic.cli.options import ADMIN, as_option, json_option, listed, with_access
-from mosaic.cli.show import show, show_one
-from mosaic.cli.verbs import Noun, add_delete, add_list, add_update, check_seen_by
-from mosaic.errors import NotFound
+from mosaic.cli.columns import parse_columns
+from mosaic.cli.options import ADMIN, as_option, described, json_option, listed, location_option, pairs, with_access
+from mosaic.cli.places import choose_place
+from mosaic.cli.show import as_cells, print_table, show, show_one
+from mosaic.cli.verbs import Noun, add_delete, add_list, add_update, check_seen_by, made
+from mosaic.errors import AlreadyExists, BadRequest, NotFound
 from mosaic.protocol import Principal, Wire
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from mosaic.data.access import Access
 
 NOUN = Noun(
@@ -44,7 +48,54 @@ class Commit(Wire):
 
 @click.group()
 def table() -> None:
-    """Tables: what there is, their versions and first rows."""
+    """Tables: make them, list them, their versions and first rows."""
+
+
+@table.command()
+@with_access
+@click.option(
+    "--column",
+    "columns",
+    metavar="'NAME TYPE [NOT NULL]'",
+    multiple=True,
+    help="A column, such as 'id BIGINT NOT NULL' or 'tags ARRAY<STRING>'; given for each, in order.",
+)
+@click.option("--primary-key", metavar="COLUMN", help="Whose values are all different, which writers see to.")
+@location_option
+@described
+@click.argument("name")
+def create(
+    access: "Access",
+    name: str,
+    columns: Sequence[str],
+    primary_key: str | None,
+    location: str | None,
+    comment: str,
+    properties: Sequence[tuple[str, str]],
+    owner: str,
+    as_json: bool,
+) -> None:
+    """Make a table called NAME: an empty one, or at a location that has a Delta table that one, with its columns."""
+    from deltalake import Schema
+
+    from mosaic.data import Tables
+    from mosaic.data.columns import catalog_columns
+    from mosaic.data.delta import check_columns
+
+    if access.catalog.find_table(name) is not None:
+        raise AlreadyExists(f"table {name!r} already exists", param="name")
+    kept = pairs(properties, "--property")
+    more: dict[str, Any] = {"primary_key": primary_key, "owner": owner, "comment": comment, "properties": kept}
+    address = choose_place(access, "table", name, location)
+    schema = _schema_of(access, address, columns) if location else parse_columns(columns)
+    if not schema:
+        raise BadRequest("a table needs columns; say each in a --column such as 'id BIGINT NOT NULL'")
+    if primary_key is not None:
+        check_columns(schema, [primary_key], name)
+    if location:
+        delta = Schema.from_arrow(schema)
+        access.catalog.create_table(name, address, columns=catalog_columns(delta), by=ADMIN, **more)
+    made("table", Tables(access.storage, access.catalog).acting(ADMIN).create(name, schema, **more), as_json)
 
 
 add_list(table, NOUN)
@@ -101,8 +152,31 @@ def preview(access: "Access", name: str, as_json: bool, principal: Principal, ro
     filesystem, _ = access.storage.filesystem(record.location)
     paths = [access.storage.filesystem(file)[1] for file in files.addresses]
     dataset = ds.dataset(paths, schema=files.schema, filesystem=filesystem, format="parquet")
-    found = dataset.head(rows).to_pylist() if paths else []
-    show(found, files.schema.names, as_json, what="rows", limit=rows)
+    found = dataset.head(rows) if paths else files.schema.empty_table()
+    if as_json:
+        show(found.to_pylist(), (), as_json, what="rows")
+    elif found.num_rows:
+        print_table(*as_cells(found))
+    else:
+        click.echo("no rows", err=True)
+
+
+def _schema_of(access: "Access", address: str, columns: Sequence[str]) -> "pa.Schema":
+    """That of the Delta table at an external place, or what is asked for where none is."""
+    from mosaic.data.delta import arrow_schema, open_delta
+
+    asked = parse_columns(columns)
+    try:
+        there = arrow_schema(open_delta(access.storage, address))
+    except NotFound:
+        return asked
+    if columns and there != asked:
+        raise BadRequest(f"the Delta table at {address!r} has other columns: {_told(there)}; leave --column out")
+    return there
+
+
+def _told(schema: "pa.Schema") -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
 def _newest(access: "Access", record: Table) -> int | None:

@@ -36,14 +36,19 @@ def create(
     comment: str,
     as_json: bool,
 ) -> None:
-    """Make a token for PRINCIPAL and print it: its secret is shown this once. JSON has it as `secret`."""
+    """Make a token for PRINCIPAL and print it: its secret is shown this once. JSON has it as `secret`.
+
+    A PRINCIPAL who is not there is made, and stderr says so.
+    """
     try:
         expires_at = None if lasts is None else datetime.now(UTC) + lasts
     except OverflowError:
         raise BadRequest(f"--expires-in {lasts} ends after the year 9999; leave it out for ever") from None
+    kind = "service" if service else "user"
+    is_new = principal not in (one.name for one in catalog.principals.list())
     record, secret = catalog.create_token(
         principal,
-        kind="service" if service else "user",
+        kind=kind,
         is_admin=admin,
         comment=comment,
         expires_at=expires_at,
@@ -51,6 +56,8 @@ def create(
         by=ADMIN,
     )
     click.echo(dumped({**as_plain(record), "secret": secret}) if as_json else secret)
+    if is_new:
+        click.echo(f"{kind} {principal} is made", err=True)
 
 
 @token.command("list")

@@ -97,10 +97,7 @@ def add_update(group: click.Group, noun: Noun, update: Callable[..., Any], *, ha
             given["properties"] = pairs(properties, "--property")
         if not given and owner is None:
             raise click.UsageError("nothing is given to change; see --help")
-        if given or etag is not None:
-            update(catalog, name, by=ADMIN, expected_etag=etag, **given)
-        if owner is not None:
-            catalog.grants.set_owner(noun.kind, name, owner, by=ADMIN)
+        update(catalog, name, by=ADMIN, owner=owner, expected_etag=etag, **given)
         after = noun.get(catalog, name)
         tell(f"{noun.kind} {after.name} is changed", after, as_json)
 
@@ -146,8 +143,12 @@ def seen_by(catalog: Catalog, principal: Principal, kind: str, records: Sequence
 
 
 def check_seen_by(catalog: Catalog, principal: Principal, kind: str, name: str) -> None:
-    """Raises PermissionDenied, with what is missing; no row of the audit, since it is the administrator who looks."""
+    """Raises NotFound with what there is, and PermissionDenied with what is missing.
+
+    No row of the audit, since it is the administrator who looks.
+    """
     if principal is ADMIN:
+        catalog.grants.is_allowed(principal, BROWSE, kind, name)
         return
     catalog.principals.get(principal.name)
     told = catalog.grants.explain(principal, BROWSE, kind, name)

@@ -15,22 +15,24 @@ from deltalake.exceptions import CommitFailedError
 
 from mosaic.catalog import Catalog, Run, RunEdge, Table
 from mosaic.catalog.names import RESERVED_CATALOG, SYSTEM_OWNER, parse_object
-from mosaic.catalog.unity.places import contains
+from mosaic.catalog.unity.places import contains, is_local, resolved
 from mosaic.data.columns import delta_schema
 from mosaic.data.delta import (
     CONFIGURATION,
     LOG_IS_KEPT,
+    OUTSIDE,
     arrow_schema,
     check_columns,
     commit_lineage,
     commit_properties,
     open_delta,
 )
-from mosaic.errors import Conflict, MosaicError, NotFound, PermissionDenied
+from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound, PermissionDenied
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
 _NOTING = threading.Lock()
+_LAST_VERSION = 2**63 - 1
 
 KILL_POINTS = ("after-name", "after-commit")
 """A table's name is taken, its Delta log is not there yet; rows are committed, their run does not say so yet."""
@@ -87,8 +89,12 @@ class Access:
 
     def peek(self, name: str, version: int | None = None) -> Opened:
         """As `to_read`, to look at the table and not at its rows: no run has read anything."""
-        if version is not None and version < 0:
-            raise NotFound(f"table {name!r} has no version {version}; versions start at 0", param="version")
+        if version is not None and not 0 <= version <= _LAST_VERSION:
+            raise NotFound(
+                f"table {name!r} has no version {version}; versions are 0 to {_LAST_VERSION}",
+                param="version",
+                code="table_version_not_found",
+            )
         record = self.find(name, "SELECT", "readTable")
         return Opened(record, self._open(record, version))
 
@@ -106,16 +112,26 @@ class Access:
         record = self.find(name, privilege, action)
         return Writing(self, record, self._open(record, None), None)
 
-    def check_create(self, name: str, owner: str) -> None:
-        """Raises PermissionDenied unless the principal may make tables in the schema, and for that owner."""
+    def check_create(self, name: str, owner: str) -> Principal | None:
+        """Who makes the table (None: the platform itself).
+
+        Raises PermissionDenied unless the principal may make tables in the schema, and for that owner.
+        """
         principal = self.principal
         if principal is None:
-            return
+            return None
         schema = name.rpartition(".")[0]
-        self.catalog.grants.check(principal, "CREATE TABLE", "schema", schema, action="createTable")
+        by = self.catalog.grants.check(principal, "CREATE TABLE", "schema", schema, action="createTable")
         self._check_not_ours(name, "createTable")
         if owner != principal.name and not principal.is_admin:
             self._deny("createTable", name, f"{principal.name!r} may not make a table that {owner!r} owns")
+        return by
+
+    def check(self, name: str, privilege: str, action: str) -> Principal | None:
+        """Who may do it with a table; None for the platform itself, which is not asked."""
+        if self.principal is None:
+            return None
+        return self.catalog.grants.check(self.principal, privilege, "table", name, action=action)
 
     def find(self, name: str, privilege: str, action: str) -> Table:
         """The table's record, the privilege on it checked; a denial is a row of the audit."""
@@ -153,6 +169,7 @@ class Access:
         return open_delta(self.storage, address)
 
     def _open(self, record: Table, version: int | None) -> DeltaTable:
+        self._check_place(record)
         try:
             return open_delta(self.storage, record.location, version)
         except NotFound as error:
@@ -163,6 +180,22 @@ class Access:
                 param="name",
                 code="table_not_written",
             ) from None
+        except BadRequest as error:
+            if error.code != OUTSIDE:
+                raise
+            raise BadRequest(
+                f"table {record.name!r} refers to files outside of its folder, which are not read; rewrite it with "
+                "files of its own",
+                code=OUTSIDE,
+            ) from None
+
+    def _check_place(self, record: Table) -> None:
+        """What was outside the root may be a link into it by now, where others' tables are."""
+        root, place = self.storage.root, record.location
+        if contains(root, place) or not (is_local(root) and is_local(place)):
+            return
+        if contains(resolved(root), resolved(place)):
+            raise Conflict(f"table {record.name!r} is at {place!r}, which leads into the platform's own root by now")
 
     def _run(self, run_id: str | None) -> Run | None:
         """The run that this happens in; raises NotFound, Conflict if it has ended, PermissionDenied if another's."""
@@ -193,7 +226,8 @@ class Access:
             return
         with suppress(NotFound, Conflict):  # the commit is no longer in the log; the run is none of ours, or has ended
             said = commit_lineage(self.storage, record.location, version)
-            if said.run_id is not None:
+            # Whose run it is not has written another's into the commit.
+            if said.run_id is not None and said.principal == self.catalog.get_run(said.run_id).principal:
                 self.catalog.add_output(said.run_id, "table", record.name, version, detail={"recovered": True})
 
     def _note_input(self, run: Run, name: str, version: int, seen: Mapping[str, Any]) -> None:
@@ -230,8 +264,11 @@ class Writing:
     delta: DeltaTable
     run: Run | None
 
-    def properties(self, write_id: str | None = None) -> CommitProperties:
-        """The commit's metadata: from the Delta log alone one can tell who made it, in which run, from what."""
+    def properties(self, write_id: str | None = None, *, retries: int | None = None) -> CommitProperties:
+        """The commit's metadata: from the Delta log alone one can tell who made it, in which run, from what.
+
+        `retries` = 0 for a write that must not be committed over another which it has not seen.
+        """
         run = self.run
         return commit_properties(
             None if run is None else run.run_id,
@@ -239,6 +276,7 @@ class Writing:
             principal=self.access._principal_name(run),
             # Read again: the rows that are written may have been read after this write began.
             inputs=None if run is None else [_shown(edge) for edge in self.access.catalog.get_run(run.run_id).inputs],
+            retries=retries,
         )
 
     def committed(self, version: int, mode: str, num_rows: int | None) -> int:

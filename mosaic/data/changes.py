@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from mosaic.data.delta import check_feed
 from mosaic.errors import BadRequest, MosaicError
 
 _VERSION, _TYPE = "_commit_version", "_change_type"
@@ -47,6 +48,10 @@ def fold_changes(table: DeltaTable, from_version: int, to_version: int, key: str
         raise BadRequest(f"the table has no column {key!r}; there are {schema.names}", param="key")
     if from_version == to_version:
         return Changes(schema.empty_table(), [])
+    try:
+        check_feed(table, from_version + 1, to_version)
+    except BadRequest as error:
+        raise ChangesUnavailable(error.message) from error
     try:
         feed = pa.table(table.load_cdf(starting_version=from_version + 1, ending_version=to_version))
     except (DeltaError, pa.ArrowException, OSError) as error:

@@ -2,13 +2,17 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
 
 from mosaic.errors import BadRequest, NotFound, Unavailable
 from mosaic.protocol import Wire
@@ -35,6 +39,14 @@ they were, whatever a vacuum spares."""
 
 _UNSUPPORTED = {"columnMapping": "column mapping", "deletionVectors": "deletion vectors"}
 
+_CONSTRAINT = "delta.constraints."
+_RULES = ("delta.invariants", "delta.generationExpression", "delta.identity.")
+
+OUTSIDE = "table_files_outside"
+"""Code of the error for a Delta log that names files outside of its table's folder."""
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_PERHAPS_OUTSIDE = r"%|:|\\|^/|\.\."
 
 _MAX_INPUTS_BYTES = 16_384
 
@@ -58,6 +70,11 @@ class TableFiles(NamedTuple):
 
 def open_delta(storage: Storage, address: str, version: int | None = None) -> DeltaTable:
     """The table at an address, at a version (None: the newest); raises NotFound, or BadRequest for unreadable ones."""
+    if version is not None and not storage.exists(f"{address}/_delta_log/{version:020d}.json"):
+        # deltalake 1.6 looks for each commit up to a version, which takes 3 s for version 10,000,000.
+        newest = open_delta(storage, address).version()
+        if version > newest:
+            raise _no_version(address, version, newest)
     try:
         table = DeltaTable(address, version=version, storage_options=storage.delta_options(address) or None)
     except TableNotFoundError as error:
@@ -65,42 +82,72 @@ def open_delta(storage: Storage, address: str, version: int | None = None) -> De
     except DeltaError as error:
         if version is None:
             raise Unavailable(f"the Delta table at {address!r} cannot be opened: {error}") from error
-        newest = open_delta(storage, address).version()
-        raise NotFound(
-            f"the Delta table at {address!r} has no readable version {version}; the newest is {newest}",
-            param="version",
-            code="table_version_not_found",
-        ) from error
+        raise _no_version(address, version, open_delta(storage, address).version()) from error
     _check_readable(table, address)
+    paths = _file_paths(table)
+    check_inside(paths.filter(pc.match_substring_regex(paths, _PERHAPS_OUTSIDE)).to_pylist(), address)
     return table
+
+
+def check_inside(paths: Iterable[str], address: str) -> None:
+    """Raises BadRequest for a path of a Delta log that leads out of the table's folder.
+
+    Whoever reads the table would otherwise read, with rights of their own, what the writer of the log may not.
+    """
+    for path in paths:
+        seen, plain = "", path
+        while plain != seen:  # what is encoded twice is decoded twice by some reader
+            seen, plain = plain, unquote(plain)
+        parts = plain.replace("\\", "/").split("/")
+        if _SCHEME.match(path) or "://" in plain or parts[0] == "" or ".." in parts:
+            raise BadRequest(
+                f"the Delta table at {address!r} refers to a file outside of it ({path[:200]}), as a shallow clone "
+                "does; rewrite it with files of its own",
+                code=OUTSIDE,
+            )
+
+
+def check_feed(table: DeltaTable, first: int, last: int) -> None:
+    """`check_inside` for all that the change feed of these versions reads, also what later versions took away."""
+    opened = DeltaStorageHandler(table.table_uri, table._storage_options)
+    for version in range(first, last + 1):
+        try:
+            log = opened.open_input_file(f"_delta_log/{version:020d}.json").read()
+        except FileNotFoundError:
+            return  # the feed has a gap, as its reader says
+        actions = [json.loads(line) for line in log.splitlines() if line.strip()]
+        named = [action[kind] for action in actions for kind in ("add", "remove", "cdc") if kind in action]
+        check_inside([one["path"] for one in named], table.table_uri)
 
 
 def list_files(storage: Storage, address: str, table: DeltaTable) -> TableFiles:
     """The files of the opened version, by the time of their writing, then by name: the same at every call, anywhere."""
     found = pa.table(table.get_add_actions(flatten=True))
     actions = found.select(["path", "modification_time"]).to_pylist()
-    for action in actions:
-        if "://" in action["path"] or action["path"].startswith("/"):
-            raise BadRequest(
-                f"the table at {address!r} refers to a file outside of it ({action['path']}): a shallow clone"
-            )
     # deltalake gives the newest file first; one commit of ours numbers its files in the order of their rows.
     actions.sort(key=lambda action: (action["modification_time"], action["path"]))
-    addresses = [f"{address}/{action['path']}" for action in actions]
+    addresses = [f"{address}/{unquote(action['path'])}" for action in actions]
     return TableFiles(addresses, arrow_schema(table))
+
+
+def dataset(storage: Storage, address: str, table: DeltaTable) -> ds.FileSystemDataset:
+    """The rows of the opened version, lazily, its files in their fixed order.
+
+    Not deltalake's own: that takes the log's statistics for certain, which are JSON, where decimals are rounded and
+    infinity is null, and leaves out NaN. What Parquet's own statistics rule out is still not read.
+    """
+    files = list_files(storage, address, table)
+    filesystem, _ = storage.filesystem(address)
+    parquet = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
+    paths = [storage.filesystem(file)[1] for file in files.addresses]
+    fragments = [parquet.make_fragment(path, filesystem) for path in paths]
+    return ds.FileSystemDataset(fragments, files.schema, parquet, filesystem)
 
 
 def read_arrow(storage: Storage, address: str, table: DeltaTable, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of the opened version, in the order of its files."""
-    files = list_files(storage, address, table)
-    check_columns(files.schema, columns, address)
-    if not files.addresses:
-        empty = files.schema.empty_table()
-        return empty if columns is None else empty.select(list(columns))
-    filesystem, _ = storage.filesystem(address)
-    paths = [storage.filesystem(file)[1] for file in files.addresses]
-    dataset = ds.dataset(paths, schema=files.schema, filesystem=filesystem, format="parquet")
-    return dataset.to_table(columns=None if columns is None else list(columns))
+    check_columns(arrow_schema(table), columns, address)
+    return dataset(storage, address, table).to_table(columns=None if columns is None else list(columns))
 
 
 def arrow_schema(table: DeltaTable) -> pa.Schema:
@@ -113,6 +160,18 @@ def check_columns(schema: pa.Schema, columns: Sequence[str] | None, name: str) -
     unknown = [column for column in columns or [] if column not in schema.names]
     if unknown:
         raise BadRequest(f"table {name!r} has no column {unknown[0]!r}; there are {schema.names}", param="columns")
+
+
+def check_plain(table: DeltaTable, name: str) -> None:
+    """Raises BadRequest for a table with rules about its rows, which a commit of files does not check."""
+    configuration, schema = table.metadata().configuration, table.schema().to_json()
+    found = [f"the CHECK constraint {key!r}" for key in configuration if key.startswith(_CONSTRAINT)]
+    found += [f"a column with {rule}" for rule in _RULES if f'"{rule}' in schema]
+    if found:
+        raise BadRequest(
+            f"table {name!r} has {found[0]}, which a ray.data.Dataset is not checked against as it is written; write a "
+            "pa.Table"
+        )
 
 
 def fit(rows: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
@@ -194,6 +253,18 @@ def find_commit(storage: Storage, address: str, first: int, write_id: str) -> in
         if write_id.encode() in storage.read_bytes(f"{address}/_delta_log/{version:020d}.json"):
             return version
     raise AssertionError("count() does not end")
+
+
+def _no_version(address: str, version: int, newest: int) -> NotFound:
+    return NotFound(
+        f"the Delta table at {address!r} has no readable version {version}; the newest is {newest}",
+        param="version",
+        code="table_version_not_found",
+    )
+
+
+def _file_paths(table: DeltaTable) -> pa.ChunkedArray:
+    return pa.table(table.get_add_actions(flatten=True))["path"]
 
 
 def _bounded(inputs: Sequence[str]) -> str:

@@ -66,9 +66,10 @@ def purge(
     With `dry_run` only say what would go. External data is never touched. Safe to call from several processes at once,
     and again after a kill.
     """
-    removed = [] if dry_run else [*_finish(storage, catalog, by, at)]
+    before = now - older_than
+    removed = [] if dry_run else [*_finish(storage, catalog, before, by, at)]
     kept: list[Kept] = []
-    due = [one for one in catalog.dropped(before=now - older_than) if one.kind in _KINDS and _in_root(storage, one)]
+    due = [one for one in catalog.dropped(before=before) if one.kind in _KINDS and _in_root(storage, one)]
     others = [*_others(catalog, due)] if due else []
     for one in due:
         reason = _why_not(storage, one, others)
@@ -81,12 +82,14 @@ def purge(
             continue
         storage.write_bytes(_note(storage, one.id), thing.model_dump_json().encode())
         at("noted")
-        if _remove(storage, catalog, thing, by, at):
+        if _remove(storage, catalog, thing, before, by, at):
             removed.append(thing)
     return Purge(removed=tuple(removed), kept=tuple(kept))
 
 
-def _finish(storage: Storage, catalog: Catalog, by: Principal | str, at: Callable[[str], None]) -> Iterator[Purged]:
+def _finish(
+    storage: Storage, catalog: Catalog, before: datetime, by: Principal | str, at: Callable[[str], None]
+) -> Iterator[Purged]:
     """What an earlier purge had begun and written down as purged."""
     waiting = {one.id for one in catalog.dropped()}
     for note in storage.list(storage.address("purging")):
@@ -96,16 +99,23 @@ def _finish(storage: Storage, catalog: Catalog, by: Principal | str, at: Callabl
             continue
         if thing.id in waiting:  # it had not been written down: it may still come back, and is looked at anew
             storage.delete(note)
-        elif _remove(storage, catalog, thing, by, at):
+        elif _remove(storage, catalog, thing, before, by, at):
             yield thing
 
 
-def _remove(storage: Storage, catalog: Catalog, thing: Purged, by: Principal | str, at: Callable[[str], None]) -> bool:
+def _remove(
+    storage: Storage,
+    catalog: Catalog,
+    thing: Purged,
+    before: datetime,
+    by: Principal | str,
+    at: Callable[[str], None],
+) -> bool:
     """Whether this call removed it."""
     note = _note(storage, thing.id)
     try:
-        catalog.mark_purged(thing.id, by=by)
-    except NotFound:  # it came back in between
+        catalog.mark_purged(thing.id, before=before, by=by)
+    except NotFound:  # it came back in between, and may have been dropped again
         storage.delete(note)
         return False
     at("marked")

@@ -46,7 +46,7 @@ class ExecuteStatement(Wire):
     warehouse_id: str
     catalog: str | None = None
     schema_: str | None = Field(default=None, alias="schema")
-    parameters: list[Parameter] = Field(default_factory=list)
+    parameters: list[Parameter] = Field(default_factory=list, max_length=1000)
     row_limit: int | None = Field(default=None, ge=1)
     byte_limit: int | None = Field(default=None, ge=1, le=_MAX_BYTES)
     wait_timeout: str = "10s"

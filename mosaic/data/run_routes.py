@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mosaic.catalog.lineage import LARGEST_VERSION
 from mosaic.data.tables import Tables
 from mosaic.errors import BadRequest, UnsupportedField
 from mosaic.protocol import Wire
@@ -21,9 +22,9 @@ class RunInput(Wire):
     """A table that is going to be read; any other field is a 400 that names it."""
 
     table: str = Field(min_length=1)
-    version: int | None = Field(default=None, ge=0)
+    version: int | None = Field(default=None, ge=0, le=LARGEST_VERSION)
     """None for the newest now."""
-    columns: list[str] | None = None
+    columns: list[str] | None = Field(default=None, max_length=10_000)
     """None for all."""
     predicate: str | None = None
     """SQL; None for all rows."""

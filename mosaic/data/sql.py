@@ -12,22 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mosaic.catalog import Catalog
 from mosaic.data.access import Opened
-from mosaic.data.delta import arrow_schema, check_columns
+from mosaic.data.delta import arrow_schema, check_columns, dataset
 from mosaic.data.sql_engine import Answer, Engine, Limits, SqlSettings
 from mosaic.data.sql_predicate import predicate
 from mosaic.data.sql_statement import Create, Delete, Insert, Reader, Show
 from mosaic.data.sql_tree import Parser, Query, TableName
 from mosaic.data.sql_types import Column, columns
-from mosaic.data.system_tables import SYSTEM_TABLES, columns_of_show
+from mosaic.data.system_tables import INFORMATION_SCHEMA, SYSTEM_TABLES, columns_of_show
 from mosaic.data.tables import Tables
-from mosaic.errors import AlreadyExists, BadRequest, TooLarge
+from mosaic.errors import AlreadyExists, BadRequest, TooLarge, not_found
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
@@ -191,6 +190,8 @@ class Sql:
         """Every table that is read, at one version; raises PermissionDenied before any of them is opened."""
         named = [table for table in tables if table.name not in SYSTEM_TABLES]
         for table in named:
+            if table.name.startswith(INFORMATION_SCHEMA):  # everybody may know of these
+                raise not_found("table", table.name, (one for one in SYSTEM_TABLES if one.startswith(INFORMATION_SCHEMA)))
             self._catalog.grants.check(asked.principal, "SELECT", "table", table.name, action="readTable")
         acting = self._tables.acting(asked.principal)
         return {table: acting.open(table.name, table.version) for table in named}
@@ -199,12 +200,13 @@ class Sql:
         given: dict[str, ds.Dataset | pa.Table] = {}
         for table in query.tables:
             if table in pinned:
-                given[table.engine_name] = _dataset(table, pinned[table])
+                record, delta = pinned[table]
+                given[table.engine_name] = dataset(self._storage, record.location, delta)
             elif table.version is not None:
                 raise BadRequest(f"table {table.name!r} is computed as it is asked and has no versions")
             else:
                 given[table.engine_name] = SYSTEM_TABLES[table.name](self._catalog, self._storage, asked.principal)
-        return self._engine.run(query.sql, given, asked.parameters, asked.limits, asked.cancelled)
+        return self._engine.run(query.sql, given, asked.parameters, asked.limits, asked.cancelled, asked.principal.name)
 
     def _all(self, query: Query, pinned: "_Pinned", asked: "_Asked") -> pa.Table:
         """The rows to write: all of them, or TooLarge."""
@@ -295,12 +297,3 @@ def _is_storable(kind: pa.DataType) -> bool:
     simple = (pa.types.is_boolean, pa.types.is_signed_integer, pa.types.is_float32, pa.types.is_float64)
     others = (pa.types.is_decimal128, pa.types.is_date32, pa.types.is_string, pa.types.is_binary)
     return any(fits(kind) for fits in (*simple, *others))
-
-
-def _dataset(table: TableName, opened: Opened) -> ds.Dataset:
-    """The rows of a pinned version, read as the engine asks for them; raises BadRequest for files elsewhere."""
-    for path in pa.table(opened.delta.get_add_actions(flatten=True))["path"].to_pylist():
-        plain = unquote(path)
-        if "://" in plain or plain.startswith("/") or ".." in plain.split("/"):
-            raise BadRequest(f"table {table.name!r} refers to files outside of it, which SQL does not read")
-    return opened.delta.to_pyarrow_dataset()

@@ -1,4 +1,8 @@
-"""The locked engine: an in-memory DuckDB for one statement, that sees only what it is handed, under limits."""
+"""The locked engine: an in-memory DuckDB for one statement, that sees only what it is handed, under limits.
+
+It runs in a child process (`sql_pool.py`, `sql_worker.py`): DuckDB can be made to crash, to take memory that it does
+not count, and to loop where it looks at no interrupt.
+"""
 
 import logging
 import threading
@@ -12,27 +16,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pydantic import Field
 
+from mosaic.data.sql_pool import LOOK_SECONDS, Ended, Pool, Watch
+from mosaic.data.sql_worker import Request, connect
 from mosaic.errors import BadRequest, MosaicError, RateLimited, Unavailable
 from mosaic.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-_BATCH_ROWS = 8192
-_LOOK_SECONDS = 0.02
-
-_USERS_FAULT = (
-    duckdb.ParserException,
-    duckdb.BinderException,
-    duckdb.CatalogException,
-    duckdb.ConversionException,
-    duckdb.OutOfRangeException,
-    duckdb.TypeMismatchException,
-    duckdb.InvalidTypeException,
-    duckdb.InvalidInputException,
-    duckdb.NotImplementedException,
-    duckdb.SyntaxException,
-    duckdb.ConstraintException,
-)
 
 
 class SqlSettings(Settings):
@@ -68,29 +57,16 @@ class Limits(NamedTuple):
 
 
 class Engine:
-    """Runs statements, each in a DuckDB of its own."""
+    """Runs statements, each in a DuckDB of its own in a child process, which it cannot outlive or outgrow."""
 
     def __init__(self, settings: SqlSettings) -> None:
         self._settings = settings
-        self._turns = threading.BoundedSemaphore(settings.max_running)
+        self._turns = Turns(settings.max_running)
+        self._pool = Pool(settings.memory_limit_bytes, settings.threads, settings.max_running)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """An empty database that reaches no file, no network, no Python variable, and cannot be told otherwise."""
-        connection = duckdb.connect(
-            ":memory:",
-            config={
-                "enable_external_access": "false",
-                "allow_community_extensions": "false",
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-                "python_enable_replacements": "false",
-                "temp_directory": "",
-                "memory_limit": f"{self._settings.memory_limit_bytes}B",
-                "threads": str(self._settings.threads),
-            },
-        )
-        connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true").fetchall()
-        return connection
+        """An empty database in this process, as locked as those of statements; for texts, not for statements."""
+        return connect(self._settings.memory_limit_bytes, self._settings.threads)
 
     def run(
         self,
@@ -99,85 +75,94 @@ class Engine:
         parameters: Mapping[str, Any],
         limits: Limits,
         cancelled: threading.Event,
+        caller: str = "",
     ) -> Answer:
         """The rows of one SELECT over the given tables; raises BadRequest for the user's faults and for limits."""
-        deadline = time.monotonic() + limits.seconds
-        if not self._turns.acquire(timeout=limits.seconds):
-            raise RateLimited(
-                f"{self._settings.max_running} statements are running; none ended in {limits.seconds:g} s", code="busy"
-            )
+        request = Request(sql, dict(given), dict(parameters), limits.rows, limits.bytes, limits.seconds)
+        watch = Watch(time.monotonic() + limits.seconds, cancelled)
         try:
-            connection = self.connect()
-            try:
-                for name, rows in given.items():
-                    connection.register(name, rows)
-                with _stopped(connection, deadline, cancelled):
-                    return _fetch(connection, sql, parameters, limits)
-            except (duckdb.Error, pa.ArrowException, OSError, RuntimeError) as error:
-                raise _explained(error, self._settings, limits, deadline, cancelled) from None
-            finally:
-                connection.close()
+            with self._turns.taken(caller, watch):
+                return Answer(*self._pool.run(request, watch))
+        except NoTurn as error:
+            raise RateLimited(f"{error}; none ended in {limits.seconds:g} s", code="busy") from None
+        except Ended as ended:
+            raise _explained(ended, self._settings, limits) from None
+
+
+class NoTurn(Exception):
+    """Too many statements run, of all or of the caller."""
+
+
+class Turns:
+    """Who may run: in the order of asking, but nobody holds all turns. Safe for threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._most_each = most, max(1, most - 1)
+        self._changed = threading.Condition()
+        self._running: list[str] = []
+        self._waiting: list[tuple[str, object]] = []
+
+    @contextmanager
+    def taken(self, caller: str, watch: Watch) -> Iterator[None]:
+        """Raises NoTurn at the deadline, Ended when cancelled."""
+        self._take(caller, watch)
+        try:
+            yield
         finally:
-            self._turns.release()
+            with self._changed:
+                self._running.remove(caller)
+                self._changed.notify_all()
+
+    def _take(self, caller: str, watch: Watch) -> None:
+        me = (caller, object())
+        with self._changed:
+            self._waiting.append(me)
+            try:
+                while self._next() is not me:
+                    if watch.cancelled.is_set():
+                        raise Ended("cancelled")
+                    if time.monotonic() > watch.deadline:
+                        raise NoTurn(self._full(caller))
+                    self._changed.wait(LOOK_SECONDS)
+                self._running.append(caller)
+            finally:
+                self._waiting.remove(me)
+                self._changed.notify_all()
+
+    def _next(self) -> tuple[str, object] | None:
+        """The first that waits and is not at its own bound."""
+        if len(self._running) >= self._most:
+            return None
+        return next((one for one in self._waiting if self._running.count(one[0]) < self._most_each), None)
+
+    def _full(self, caller: str) -> str:
+        mine = self._running.count(caller)
+        if mine >= self._most_each and len(self._running) < self._most:
+            return f"{mine} statements of {caller!r} are running, as many as one may have"
+        return f"{len(self._running)} statements are running"
 
 
-def _fetch(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, Any], limits: Limits) -> Answer:
-    """Batches as they come, until a limit; what the engine has beyond it is never computed."""
-    reader = connection.sql(sql, params=dict(parameters) or None).to_arrow_reader(_BATCH_ROWS)
-    batches: list[pa.RecordBatch] = []
-    rows = size = 0
-    cut_by: Literal["rows", "bytes"] | None = None
-    for batch in reader:
-        if rows + batch.num_rows > limits.rows:
-            batch, cut_by = batch.slice(0, limits.rows - rows), "rows"
-        size += batch.nbytes
-        if size > limits.bytes:
-            fitting = int(batch.num_rows * (1 - (size - limits.bytes) / batch.nbytes))
-            batch, cut_by = batch.slice(0, fitting), "bytes"
-        batches.append(batch)
-        rows += batch.num_rows
-        if cut_by is not None:
-            break
-    return Answer(pa.Table.from_batches(batches, schema=reader.schema), cut_by)
-
-
-@contextmanager
-def _stopped(connection: duckdb.DuckDBPyConnection, deadline: float, cancelled: threading.Event) -> Iterator[None]:
-    """Interrupts the engine at the deadline or when cancelled, again and again, since one could come too early."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(_LOOK_SECONDS):
-            if cancelled.is_set() or time.monotonic() > deadline:
-                connection.interrupt()
-
-    watcher = threading.Thread(target=watch, name="sql-limit", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _explained(
-    error: Exception, settings: SqlSettings, limits: Limits, deadline: float, cancelled: threading.Event
-) -> MosaicError:
+def _explained(ended: Ended, settings: SqlSettings, limits: Limits) -> MosaicError:
     """What the caller is told: the engine's words for its own faults, never what is in this machine."""
-    if "INTERRUPT" in str(error) or isinstance(error, duckdb.InterruptException):
-        if cancelled.is_set():
+    match ended.why:
+        case "cancelled":
             return BadRequest("the statement was cancelled", code="cancelled")
-        return BadRequest(
-            f"the statement was stopped after its time limit of {limits.seconds:g} s (timeout_seconds)",
-            param="timeout_seconds",
-            code="timeout",
-        )
-    if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory" in str(error):
-        mib = settings.memory_limit_bytes // 2**20
-        return BadRequest(f"the statement needs more than its {mib} MiB of memory; ask for less", code="out_of_memory")
-    if isinstance(error, _USERS_FAULT) and "Python exception" not in str(error):
-        return BadRequest(str(error).replace("\n\n", "\n"), param="statement")
-    if isinstance(error, duckdb.PermissionException):
-        return BadRequest("the statement asks for files or settings, which SQL here does not reach", param="statement")
-    logger.error("SQL engine failed", exc_info=error)
+        case "timeout":
+            return BadRequest(
+                f"the statement was stopped after its time limit of {limits.seconds:g} s (timeout_seconds)",
+                param="timeout_seconds",
+                code="timeout",
+            )
+        case "out_of_memory":
+            mib = settings.memory_limit_bytes // 2**20
+            return BadRequest(
+                f"the statement needs more than its {mib} MiB of memory; ask for less", code="out_of_memory"
+            )
+        case "users":
+            return BadRequest(ended.text.replace("\n\n", "\n"), param="statement")
+        case "not_permitted":
+            return BadRequest(
+                "the statement asks for files or settings, which SQL here does not reach", param="statement"
+            )
+    logger.error("SQL engine failed: %s", ended.text)
     return Unavailable("the engine failed on this statement; the log has the reason")

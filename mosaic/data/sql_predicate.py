@@ -53,6 +53,19 @@ def predicate(parser: Parser, condition: str, schema: pa.Schema, parameters: Map
         raise too_deep() from None
 
 
+def comparable(column: str, kind: pa.DataType) -> str:
+    """A column (quoted) as deltalake has to compare it, so that no row is missed and all mean what they mean in DuckDB.
+
+    Not the column itself where a file's statistics say too little about it: as JSON they round decimals and leave out
+    NaN, and deltalake 1.6 skips files by them. To DataFusion, NaN may also be less than all, and -0.0 less than 0.0.
+    """
+    if pa.types.is_floating(kind):
+        return f"CASE WHEN isnan({column}) THEN CAST('NaN' AS DOUBLE) ELSE CAST({column} AS DOUBLE) + 0.0 END"
+    if pa.types.is_decimal(kind):
+        return f"CASE WHEN {column} IS NULL THEN NULL ELSE {column} END"
+    return column
+
+
 class _Writer:
     def __init__(self, schema: pa.Schema, parameters: Mapping[str, Any]) -> None:
         self._schema, self._parameters = schema, parameters
@@ -86,7 +99,8 @@ class _Writer:
             return _boolean(f"({value} >= {lower} AND {value} <= {upper})")
         if kind == "OPERATOR" and name == "COMPARE_IN":
             value, *several = self._alike(*node["children"])
-            return _boolean(f"({value} IN ({', '.join(several)}))")
+            # DataFusion's own IN misses values of a column that is compared by an expression.
+            return _boolean(f"({' OR '.join(f'{value} = {one}' for one in several)})")
         if kind == "OPERATOR" and name in _OPERATORS:
             child = node["children"][0]
             return _boolean(
@@ -110,13 +124,17 @@ class _Writer:
         terms = [self.term(node) for node in nodes]
         kinds = {term.kind for term in terms if term.kind is not None}
         kind = kinds.pop() if len(kinds) == 1 else None
-        if kind is None or not all(term.kind == kind or _is_exactly(term.value, kind) for term in terms):
+        if (
+            kind is None
+            or pa.types.is_nested(kind)
+            or not all(term.kind == kind or _is_exactly(term.value, kind) for term in terms)
+        ):
             shown = ", ".join(term.sql[:80] + (f" ({term.kind})" if term.kind else "") for term in terms)
             raise BadRequest(
                 f"a DELETE's condition compares columns of one type with constants of it, not {shown}",
                 param="statement",
             )
-        return [term.sql for term in terms]
+        return [_compared(term, kind) for term in terms]
 
     def _column(self, names: list[str]) -> _Term:
         name = self._by_folded.get(names[-1].lower())
@@ -180,6 +198,17 @@ def _number(text: str) -> _Term:
         raise BadRequest(f"a DELETE's condition may not have the number {text[:80]}", param="statement") from None
 
 
+def _compared(term: _Term, kind: pa.DataType) -> str:
+    """A side of a comparison; deltalake 1.6 reads a bare number as a float, whatever the column is."""
+    if term.kind is not None:
+        return comparable(term.sql, kind)
+    if pa.types.is_decimal(kind):
+        return f"CAST('{term.value:f}' AS DECIMAL({kind.precision},{kind.scale}))"
+    if pa.types.is_floating(kind):
+        return f"CAST('{float(term.value) + 0.0!r}' AS DOUBLE)"  # of -0.0 there is 0.0 alone
+    return term.sql
+
+
 def _is_exactly(value: Any, kind: pa.DataType) -> bool:
     """Whether a constant is a value of a column's type, nothing lost."""
     if isinstance(value, bool):
@@ -191,7 +220,8 @@ def _is_exactly(value: Any, kind: pa.DataType) -> bool:
         if pa.types.is_decimal(kind):
             exponent = value.as_tuple().exponent
             scale = -exponent if isinstance(exponent, int) else kind.scale + 1
-            return bool(0 <= scale <= kind.scale and abs(value) < Decimal(10) ** (kind.precision - kind.scale))
+            size = value.copy_abs()  # abs() would round to 28 digits
+            return bool(0 <= scale <= kind.scale and size < Decimal(10) ** (kind.precision - kind.scale))
         return bool(pa.types.is_float64(kind)) and abs(value) < Decimal("1e300")
     if pa.types.is_date(kind):
         moment = _moment(value, dt.date) if isinstance(value, str) else value

@@ -6,10 +6,8 @@ from typing import Literal
 
 from mosaic.catalog.names import METASTORE, parse_catalog, parse_schema, parse_table_version
 from mosaic.data.sql_tokens import Token, between, expect, name_at, rewritten, shown, tokenize
-from mosaic.data.sql_tree import Parser, Query, TableName
+from mosaic.data.sql_tree import MAX_STATEMENT_BYTES, Parser, Query, TableName
 from mosaic.errors import BadRequest
-
-MAX_STATEMENT_BYTES = 256 * 1024
 
 _INSERT = "INSERT INTO table [(column, ...)] SELECT ... or VALUES ..."
 _DELETE = "DELETE FROM table [WHERE condition]"

@@ -79,7 +79,7 @@ def unquoted(text: str) -> str:
 
 
 def rewritten(text: str, parameters: Collection[str]) -> str:
-    """`t@3` and `t VERSION AS OF 3` as a quoted name, `:name` as `$name`.
+    """`t@3` and `t [FOR] VERSION AS OF 3` as a quoted name, `:name` as `$name`.
 
     None of them means anything to the engine where it stands, but for `:` in slices and structs, which are left alone.
     """
@@ -88,7 +88,7 @@ def rewritten(text: str, parameters: Collection[str]) -> str:
     nested = 0
     for at, token in enumerate(tokens):
         nested += (token.text in ("[", "{")) - (token.text in ("]", "}"))
-        after = tokens[at + 1 : at + 5]
+        after = tokens[at + 1 : at + 6]
         number = _version_after(token, after)
         if number is not None:
             quoted = unquoted(token.text).replace('"', '""')
@@ -101,16 +101,17 @@ def rewritten(text: str, parameters: Collection[str]) -> str:
 
 
 def _version_after(name: Token, after: Sequence[Token]) -> Token | None:
-    """The number of `@3`, without spaces, or of `VERSION AS OF 3`, behind a name."""
-    if not name.is_name or len(after) < 2:
+    """The number of `@3`, without spaces, or of `VERSION AS OF 3`, behind a name; `FOR` may stand between."""
+    if not name.is_name or name.word == "FOR" or len(after) < 2:
         return None
     at, number = after[0], after[1]
     if at.text == "@" and at.start == name.end and number.start == at.end and _is_number(number):
         return number
-    if [token.word for token in after[:3]] == ["VERSION", "AS", "OF"] and len(after) == 4 and _is_number(after[3]):
-        return after[3]
+    words = after[1:] if after[0].word == "FOR" else after
+    if [token.word for token in words[:3]] == ["VERSION", "AS", "OF"] and len(words) > 3 and _is_number(words[3]):
+        return words[3]
     return None
 
 
 def _is_number(token: Token) -> bool:
-    return token.text.isascii() and token.text.isdecimal()
+    return token.text.isascii() and token.text.isdecimal() and len(token.text) < 20

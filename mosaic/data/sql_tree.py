@@ -44,6 +44,16 @@ _REFUSED_PREFIXES = ("__internal", "duckdb_", "has_", "inet_", "pg_", "pragma_")
 _CALLER = ("current_user", "session_user")
 
 
+MAX_STATEMENT_BYTES = 256 * 1024
+MAX_TOKENS = 50_000
+MAX_DEPTH = 200
+"""Of brackets: the parser takes a time that grows with the square of those that are open."""
+MAX_NAME_PARTS = 32
+MAX_SET_OPERATIONS = 1_000
+_SET_OPERATIONS = ("UNION", "INTERSECT", "EXCEPT")
+_LARGEST_VERSION = 2**63 - 1
+
+
 class TableName(NamedTuple):
     """A table as a statement names it."""
 
@@ -81,6 +91,7 @@ class Parser:
 
     def tree(self, text: str) -> dict[str, Any]:
         """The one SELECT in a text as the parser's tree; raises BadRequest in the engine's words."""
+        _check_size(text)
         try:
             answer = json.loads(self._ask("SELECT json_serialize_sql(?)", text))
         except RecursionError:
@@ -113,7 +124,10 @@ class Parser:
         with self._lock:
             if self._connection is None:
                 self._connection = self._connect()
-            ((answer,),) = self._connection.execute(question, [value]).fetchall()
+            try:
+                ((answer,),) = self._connection.execute(question, [value]).fetchall()
+            except duckdb.SerializationException:  # 256 levels of JSON
+                raise too_deep() from None
         return str(answer)
 
 
@@ -126,7 +140,16 @@ class _Walk:
         self.aliases: dict[tuple[str, ...], str] = {}
         """What a table without alias may be called, in two or three parts -> its alias now."""
         self.columns: set[str] = set()
-        self.reads_all = False
+        self._alone: set[str] = set()
+        """Names that stand alone: of a column, or of a table, which is then all of its columns."""
+        self._called: set[str] = set()
+        """What the tables are called."""
+        self._reads_all = False
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether it is unknown which columns are read."""
+        return self._reads_all or bool(self._alone & self._called)
 
     def over(self, node: Any, within: frozenset[str]) -> None:
         """`within` are the names of the WITH queries that are visible here."""
@@ -162,7 +185,10 @@ class _Walk:
             self._check_expression(node)
         elif isinstance(kind, str) and kind not in _PARTS:
             raise BadRequest(f"{kind} may not stand in a query", param="statement")
-        self.reads_all |= kind in ("STAR", "PIVOT", "SHOW_REF") or node.get("ref_type") == "NATURAL"
+        self._reads_all |= kind in ("STAR", "PIVOT", "SHOW_REF", "POSITIONAL_REFERENCE")
+        self._reads_all |= node.get("ref_type") == "NATURAL"
+        if kind == "COLUMN_REF" and len(node["column_names"]) == 1:
+            self._alone.add(node["column_names"][0].lower())
         self.columns.update(name.lower() for name in (node.get("column_names") or node.get("using_columns") or ()))
         if kind == "TABLE_FUNCTION" and node["function"]["function_name"].lower() not in TABLE_FUNCTIONS:
             raise PermissionDenied(
@@ -195,7 +221,9 @@ class _Walk:
             return
         table = self._table(parts, _at(node["at_clause"]))
         self.tables.add(table)
+        self._reads_all |= bool(node.get("column_name_alias"))  # its columns go by other names
         alias = parts[-1].partition("@")[0]
+        self._called.add((node["alias"] or alias).lower())
         if not node["alias"]:
             node["alias"] = alias
             whole = tuple(table.name.split("."))
@@ -206,6 +234,28 @@ class _Walk:
 
 def too_deep() -> BadRequest:
     return BadRequest("the statement is nested too deep", param="statement")
+
+
+def _check_size(text: str) -> None:
+    """The parser works in this process: it is asked nothing that takes it long, or much memory."""
+    if len(text.encode()) > MAX_STATEMENT_BYTES:
+        raise BadRequest(f"the statement is longer than {MAX_STATEMENT_BYTES:,} bytes", param="statement")
+    tokens = tokenize(text)
+    depth = deepest = parts = longest = operations = 0
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
+        parts = parts + 1 if token.text == "." else parts if before is not None and before.text == "." else 0
+        operations += token.word in _SET_OPERATIONS
+        deepest, longest = max(deepest, depth), max(longest, parts)
+    if deepest > MAX_DEPTH:
+        raise BadRequest(f"the statement is nested too deep: {deepest} brackets, not {MAX_DEPTH}", param="statement")
+    for count, most, what in (
+        (len(tokens), MAX_TOKENS, "words and signs"),
+        (longest + 1, MAX_NAME_PARTS, "parts in a name"),
+        (operations, MAX_SET_OPERATIONS, "UNION, INTERSECT and EXCEPT"),
+    ):
+        if count > most:
+            raise BadRequest(f"the statement has {count:,} {what}; there may be {most:,}", param="statement")
 
 
 def _shorten_columns(node: Any, aliases: dict[tuple[str, ...], str]) -> None:
@@ -232,6 +282,8 @@ def _at(clause: dict[str, Any] | None) -> int | None:
     literal = clause["expr"].get("literal") or {}
     if clause["unit"].upper() != "VERSION" or literal.get("kind") != "INTEGER":
         raise BadRequest("AT takes (VERSION => 3), a whole number", param="statement")
+    if len(literal["text"]) > len(str(_LARGEST_VERSION)) or int(literal["text"]) > _LARGEST_VERSION:
+        raise BadRequest(f"version {literal['text'][:40]} is more than {_LARGEST_VERSION}, the largest of a table")
     return int(literal["text"])
 
 

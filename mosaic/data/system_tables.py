@@ -19,8 +19,7 @@ from mosaic.errors import BadRequest, NotFound
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
-NEWEST_RUNS = 5_000
-"""So many runs, the newest, are looked through for the lineage of tables."""
+_RUNS_AT_ONCE = 1_000
 
 _NAMES = {"table": "table", "volume": "volume", "function": "routine", "model": "model"}
 
@@ -229,8 +228,8 @@ def _table_tags(view: _View) -> Iterator[Row]:
 
 def _table_lineage(view: _View) -> Iterator[Row]:
     """One row for each pair of a table that a run read and one that it made, or for the one side that there is."""
-    seen = {one.name for one in view.tables()}
-    for run in view.catalog.list_runs(limit=NEWEST_RUNS):
+    seen = {one.id for one in view.tables()}
+    for run in _runs_with_tables(view.catalog):
         read = [edge for edge in run.inputs if edge.kind == "table"]
         made = [edge for edge in run.outputs if edge.kind == "table"]
         pairs = [
@@ -239,9 +238,17 @@ def _table_lineage(view: _View) -> Iterator[Row]:
             for target in (*made, *([] if made else [None]))
         ]
         for number, (source, target) in enumerate(pairs):
-            ends = [end.name for end in (source, target) if end is not None]
-            if ends and all(name in seen for name in ends):
+            ends = [end.securable_id for end in (source, target) if end is not None]
+            if ends and seen.issuperset(ends):
                 yield {**_event(run, number), **_end("source", source), **_end("target", target)}
+
+
+def _runs_with_tables(catalog: Catalog) -> Iterator[Run]:
+    """Newest first, in short reads."""
+    before = None
+    while runs := catalog.list_runs(edge_kind="table", limit=_RUNS_AT_ONCE, before=before):
+        yield from runs
+        before = runs[-1].run_id
 
 
 def _event(run: Run, number: int) -> Row:
@@ -367,8 +374,9 @@ def _reader(computed: _Computed) -> Callable[[Catalog, Storage, Principal], pa.T
     return read
 
 
+INFORMATION_SCHEMA = "system.information_schema."
 SYSTEM_TABLES: Mapping[str, Callable[[Catalog, Storage, Principal], pa.Table]] = {
-    **{f"system.information_schema.{name}": _reader(computed) for name, computed in _INFORMATION_SCHEMA.items()},
+    **{f"{INFORMATION_SCHEMA}{name}": _reader(computed) for name, computed in _INFORMATION_SCHEMA.items()},
     "system.access.table_lineage": _reader(_TABLE_LINEAGE),
 }
 """By name; each computes its rows for a caller."""

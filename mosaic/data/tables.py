@@ -6,12 +6,10 @@ have it and what is written down about it is in `access.py`; what is cleaned up 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
-import ray.exceptions
 from deltalake import DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -23,23 +21,31 @@ from mosaic.data.delta import (
     CommitLineage,
     arrow_schema,
     check_columns,
+    check_plain,
     commit_lineage,
     find_commit,
     fit,
     list_files,
     read_arrow,
 )
-from mosaic.data.files import ParquetSink, read_files
 from mosaic.data.sql_engine import Engine, SqlSettings
+from mosaic.data.sql_predicate import comparable
 from mosaic.data.sql_predicate import predicate as deltalake_predicate
 from mosaic.data.sql_tree import Parser
 from mosaic.data.vacuum import RETENTION_HOURS, Vacuumed, optimize, vacuum
-from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound
+from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound, Unavailable
 from mosaic.ids import new_id
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
+if TYPE_CHECKING:
+    import ray.data
+
+    from mosaic.data.files import ParquetSink
+
 _PARSER = Parser(Engine(SqlSettings()).connect)
+_RETRIES: dict[str, int | None] = {"append": None, "overwrite": 0}
+"""deltalake 1.6 commits an `overwrite` that lost against an append all the same, and leaves the appended rows there."""
 _NUM_CPUS = 0.25  # logical; the platform's own actors leave half a CPU for data on a machine with two
 
 
@@ -87,7 +93,7 @@ class Tables:
         if primary_key is not None:
             check_columns(schema, [primary_key], name)
         wanted = Schema.from_arrow(schema)
-        self._access.check_create(name, owner)
+        by = self._access.check_create(name, owner)
         record = self._catalog.find_table(name)
         if record is None:
             # First the name, with a place that no other table ever had: the files of a dropped one are not found again.
@@ -99,17 +105,19 @@ class Tables:
                 comment=comment,
                 properties=properties or {},
                 owner=owner,
-                by=self._access.principal or owner,
+                by=by or owner,
             )
             self._access.at("after-name")
         return self._finish(record, wanted, primary_key)
 
-    def append(self, name: str, data: ray.data.Dataset | pa.Table, *, run_id: str | None = None) -> int:
+    def append(self, name: str, data: "ray.data.Dataset | pa.Table", *, run_id: str | None = None) -> int:
         """Add rows in one commit; returns the version that has them. Raises BadRequest for rows that do not fit."""
         return self._write(name, data, "append", run_id)
 
-    def overwrite(self, name: str, data: ray.data.Dataset | pa.Table, *, run_id: str | None = None) -> int:
-        """Replace all rows in one commit; returns the version. Raises Conflict if somebody wrote at the same time."""
+    def overwrite(self, name: str, data: "ray.data.Dataset | pa.Table", *, run_id: str | None = None) -> int:
+        """Replace all rows in one commit; returns the version. Raises Conflict if somebody wrote at the same time:
+        rows that were not there as this began would be neither replaced nor new.
+        """
         return self._write(name, data, "overwrite", run_id)
 
     def delete_where(
@@ -126,7 +134,7 @@ class Tables:
         try:
             told = table.delete(condition, commit_properties=writing.properties())
         except CommitFailedError as error:
-            raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
+            raise _failed(name, error) from error
         except DeltaError as error:
             raise BadRequest(f"predicate {predicate!r} on table {name!r}: {error}", param="predicate") from error
         if table.version() == before:
@@ -148,23 +156,33 @@ class Tables:
             raise BadRequest(
                 f"{rows[key].null_count} rows have no {key!r}, the primary key of {record.name!r}", param=key
             )
-        counts = pc.value_counts(rows[key]).field("counts")
+        keys = _keys(rows[key])
+        counts = pc.value_counts(keys).field("counts")
         if len(counts) < rows.num_rows:
-            twice = pc.value_counts(rows[key]).filter(pc.greater(counts, 1)).field("values").to_pylist()
+            twice = pc.value_counts(keys).filter(pc.greater(counts, 1)).field("values").to_pylist()
             raise BadRequest(f"primary key {key!r} of {record.name!r} comes twice: {twice[:5]}", param=key)
         if rows.num_rows == 0:
             return table.version()
+        ticked = [column for column in rows.column_names if "`" in column]
+        if ticked:
+            raise BadRequest(
+                f"column {ticked[0]!r} of table {record.name!r} has a backtick in its name, which deltalake's merge "
+                "does not read; use append or overwrite",
+                param=ticked[0],
+            )
+        kind, quoted = rows.schema.field(key).type, key.replace('"', '""')
+        target, source = (comparable(f'{side}."{quoted}"', kind) for side in ("target", "source"))
         merger = table.merge(
             rows,
-            predicate=f'target."{key}" = source."{key}"',
+            predicate=f"{target} = {source}",
             source_alias="source",
             target_alias="target",
             commit_properties=writing.properties(),
         )
         try:
             merger.when_matched_update_all().when_not_matched_insert_all().execute()
-        except CommitFailedError as error:
-            raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
+        except DeltaError as error:
+            raise _failed(name, error) from error
         return writing.committed(table.version(), "merge", rows.num_rows)
 
     def version(self, name: str) -> int:
@@ -178,12 +196,16 @@ class Tables:
         columns: Sequence[str] | None = None,
         *,
         run_id: str | None = None,
-    ) -> ray.data.Dataset:
+    ) -> "ray.data.Dataset":
         """The rows at a version (None: the newest now), lazily, files in a fixed order.
 
         Ray Data finishes blocks as they come; a consumer that needs the order sets
         `ds.context.execution_options.preserve_order = True` (for training: DataConfig(execution_options=...)).
         """
+        import ray.data  # here and below, so that whoever needs no Ray does not wait for it
+
+        from mosaic.data.files import read_files
+
         record, table = self.open(name, version, columns=columns, run_id=run_id)
         files = list_files(self._storage, record.location, table)
         chosen = list(columns) if columns is not None else files.schema.names
@@ -278,16 +300,15 @@ class Tables:
             if error.code != "table_not_written":
                 raise
             if not record.columns:  # registered by its name alone, through Unity Catalog's protocol
-                record = self._catalog.update_table(
-                    record.name, columns=catalog_columns(wanted), by=self._access.principal or record.owner
-                )
+                by = self._access.check(record.name, "MODIFY", "writeTable") or record.owner
+                record = self._catalog.update_table(record.name, columns=catalog_columns(wanted), by=by)
             _check_same(record, delta_schema(record), wanted)
             there = self._access.make_log(record, wanted).schema()
         _check_same(record, there, wanted)
         return record
 
     def _write(
-        self, name: str, data: ray.data.Dataset | pa.Table, mode: Literal["append", "overwrite"], run_id: str | None
+        self, name: str, data: "ray.data.Dataset | pa.Table", mode: Literal["append", "overwrite"], run_id: str | None
     ) -> int:
         writing = self._access.to_write(name, run_id=run_id)
         record, table = writing.record, writing.delta
@@ -296,19 +317,22 @@ class Tables:
                 rows = fit(data, arrow_schema(table), record.name)
                 if rows.num_rows == 0 and mode == "append":
                     return table.version()
-                write_deltalake(table, rows, mode=mode, commit_properties=writing.properties())
+                write_deltalake(table, rows, mode=mode, commit_properties=writing.properties(retries=_RETRIES[mode]))
                 return writing.committed(table.version(), mode, rows.num_rows)
             return self._write_dataset(writing, data, mode)
-        except CommitFailedError as error:
-            raise Conflict(f"table {name!r} was changed at the same time: {error}") from error
+        except DeltaError as error:
+            raise _failed(name, error) from error
 
-    def _write_dataset(self, writing: Writing, data: ray.data.Dataset, mode: Literal["append", "overwrite"]) -> int:
+    def _write_dataset(self, writing: Writing, data: "ray.data.Dataset", mode: Literal["append", "overwrite"]) -> int:
+        from mosaic.data.files import ParquetSink
+
         record, table = writing.record, writing.delta
+        check_plain(table, record.name)
         sink = ParquetSink(self._storage, record.location, arrow_schema(table), record.name)
         _run_write(data, sink)
         if not sink.files and mode == "append":
             return table.version()
-        properties = writing.properties(sink.write_id)
+        properties = writing.properties(sink.write_id, retries=_RETRIES[mode])
         table.create_write_transaction(sink.add_actions(), mode, table.schema(), commit_properties=properties)
         version = find_commit(self._storage, record.location, table.version() + 1, sink.write_id)
         return writing.committed(version, mode, sum(file.num_rows for file in sink.files))
@@ -317,6 +341,23 @@ class Tables:
 def _check_same(record: Table, there: Schema, wanted: Schema) -> None:
     if shape(there) != shape(wanted):
         raise Conflict(f"table {record.name!r} exists with other columns: {_shown(there)}, not {_shown(wanted)}")
+
+
+def _failed(name: str, error: DeltaError) -> MosaicError:
+    """What a write is told that deltalake did not make."""
+    if "append-only" in str(error):
+        return BadRequest(f"table {name!r} has delta.appendOnly: its rows may be neither deleted nor replaced")
+    if isinstance(error, CommitFailedError):
+        told = f"somebody wrote to table {name!r} at the same time, and nothing was written here; try again: {error}"
+        return Conflict(told)
+    if "failed validation check" in str(error):
+        return BadRequest(f"rows break a constraint of table {name!r}: {error}")
+    return Unavailable(f"table {name!r} could not be written: {error}")
+
+
+def _keys(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Keys as they are compared: 0.0 and -0.0 are one."""
+    return pc.add(values, 0.0) if pa.types.is_floating(values.type) else values
 
 
 def _condition(predicate: str, name: str, schema: pa.Schema, parameters: Mapping[str, Any]) -> str:
@@ -330,7 +371,9 @@ def _condition(predicate: str, name: str, schema: pa.Schema, parameters: Mapping
         raise BadRequest(message, param="predicate", code=error.code) from None
 
 
-def _run_write(data: ray.data.Dataset, sink: ParquetSink) -> None:
+def _run_write(data: "ray.data.Dataset", sink: "ParquetSink") -> None:
+    import ray.exceptions
+
     try:
         data.write_datasink(sink, ray_remote_args={"num_cpus": _NUM_CPUS})
     except ray.exceptions.RayError as error:

@@ -1,19 +1,22 @@
 """Cleaning a table up: files that no version within the retention needs go, unless something living needs them.
 
 What a model answers with was made from rows at an exact version, and an index answers at one. While an alias points at
-that model version, or the index is there, a vacuum that would take a file of such a version away is refused and says
-who needs it. What is needed comes from the catalog's lineage, and the files from the Delta log, so that a vacuum which
-touches none of them goes through.
+that model version, an endpoint names it, or the index is there, a vacuum that would take a file of such a version away
+is refused and says who needs it. What is needed comes from the catalog's lineage, and the files from the Delta log, so
+that a vacuum which touches none of them goes through.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import unquote
 
 import pyarrow as pa
+from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from pyarrow import fs
 
-from mosaic.catalog import Catalog, LineageNode, Table
+from mosaic.catalog import Catalog, RunEdge, Table, names
 from mosaic.catalog.names import SYSTEM_OWNER
 from mosaic.data.access import Access
 from mosaic.data.delta import open_delta
@@ -69,19 +72,15 @@ def vacuum(
     if force and keep_needed:
         raise BadRequest("force removes files that are needed, keep_needed keeps them: say one of them", param="force")
     record, table = writing.record, writing.delta
-    needed = [
-        (one, files) for one in find_needed(catalog, record) if (files := _files_at(storage, record, one.version))
-    ]
-    versions = sorted({one.version for one, _ in needed})
     there = _files_in(storage, record.location)
-    listed = table.vacuum(
-        retention_hours,
-        dry_run=True,
-        enforce_retention_duration=False,
-        full=True,
-        keep_versions=versions if keep_needed and versions else None,
-    )
-    doomed = there & _below(record.location, listed)  # deltalake lists what an earlier vacuum took, too
+    doomed = there & _listed(table, record, retention_hours, None)
+    if not doomed:  # a table that only grew: its versions need not be opened, however many are needed
+        return Vacuumed(table=record.name, dry_run=dry_run, files=(), needed=())
+    files_at = functools.cache(functools.partial(_files_at, storage, record))
+    needed = [(one, files) for one in find_needed(catalog, record) if (files := files_at(one.version))]
+    versions = sorted({one.version for one, _ in needed})
+    if keep_needed and versions:
+        doomed = there & _listed(table, record, retention_hours, versions)
     hit = tuple(
         one.model_copy(update={"files": tuple(sorted(files & doomed))}) for one, files in needed if files & doomed
     )
@@ -112,54 +111,66 @@ def optimize(access: Access, name: str) -> int:
     """See `Tables.optimize`."""
     writing = access.to_maintain(name, "MODIFY", "optimizeTable")
     try:
-        writing.delta.optimize.compact(commit_properties=writing.properties())
+        # deltalake 1.6 commits over another compaction that it has not seen, and every row is there twice.
+        writing.delta.optimize.compact(commit_properties=writing.properties(retries=0))
     except CommitFailedError as error:
-        raise Conflict(f"table {writing.record.name!r} was changed at the same time: {error}") from error
+        raise Conflict(f"table {writing.record.name!r} was changed at the same time; try again: {error}") from error
     return writing.delta.version()
 
 
 def find_needed(catalog: Catalog, record: Table) -> list[Needed]:
-    """The versions of a table that live model aliases and indexes depend on, by version."""
-    found = [*_by_aliases(catalog, record), *_by_indexes(catalog, record)]
+    """The versions of a table that live model aliases, endpoints and indexes depend on, by version."""
+    found = [*_by_models(catalog, record), *_by_indexes(catalog, record)]
     return sorted(found, key=lambda one: (one.version, one.by))
 
 
-def _by_aliases(catalog: Catalog, record: Table) -> Iterator[Needed]:
+def _by_models(catalog: Catalog, record: Table) -> Iterator[Needed]:
+    """The model versions that an alias points at or an endpoint names by number."""
+    served = _served(catalog)
     for model in catalog.list_models():
-        for number in sorted(set(model.aliases.values())):
+        for number in sorted({*model.aliases.values(), *served[model.name]}):
             aliases = sorted(alias for alias, at in model.aliases.items() if at == number)
-            shown = f"{model.name}/{number} (alias {', '.join(map(repr, aliases))})"
-            for version, run_id in _versions_behind(catalog.trace("model", model.name, number), record.name):
-                if _is_about(catalog, record, run_id):
-                    yield Needed(
-                        version=version,
-                        by=f"model version {shown} was made from it by run {run_id}",
-                        until=f"point {', '.join(f'{model.name}@{alias}' for alias in aliases)} at another version",
-                    )
+            endpoints = sorted(served[model.name].get(number, ()))
+            live = [*(f"alias {alias!r}" for alias in aliases), *(f"endpoint {name!r}" for name in endpoints)]
+            ends = [
+                *(f"point {model.name}@{alias} at another version" for alias in aliases),
+                *(f"let endpoint {name} serve another version" for name in endpoints),
+            ]
+            for version, run_id in _versions_behind(catalog, model.name, number, record):
+                yield Needed(
+                    version=version,
+                    by=f"model version {model.name}/{number} ({', '.join(live)}) was made from it by run {run_id}",
+                    until=", ".join(ends),
+                )
 
 
-def _versions_behind(root: LineageNode, table: str) -> Iterator[tuple[int, str]]:
-    """The versions of the table in a tree of lineage, each with the run that read it."""
-    seen: set[tuple[str, str, int | None]] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        for parent in node.parents:
-            thing = (parent.kind, parent.name, parent.version)
-            if thing in seen:
-                continue
-            seen.add(thing)
-            waiting.append(parent)
-            if parent.kind == "table" and parent.name == table and parent.version is not None and node.run_id:
-                yield parent.version, node.run_id
+def _served(catalog: Catalog) -> Mapping[str, dict[int, set[str]]]:
+    """Of each model the versions that endpoints name by number, each with those endpoints."""
+    found: dict[str, dict[int, set[str]]] = defaultdict(dict)
+    for endpoint in catalog.list_endpoints():
+        for entity in endpoint.config.get("served_entities", ()):
+            if names.is_model_version(entity["model"]):
+                asked = names.parse_model_version(entity["model"])
+                if asked.version is not None:
+                    found[asked.model].setdefault(asked.version, set()).add(endpoint.name)
+    return found
+
+
+def _versions_behind(catalog: Catalog, model: str, number: int, record: Table) -> list[tuple[int, str]]:
+    """The versions of the table that a model version came from, each with a run that read it; however long the way."""
+    found: dict[int, str] = {}
+    for one in catalog.ancestors("model", model, number):
+        if one.read.version is not None and _is_of(record, one.read):
+            found.setdefault(one.read.version, one.run_id)
+    return sorted(found.items())
 
 
 def _by_indexes(catalog: Catalog, record: Table) -> Iterator[Needed]:
     for index in catalog.list_indexes():
         if index.table != record.name:
             continue
-        runs = [run for run in catalog.runs_that_made("index", index.name, None) if run.started_at >= index.created_at]
-        if runs and _is_about(catalog, record, runs[-1].run_id):
+        runs = catalog.runs_that_made("index", index.name, None)
+        if runs and any(_is_of(record, edge) for edge in runs[-1].inputs):
             (version,) = (e.version for e in runs[-1].outputs if (e.kind, e.name) == ("index", index.name))
             yield Needed(
                 version=version or 0,
@@ -168,10 +179,17 @@ def _by_indexes(catalog: Catalog, record: Table) -> Iterator[Needed]:
             )
 
 
-def _is_about(catalog: Catalog, record: Table, run_id: str) -> bool:
-    """Whether a run can have read this table, and not one that had its name before."""
-    finished_at = catalog.get_run(run_id).finished_at
-    return finished_at is None or finished_at >= record.created_at
+def _is_of(record: Table, noted: RunEdge) -> bool:
+    """Whether lineage means this table, and not one that had its name before."""
+    return (noted.kind, noted.name) == ("table", record.name) and noted.securable_id in (None, record.id)
+
+
+def _listed(table: DeltaTable, record: Table, retention_hours: int, keep: list[int] | None) -> set[str]:
+    """What a vacuum would take; deltalake also lists what an earlier one took."""
+    listed = table.vacuum(
+        retention_hours, dry_run=True, enforce_retention_duration=False, full=True, keep_versions=keep
+    )
+    return _below(record.location, listed)
 
 
 def _files_at(storage: Storage, record: Table, version: int) -> set[str]:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
-from mosaic.errors import NotFound, not_found
+from mosaic.errors import NotFound, Unavailable, not_found
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving import engine_app_name
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering
@@ -32,6 +32,8 @@ class LiveEntity:
     version: int | None = None
     alias: str | None = None
     adapter: Adapter | None = None
+    is_gone: bool = False
+    """Whether the catalog has the model, version or alias no more."""
 
     @property
     def version_name(self) -> str | None:
@@ -155,7 +157,10 @@ class Endpoints:
         )
 
     def _live(self, entity: ServedEntity) -> LiveEntity:
-        now = answering(self._catalog, entity.model)
+        try:
+            now = answering(self._catalog, entity.model)
+        except NotFound:  # not passed on: its message names models that the caller may not be meant to know
+            return LiveEntity(entity.name, "", entity.model, entity.traffic_percentage, is_gone=True)
         version = now.version
         return LiveEntity(
             name=entity.name,
@@ -170,10 +175,19 @@ class Endpoints:
 
 def choose(endpoint: Endpoint, request_id: str) -> LiveEntity:
     """The entity that answers this request: drawn by the shares, from the request's id, so that a row explains
-    itself."""
+    itself.
+
+    Raises Unavailable if its model is gone.
+    """
     draw = int.from_bytes(blake2b(request_id.encode(), digest_size=8).digest()) % 100
     for entity in endpoint.entities:
         if draw < entity.traffic_percentage:
+            if entity.is_gone:
+                raise Unavailable(
+                    f"served entity {entity.name!r} of endpoint {endpoint.served_name!r} has no model any more",
+                    param="model",
+                    code="model_gone",
+                )
             return entity
         draw -= entity.traffic_percentage
     raise AssertionError("the shares of an endpoint add up to 100")

@@ -5,14 +5,15 @@ earlier requests, and of other models and indexes, unread. What is held in memor
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mosaic.catalog.bearers import Span
 from mosaic.data import Tables
 from mosaic.monitoring.record import INFERENCE_TABLE, SCHEMA
 
@@ -25,17 +26,27 @@ Keys = Callable[[int], pa.Array | None]
 """The ids of the rows that are asked about, in a version of the table; None if they are not known."""
 
 
+class Named(NamedTuple):
+    """A model or an index, and which bearer of the name."""
+
+    name: str
+    securable_id: str | None
+    """None: all that ever bore it."""
+
+
 @dataclass
 class Sought:
     """What an answer has to come from."""
 
     since: datetime
-    models: dict[str, set[int]] = field(default_factory=dict)
+    models: dict[Named, set[int]] = field(default_factory=dict)
     """Versions by model."""
-    indexes: dict[str, set[int]] = field(default_factory=dict)
+    indexes: dict[Named, set[int]] = field(default_factory=dict)
     """Versions by index; an empty set: every one."""
-    keys: dict[str, Keys] = field(default_factory=dict)
+    keys: dict[Named, Keys] = field(default_factory=dict)
     """By index, if only answers count that were given one of these rows."""
+    spans: dict[Named, list[Span]] = field(default_factory=dict)
+    """When the name meant this one; left out: always."""
 
 
 @dataclass
@@ -43,8 +54,8 @@ class Found:
     """What came from it."""
 
     by_endpoint: Counter[str | None] = field(default_factory=Counter)
-    by_model: Counter[tuple[str, int]] = field(default_factory=Counter)
-    by_index: Counter[str] = field(default_factory=Counter)
+    by_model: Counter[tuple[Named, int]] = field(default_factory=Counter)
+    by_index: Counter[Named] = field(default_factory=Counter)
     given_rows: int = 0
     undecided: int = 0
     """Answers that are counted in as if they had been given such rows, since which ones a version had is not known."""
@@ -52,23 +63,24 @@ class Found:
     """Newest first, with `through_model`, `through_index`, and whether it is known that it was `given_rows` of them."""
 
 
-def find_answers(tables: Tables, sought: Sought, limit: int, may_name: Callable[[str], bool]) -> Found:
-    """All answers that came from what is sought; `newest` has at most `limit` of the endpoints that may be named."""
+def find_answers(tables: Tables, sought: Sought, limit: int, named_in: Callable[[str], list[Span]]) -> Found:
+    """All answers that came from what is sought; `newest` has at most `limit`, from the times at which those of an
+    endpoint may be named."""
     found = Found()
     if not sought.models and not sought.indexes:
         return found
     newest: pa.Table | None = None
     for batch in _scan(tables, sought):
-        through_model = _through_models(batch, sought.models)
-        through_index, given_rows, undecided = _through_indexes(batch, sought)
+        through_model = _through_models(batch, sought, found)
+        through_index, given_rows, undecided = _through_indexes(batch, sought, found)
         found.given_rows += pc.sum(given_rows).as_py() or 0
         found.undecided += pc.sum(undecided).as_py() or 0
         for name, mask in (("model", through_model), ("index", through_index)):
             batch = batch.append_column(f"through_{name}", mask)
         batch = batch.append_column("given_rows", given_rows).filter(pc.or_(through_model, through_index))
-        _count(batch, found)
-        named = [name for name in pc.unique(batch["endpoint"]).to_pylist() if name is not None and may_name(name)]
-        shown = batch.filter(pc.is_in(batch["endpoint"], pa.array(named, pa.string())))
+        for group in batch.group_by("endpoint").aggregate([([], "count_all")]).to_pylist():
+            found.by_endpoint[group["endpoint"]] += group["count_all"]
+        shown = batch.filter(_may_be_named(batch, named_in))
         newest = shown if newest is None else pa.concat_tables([newest, shown])
         newest = newest.sort_by([("request_time", "descending"), ("request_id", "descending")]).slice(0, limit)
     found.newest = [] if newest is None else newest.to_pylist()
@@ -77,10 +89,10 @@ def find_answers(tables: Tables, sought: Sought, limit: int, may_name: Callable[
 
 def _scan(tables: Tables, sought: Sought) -> Iterator[pa.Table]:
     since = (sought.since - _CLOCKS_DIFFER).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    either = [f"(model = {_text(name)} AND {_span(vs, 'model_version')})" for name, vs in sought.models.items()]
+    either = [f"(model = {_text(one.name)} AND {_span(vs, 'model_version')})" for one, vs in sought.models.items()]
     either += [
-        f"(retrieved_index = {_text(name)} AND {_span(vs, 'retrieved_version') if vs else 'true'})"
-        for name, vs in sought.indexes.items()
+        f"(retrieved_index = {_text(one.name)} AND {_span(vs, 'retrieved_version') if vs else 'true'})"
+        for one, vs in sought.indexes.items()
     ]
     predicate = f"request_time >= TIMESTAMP '{since}' AND ({' OR '.join(either)})"
     delta = tables.delta(INFERENCE_TABLE)
@@ -98,35 +110,73 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _through_models(batch: pa.Table, models: Mapping[str, set[int]]) -> pa.Array:
+def _through_models(batch: pa.Table, sought: Sought, found: Found) -> pa.Array:
     mask = _nowhere(batch)
-    for name, versions in models.items():
-        of_model = pc.and_(pc.equal(batch["model"], name), _is_in(batch["model_version"], versions))
-        mask = pc.or_(mask, pc.fill_null(of_model, False))
+    for named, versions in sought.models.items():
+        of_model = pc.and_(_is(batch, "model", named, sought), _is_in(batch["model_version"], versions))
+        for group in batch.filter(of_model).group_by("model_version").aggregate([([], "count_all")]).to_pylist():
+            found.by_model[named, group["model_version"]] += group["count_all"]
+        mask = pc.or_(mask, of_model)
     return mask
 
 
-def _through_indexes(batch: pa.Table, sought: Sought) -> tuple[pa.Array, pa.Array, pa.Array]:
+def _through_indexes(batch: pa.Table, sought: Sought, found: Found) -> tuple[pa.Array, pa.Array, pa.Array]:
     """Which rows of the batch came from an index; which of them are known to have been given rows that are asked about;
     for which that cannot be known."""
     mask, given, undecided = _nowhere(batch), _nowhere(batch), _nowhere(batch)
-    for name, versions in sought.indexes.items():
-        of_index = pc.fill_null(pc.equal(batch["retrieved_index"], name), False)
+    for named, versions in sought.indexes.items():
+        of_index = _is(batch, "retrieved_index", named, sought)
         if versions:
             of_index = pc.and_(of_index, _is_in(batch["retrieved_version"], versions))
-        if name not in sought.keys:
-            mask = pc.or_(mask, of_index)
-            continue
-        for version in sorted(pc.unique(batch.filter(of_index)["retrieved_version"]).to_pylist(), reverse=True):
-            of_version = pc.and_(of_index, pc.equal(batch["retrieved_version"], version))
-            keys = sought.keys[name](version)
-            if keys is not None:
-                of_version = pc.and_(of_version, _given_one_of(batch["retrieved_ids"], keys))
-                given = pc.or_(given, of_version)
-            else:
-                undecided = pc.or_(undecided, of_version)
-            mask = pc.or_(mask, of_version)
+        if named in sought.keys:
+            decided, not_known = _by_keys(batch, of_index, sought.keys[named])
+            given, undecided = pc.or_(given, decided), pc.or_(undecided, not_known)
+            of_index = pc.or_(decided, not_known)
+        if count := pc.sum(of_index).as_py():
+            found.by_index[named] += count
+        mask = pc.or_(mask, of_index)
     return mask, given, undecided
+
+
+def _by_keys(batch: pa.Table, of_index: pa.Array, keys_of: Keys) -> tuple[pa.Array, pa.Array]:
+    """Which of the index's rows were given rows with the keys that are asked about, and for which that is not known."""
+    given, undecided = _nowhere(batch), _nowhere(batch)
+    for version in sorted(pc.unique(batch.filter(of_index)["retrieved_version"]).to_pylist(), reverse=True):
+        of_version = pc.fill_null(pc.and_(of_index, pc.equal(batch["retrieved_version"], version)), False)
+        keys = keys_of(version)
+        if keys is None:
+            undecided = pc.or_(undecided, of_version)
+        else:
+            given = pc.or_(given, pc.and_(of_version, _given_one_of(batch["retrieved_ids"], keys)))
+    return given, undecided
+
+
+def _is(batch: pa.Table, column: str, named: Named, sought: Sought) -> pa.Array:
+    of_name = pc.fill_null(pc.equal(batch[column], named.name), False)
+    spans = sought.spans.get(named)
+    return of_name if spans is None else pc.and_(of_name, _within(batch, spans))
+
+
+def _within(batch: pa.Table, spans: Iterable[Span]) -> pa.Array:
+    """Which requests came in one of the times."""
+    mask, times = _nowhere(batch), batch["request_time"]
+    for first, end in spans:
+        one = pc.invert(_nowhere(batch))
+        if first is not None:
+            one = pc.and_(one, pc.greater_equal(times, pa.scalar(first, times.type)))
+        if end is not None:
+            one = pc.and_(one, pc.less(times, pa.scalar(end, times.type)))
+        mask = pc.or_(mask, one)
+    return mask
+
+
+def _may_be_named(batch: pa.Table, named_in: Callable[[str], list[Span]]) -> pa.Array:
+    mask = _nowhere(batch)
+    for name in pc.unique(batch["endpoint"]).to_pylist():
+        if name is not None and (spans := named_in(name)):
+            of_endpoint = pc.fill_null(pc.equal(batch["endpoint"], name), False)
+            mask = pc.or_(mask, pc.and_(of_endpoint, _within(batch, spans)))
+    return mask
 
 
 def _given_one_of(lists: pa.ChunkedArray, keys: pa.Array) -> pa.Array:
@@ -143,14 +193,3 @@ def _is_in(column: pa.ChunkedArray, versions: set[int]) -> pa.ChunkedArray:
 
 def _nowhere(batch: pa.Table) -> pa.Array:
     return pa.repeat(False, batch.num_rows)
-
-
-def _count(batch: pa.Table, found: Found) -> None:
-    for group in batch.group_by("endpoint").aggregate([([], "count_all")]).to_pylist():
-        found.by_endpoint[group["endpoint"]] += group["count_all"]
-    through = batch.filter(batch["through_model"]).group_by(["model", "model_version"])
-    for group in through.aggregate([([], "count_all")]).to_pylist():
-        found.by_model[group["model"], group["model_version"]] += group["count_all"]
-    through = batch.filter(batch["through_index"])
-    for group in through.group_by("retrieved_index").aggregate([([], "count_all")]).to_pylist():
-        found.by_index[group["retrieved_index"]] += group["count_all"]

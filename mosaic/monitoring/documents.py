@@ -4,14 +4,14 @@ An ingestion that reads thousands of files has one source as its input, whose de
 version, with a row for each file (`uri`, `sha256`, ...). A row's own `source`, up to a `#`, is the uri of its file.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
-from mosaic.catalog import LineageNode, parse_table_version
-from mosaic.catalog.lineage import Thing
+from mosaic.catalog import Catalog, LineageNode, parse_table_version
 from mosaic.data import Tables
 from mosaic.data.delta import arrow_schema, check_columns
 from mosaic.errors import MosaicError, Unavailable
@@ -19,6 +19,9 @@ from mosaic.monitoring.viewer import Viewer
 
 ORIGIN_COLUMNS = ("source", "uri", "url", "sha256")
 """Columns of a table that say where a row is from."""
+MANIFESTS_LOOKED_AT = 32
+"""So many manifests are searched for the files of an answer's rows, each costing a read of its uris."""
+Seen = tuple[str, str, int | None, str | None]
 _MANIFEST_COLUMNS = ("uri", "sha256", "file", "bytes", "error")
 
 
@@ -28,22 +31,28 @@ def document_of(row: Mapping[str, Any]) -> str:
 
 
 def find_documents(
-    tables: Tables, viewer: Viewer, table: LineageNode, rows: Iterable[Mapping[str, Any]]
+    tables: Tables, catalog: Catalog, viewer: Viewer, table: LineageNode, rows: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """What the manifests behind a table's version say of the files of these rows, by uri."""
+    """What the manifests behind a table's version say of the files of these rows, by uri.
+
+    The newest manifest that lists a file counts; after MANIFESTS_LOOKED_AT of them the rest is left.
+    """
     found: dict[str, dict[str, Any]] = {}
-    wanted = sorted({uri for row in rows if (uri := document_of(row))})
-    for manifest in _manifests(table, set()) if wanted else ():
+    wanted = {uri for row in rows if (uri := document_of(row))}
+    for manifest, source in itertools.islice(_manifests(table, set()), MANIFESTS_LOOKED_AT):
+        missing = sorted(wanted - found.keys())
+        if not missing:
+            break
         name, version = parse_table_version(manifest)
-        if not viewer.may("SELECT", "table", name):
+        if not viewer.may("SELECT", "table", name) or not _still_lists(catalog, name, version, source):
             continue
         try:
-            listed = read_rows(tables, name, version, "uri", wanted, _MANIFEST_COLUMNS)
+            listed = read_rows(tables, name, version, "uri", missing, _MANIFEST_COLUMNS)
         except MosaicError:
             continue  # it was dropped, or its files were removed
         for uri, facts in listed.items():
             known = {key: value for key, value in facts.items() if value is not None}
-            found.setdefault(uri, {**known, "listed_in": manifest})
+            found[uri] = {**known, "listed_in": manifest}
     return found
 
 
@@ -72,14 +81,22 @@ def read_rows(
     return {str(row[key]): {name: row[name] for name in chosen} for row in found}
 
 
-def _manifests(node: LineageNode, seen: set[Thing]) -> Iterator[str]:
-    """Those that the sources of a table name, the nearest first; every table on the way is looked at once."""
-    above = [parent for parent in node.parents if Thing(parent.kind, parent.name, parent.version) not in seen]
-    seen.update(Thing(parent.kind, parent.name, parent.version) for parent in above)
-    for parent in above:
+def _still_lists(catalog: Catalog, manifest: str, version: int | None, source: LineageNode) -> bool:
+    """Whether the table of that name is the manifest which the source's run wrote, as far as that is recorded."""
+    runs = catalog.runs_that_made("table", manifest, version)
+    noted = [(edge.kind, edge.name, edge.detail) for run in runs for edge in run.inputs]
+    return not runs or (source.kind, source.name, source.detail) in noted
+
+
+def _manifests(node: LineageNode, seen: set[Seen]) -> Iterator[tuple[str, LineageNode]]:
+    """Those that the sources of a table name, the nearest first, with the source; a table on the way is looked at
+    once."""
+    for parent in node.parents:
         manifest = (parent.detail or {}).get("manifest")
         if isinstance(manifest, str):
-            yield manifest
-    for parent in above:
-        if parent.kind == "table":
+            yield manifest, parent
+    for parent in node.parents:
+        thing = (parent.kind, parent.name, parent.version, parent.securable_id)
+        if parent.kind == "table" and thing not in seen:
+            seen.add(thing)
             yield from _manifests(parent, seen)

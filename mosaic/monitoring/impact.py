@@ -16,16 +16,17 @@ import functools
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from mosaic.catalog import Catalog, RunEdge, parse_table_version
-from mosaic.catalog.lineage import Descendants, Thing, Use
+from mosaic.catalog import Catalog, RunEdge, Table, parse_table_version
+from mosaic.catalog.lineage import Descendants, Use, check_version
 from mosaic.catalog.privileges import MANAGE
 from mosaic.data import Tables
 from mosaic.errors import BadRequest
-from mosaic.monitoring.answers import Found, Sought, find_answers
+from mosaic.monitoring.answers import Found, Named, Sought, find_answers
+from mosaic.monitoring.bearers import Bearers
 from mosaic.monitoring.selection import VERSIONS_LOOKED_AT, Selection
 from mosaic.monitoring.viewer import Viewer
 from mosaic.protocol import Principal, Wire
@@ -52,7 +53,7 @@ class Dependent(Wire):
     aliases: dict[str, int] = Field(default_factory=dict)
     """Of a model: those that point at one of the versions now."""
     deleted: bool = False
-    """Whether the catalog no longer has it."""
+    """Whether the catalog no longer has it; another may have its name by now."""
     runs: tuple[str, ...] = ()
     """Runs that made these versions, oldest first; of many the last ones."""
     made_from: tuple[str, ...] = ()
@@ -127,15 +128,16 @@ def impact(
     if principal is not None and not viewer.may(MANAGE, "table", name):
         catalog.grants.check(principal, "SELECT", "table", name, action="getTableImpact")
     tables.delta(name, version)  # a table and a version that exist
+    record = catalog.get_table(name)
     selection = None if where is None else Selection(tables, name, where)
     found = _downstream(catalog, name, version, selection)
-    sought = _sought(catalog, name, version, found, selection)
-    answers = find_answers(tables, sought, limit, viewer.manages)
+    sought = _sought(catalog, viewer.bearers, record, version, found, selection)
+    answers = find_answers(tables, sought, limit, viewer.managed)
     return Impact(
         table=name,
         version=version,
         where=where,
-        dependents=tuple(_dependents(catalog, viewer, name, found, selection, answers)),
+        dependents=tuple(_dependents(catalog, viewer, record, found, selection, answers)),
         answers=_answers(viewer, answers, limit),
         cut_off=found.cut_off,
         notes=tuple(_notes(selection, answers)),
@@ -144,6 +146,7 @@ def impact(
 
 def _table_and_version(table: str, version: int | None) -> tuple[str, int | None]:
     name, written = parse_table_version(table)
+    check_version("table", name, version)
     if written is not None and version is not None and written != version:
         raise BadRequest(f"table {name!r} is given at two versions, {written} and {version}", param="version")
     return name, written if version is None else version
@@ -167,49 +170,79 @@ def _rows_read(use: Use, selection: Selection) -> int | None:
 
 
 def _sought(
-    catalog: Catalog, name: str, version: int | None, found: Descendants, selection: Selection | None
+    catalog: Catalog,
+    bearers: Bearers,
+    table: Table,
+    version: int | None,
+    found: Descendants,
+    selection: Selection | None,
 ) -> Sought:
     sought = Sought(since=min((use.started_at for use in found.uses), default=_NEVER))
-    directly = set[str]()
+    directly = set[Named]()
     for use in found.uses:
         for made in use.made:
             if made.version is None or made.kind not in ("model", "index"):
                 continue
+            named = Named(made.name, bearers.of(made.kind, made.name, made.securable_id))
             of_kind = sought.models if made.kind == "model" else sought.indexes
-            of_kind.setdefault(made.name, set()).add(made.version)
-            if made.kind == "index" and _is_of(use, name):
-                directly.add(made.name)
-    primary_key = catalog.get_table(name).primary_key
-    key_columns: dict[str, str | None] = dict.fromkeys(directly, primary_key)
+            of_kind.setdefault(named, set()).add(made.version)
+            if made.kind == "index" and _is_of(use, table):
+                directly.add(named)
+    key_columns: dict[Named, str | None] = dict.fromkeys(directly, table.primary_key)
     for index in catalog.list_indexes():
-        if index.table == name:
-            key_columns[index.name] = index.spec.get("primary_key", primary_key)
+        if index.table == table.name:
+            named = Named(index.name, index.id)
+            key_columns[named] = index.spec.get("primary_key", table.primary_key)
             if version is None:
                 # Whatever it was asked came from the table, whether or not every sync of it was written down.
-                sought.indexes[index.name] = set()
+                sought.indexes[named] = set()
                 sought.since = min(sought.since, index.created_at)
     if selection is not None:
-        for index_name, column in key_columns.items():
+        for named, column in key_columns.items():
             if column is not None:
-                sought.keys[index_name] = functools.partial(selection.keys, column=column)
+                sought.keys[named] = functools.partial(selection.keys, column=column)
+    for kind, of_kind in (("model", sought.models), ("index", sought.indexes)):
+        for named in of_kind:
+            if len(bearers.all(kind, named.name)) > 1:
+                sought.spans[named] = bearers.spans(kind, *named)
     return sought
 
 
-def _is_of(use: Use, table: str) -> bool:
-    return (use.read.kind, use.read.name) == ("table", table)
+def _is_of(use: Use, table: Table) -> bool:
+    return (use.read.kind, use.read.name) == ("table", table.name) and use.read.securable_id in (None, table.id)
 
 
 def _dependents(
-    catalog: Catalog, viewer: Viewer, table: str, found: Descendants, selection: Selection | None, answers: Found
+    catalog: Catalog, viewer: Viewer, table: Table, found: Descendants, selection: Selection | None, answers: Found
 ) -> list[Dependent]:
-    groups: dict[Thing, list[Use]] = defaultdict(list)
+    groups: dict[_Borne, _Group] = defaultdict(lambda: _Group([], set()))
     for use in found.uses:
         for made in use.made:
-            groups[Thing(made.kind, made.name, made.version if made.kind == "model" else None)].append(use)
+            bearer = viewer.bearers.of(made.kind, made.name, made.securable_id)
+            group = groups[_Borne(made.kind, made.name, made.version if made.kind == "model" else None, bearer)]
+            group.uses.append(use)
+            if made.version is not None:
+                group.versions.add(made.version)
     for index in answers.by_index:
-        groups.setdefault(Thing("index", index, None), [])
-    drawn = [_Drawn(catalog, viewer, table, selection, answers)(thing, uses) for thing, uses in groups.items()]
+        groups[_Borne("index", index.name, None, index.securable_id)]
+    drawn = [_Drawn(catalog, viewer, table, selection, answers)(thing, group) for thing, group in groups.items()]
     return sorted(drawn, key=lambda one: (_ORDER.get(one.kind, len(_ORDER)), one.runs_between, one.name or ""))
+
+
+class _Borne(NamedTuple):
+    """A thing, and which bearer of its name; `version` of a model alone."""
+
+    kind: str
+    name: str
+    version: int | None
+    securable_id: str | None
+
+
+class _Group(NamedTuple):
+    """The uses that made a thing, and its versions that they made."""
+
+    uses: list[Use]
+    versions: set[int]
 
 
 @dataclass(frozen=True)
@@ -218,29 +251,26 @@ class _Drawn:
 
     catalog: Catalog
     viewer: Viewer
-    table: str
+    table: Table
     selection: Selection | None
     answers: Found
 
-    def __call__(self, thing: Thing, uses: list[Use]) -> Dependent:
-        if not self.viewer.may_browse(thing.kind, thing.name):
+    def __call__(self, thing: _Borne, group: _Group) -> Dependent:
+        if not self.viewer.may_browse(thing.kind, thing.name, thing.securable_id):
             return Dependent(kind=thing.kind, withheld=True)
-        of_name = [made for use in uses for made in use.made if (made.kind, made.name) == (thing.kind, thing.name)]
-        versions = {
-            made.version for made in of_name if made.version is not None and thing.version in (None, made.version)
-        }
-        rows = None
+        uses, rows = group.uses, None
         if self.selection is not None and any(_is_of(use, self.table) for use in uses):
             rows = _rows_read([use for use in uses if _is_of(use, self.table)][-1], self.selection)
+        named = Named(thing.name, thing.securable_id)
         given = {
-            "model": self.answers.by_model[thing.name, thing.version or 0],
-            "index": self.answers.by_index[thing.name],
+            "model": self.answers.by_model[named, thing.version or 0],
+            "index": self.answers.by_index[named],
         }
         aliases, deleted = self._standing(thing)
         return Dependent(
             kind=thing.kind,
             name=thing.name,
-            versions=tuple(sorted(versions)),
+            versions=tuple(sorted(group.versions)),
             aliases=aliases,
             deleted=deleted,
             runs=tuple(dict.fromkeys(use.run_id for use in uses))[-_RUNS_NAMED:],
@@ -251,22 +281,21 @@ class _Drawn:
             answers=given.get(thing.kind, 0),
         )
 
-    def _standing(self, thing: Thing) -> tuple[dict[str, int], bool]:
+    def _standing(self, thing: _Borne) -> tuple[dict[str, int], bool]:
         """The aliases of a model that point at the version now, and whether the thing is gone from the catalog."""
-        if thing.kind == "model":
-            model = self.catalog.find_model(thing.name)
-            if model is None:
-                return {}, True
-            aliases = {alias: version for alias, version in model.aliases.items() if version == thing.version}
-            return aliases, thing.version not in model.versions
-        if thing.kind == "table":
-            return {}, self.catalog.find_table(thing.name) is None
-        if thing.kind == "index":
-            return {}, thing.name not in {index.name for index in self.catalog.list_indexes()}
-        return {}, False
+        if thing.kind not in ("model", "table", "index"):
+            return {}, False
+        living = self.viewer.bearers.living(thing.kind, thing.name)
+        if living is None or thing.securable_id not in (None, living):
+            return {}, True
+        model = self.catalog.find_model(thing.name) if thing.kind == "model" else None
+        if model is None:
+            return {}, thing.kind == "model"
+        aliases = {alias: version for alias, version in model.aliases.items() if version == thing.version}
+        return aliases, thing.version not in model.versions
 
     def _origin(self, read: RunEdge) -> str:
-        if not self.viewer.may_browse(read.kind, read.name):
+        if not self.viewer.may_browse(read.kind, read.name, read.securable_id):
             return f"{read.kind}, withheld"
         return f"{read.kind} {read.name}" + ("" if read.version is None else f"@{read.version}")
 
@@ -288,7 +317,7 @@ def _answers(viewer: Viewer, found: Found, limit: int) -> Answers:
                 principal=row["principal"],
                 endpoint=row["endpoint"],
                 through=tuple(
-                    f"{kind} {shown}" if viewer.may_browse(kind, name) else f"{kind}, withheld"
+                    f"{kind} {shown}" if viewer.may_browse_at(kind, name, row["request_time"]) else f"{kind}, withheld"
                     for kind, name, shown in through
                 ),
                 known="rows" if row["given_rows"] else "table",

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.lineage import LARGEST_VERSION
 from mosaic.data import Tables
 from mosaic.monitoring.impact import ANSWERS_NAMED, MOST_ANSWERS_NAMED, impact
 from mosaic.monitoring.thread import why
@@ -19,7 +20,7 @@ class ImpactQuery(Settings):
     """The parameters of an impact; any other is a 400 that names it."""
 
     where: str | None = None
-    version: int | None = Field(default=None, ge=0)
+    version: int | None = Field(default=None, ge=0, le=LARGEST_VERSION)
     limit: int = Field(default=ANSWERS_NAMED, ge=0, le=MOST_ANSWERS_NAMED)
 
 

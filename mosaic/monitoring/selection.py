@@ -41,16 +41,29 @@ class Selection:
             raise BadRequest(f"where = {predicate!r} on table {table!r}: {error.message}", param="where") from None
 
     def count(self, version: int, among: str | None = None) -> int | None:
-        """How many rows of a version match, `among` those of another predicate; None if that is not known."""
+        """How many rows of a version match, `among` those of another predicate; None if that is not known, also since
+        that predicate is not one that can be asked here."""
         delta = self._open(version)
-        found = None if delta is None else self._rows(delta, _any_column(delta), among)
-        return None if found is None else len(found)
+        if delta is None:
+            return None
+        understood = None if among is None else self._understood(delta, among)
+        found = self._rows(delta, _any_column(delta), understood)
+        if found is None or (among is not None and understood is None and len(found)):
+            return None
+        return len(found)
 
     def keys(self, version: int, column: str) -> pa.Array | None:
         """The values of a column in the matching rows of a version, as texts; None if they are not known."""
         delta = self._open(version)
         found = None if delta is None else self._rows(delta, column, None)
         return None if found is None else pc.cast(found, pa.string()).combine_chunks()
+
+    def _understood(self, delta: DeltaTable, among: str) -> str | None:
+        """A predicate that a run noted: it is anybody's text, and only what is understood of it is run."""
+        try:
+            return sql_predicate(_PARSER, among, arrow_schema(delta), {})
+        except BadRequest:
+            return None
 
     def _rows(self, delta: DeltaTable, column: str, among: str | None) -> pa.ChunkedArray | None:
         asked = (delta.version(), column, among)

@@ -16,6 +16,7 @@ from mosaic.catalog.routes import catalog_routes
 from mosaic.catalog.unity import unity_routes
 from mosaic.data.routes import sql_routes
 from mosaic.data.run_routes import run_routes
+from mosaic.errors import NotFound
 from mosaic.gateway.routes import parse
 from mosaic.monitoring.routes import thread_routes
 from mosaic.platform.parts import Parts
@@ -47,7 +48,10 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         return JSONResponse([part.model_dump() for part in await asyncio.to_thread(platform_status, parts, may)])
 
     def may_know(principal: Principal, kind: str, name: str) -> bool:
-        return catalog.grants.is_allowed(principal, "BROWSE", kind, name)
+        try:
+            return catalog.grants.is_allowed(principal, "BROWSE", kind, name)
+        except NotFound:  # dropped since the list was read
+            return False
 
     def listing(read: Callable[[], list[Any]], kind: str, key: str) -> Callable[[Request], Any]:
         """Those that the caller may know of."""

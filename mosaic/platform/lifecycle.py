@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from ray.serve.schema import LoggingConfig
 import mosaic
 from mosaic.catalog.names import is_model_version, parse_model_version
 from mosaic.catalog.records import Endpoint as EndpointRecord
-from mosaic.errors import Conflict, MosaicError, Unavailable
+from mosaic.errors import Conflict, MosaicError, NotFound, Unavailable
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
 from mosaic.monitoring.impact import ANSWERS_NAMED, Impact, impact
@@ -100,7 +101,7 @@ class Platform:
         Raises NotFound for a model or index that is not there, and Unavailable for engines that do not fit, with the
         sum.
         """
-        self._check_endpoint(settings)
+        by, is_new = self._check_endpoint(settings)
         needed = {answering(self.catalog, entity.model).engine_model for entity in settings.served_entities}
         running = serve.status().applications
         missing = sorted(model for model in needed if engine_app_name(model) not in running)
@@ -108,23 +109,33 @@ class Platform:
         for model in missing:
             start_engine(model, self._engine_settings(model), _resolver(self.settings))
         return self.catalog.put_endpoint(
-            settings.name, config=settings.model_dump(), owner=self.principal.name, by=self.principal
+            settings.name,
+            config=settings.model_dump(),
+            owner=self.principal.name,
+            expected_config_version=0 if is_new else None,
+            by=by,
         )
 
-    def _check_endpoint(self, settings: EndpointSettings) -> None:
-        """Raises PermissionDenied unless the principal may make or change it, and may use all that it serves."""
+    def _check_endpoint(self, settings: EndpointSettings) -> tuple[Principal, bool]:
+        """Who makes or changes it, and whether it is new.
+
+        Raises PermissionDenied unless the principal may, and may use all that it serves.
+        """
         check = self.catalog.grants.check
         full = self.catalog.endpoint_name(settings.name)
-        if full in (one.name for one in self.catalog.list_endpoints()):
-            check(self.principal, "MANAGE", "endpoint", full, action="updateServingEndpoint")
+        is_new = full not in (one.name for one in self.catalog.list_endpoints())
+        if is_new:
+            schema = full.rpartition(".")[0]
+            by = check(self.principal, "CREATE MODEL", "schema", schema, action="createServingEndpoint")
         else:
-            check(self.principal, "CREATE MODEL", "schema", full.rpartition(".")[0], action="createServingEndpoint")
+            by = check(self.principal, "MANAGE", "endpoint", full, action="updateServingEndpoint")
         for entity in settings.served_entities:
             if is_model_version(entity.model):
                 model = parse_model_version(entity.model).model
-                check(self.principal, "EXECUTE", "model", model, action="createServingEndpoint")
+                by = check(by, "EXECUTE", "model", model, action="createServingEndpoint")
         if settings.retrieval is not None:
-            check(self.principal, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
+            by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
+        return by, is_new
 
     def wait_until_ready(self, endpoint: str, *, timeout_seconds: float = 300) -> None:
         """Until every engine behind the endpoint runs; raises Unavailable with the engine's own reason if one
@@ -153,14 +164,19 @@ class Platform:
         )
 
     def why(self, request_id: str) -> Thread:
-        """The thread from an answer back to its sources; raises NotFound while its row is not shipped."""
-        return why(self.tables, self.catalog, request_id)
+        """The thread from an answer back to its sources, as far as the principal may see it.
+
+        Raises NotFound while its row is not shipped, PermissionDenied.
+        """
+        return why(self._parts.tables, self.catalog, request_id, principal=self.principal)
 
     def impact(
         self, table: str, *, where: str | None = None, version: int | None = None, limit: int = ANSWERS_NAMED
     ) -> Impact:
-        """Every model version, index and answer that depends on a table, or on the rows for which `where` holds."""
-        return impact(self.tables, self.catalog, table, where=where, version=version, limit=limit)
+        """Every model version, index and answer that depends on a table, or on the rows for which `where` holds, as far
+        as the principal may see them."""
+        asked = functools.partial(impact, self._parts.tables, self.catalog, table, principal=self.principal)
+        return asked(where=where, version=version, limit=limit)
 
     def flush_ledger(self) -> int:
         """Ship what the gateways of this cluster have logged so far; returns the rows shipped by this call."""
@@ -421,12 +437,13 @@ def _engine_cpus(settings: PlatformSettings, model: str) -> float:
 
 
 def _engine_models(parts: Parts) -> set[str]:
-    """The models that the catalog's endpoints need an engine of."""
-    return {
-        answering(parts.catalog, entity["model"]).engine_model
-        for record in parts.catalog.list_endpoints()
-        for entity in record.config["served_entities"]
-    }
+    """The models that the catalog's endpoints need an engine of; one that is gone is none's (`status` says so)."""
+    found = set()
+    for record in parts.catalog.list_endpoints():
+        for entity in record.config["served_entities"]:
+            with suppress(NotFound):
+                found.add(answering(parts.catalog, entity["model"]).engine_model)
+    return found
 
 
 def _resolver(settings: PlatformSettings) -> Callable[[str], Path]:

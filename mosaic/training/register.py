@@ -67,7 +67,8 @@ class FineTuning:
         self._check(settings, register_to, principal)
         found = self.find(settings, register_to)
         if found is not None:
-            self._catalog.set_alias(register_to, alias, found.version.version, principal=principal)
+            by = self._manager(register_to, principal)
+            self._catalog.set_alias(register_to, alias, found.version.version, principal=by)
             return found
         params = settings.model_dump(mode="json")
         run_id = self._catalog.start_run("training", register_to, principal=principal.name, params=params)
@@ -86,7 +87,8 @@ class FineTuning:
             if status != "finished":
                 self._catalog.finish_run(run_id, status)  # type: ignore[arg-type]
         self._catalog.finish_run(run_id, "finished", mlflow_run_id=result.mlflow_run_id, metrics=_metrics(result))
-        self._catalog.set_alias(register_to, alias, version.version, principal=principal)
+        by = self._manager(register_to, principal)
+        self._catalog.set_alias(register_to, alias, version.version, principal=by)
         return FineTuned(version=version, result=result, reused=False)
 
     def find(self, settings: TrainSettings, register_to: str) -> FineTuned | None:
@@ -111,6 +113,10 @@ class FineTuning:
             check(principal, "MANAGE", "model", register_to, action=action)
         elif not principal.is_admin:  # who makes a schema that is not there
             check(principal, "CREATE MODEL", "schema", schema, action=action)
+
+    def _manager(self, register_to: str, principal: Principal) -> Principal:
+        """Who may MANAGE the model now: a training is long, and another may have made one of that name meanwhile."""
+        return self._catalog.grants.check(principal, "MANAGE", "model", register_to, action="fineTuneModel")
 
     def _train(
         self,
@@ -138,7 +144,9 @@ class FineTuning:
         self._storage.upload(output, source)
         if self._catalog.find_model(register_to) is None:
             self._catalog.ensure_schema(register_to.rpartition(".")[0], by=principal)
-            self._catalog.create_model(register_to, owner=principal.name, by=principal)
+            schema = register_to.rpartition(".")[0]
+            by = self._catalog.grants.check(principal, "CREATE MODEL", "schema", schema, action="fineTuneModel")
+            self._catalog.create_model(register_to, owner=principal.name, by=by)
         version = self._catalog.create_model_version(
             register_to,
             source=source,
@@ -147,7 +155,7 @@ class FineTuning:
             run_id=run_id,
             spec=spec,
             checksums={**result.checksums, RESULT_FILE: sha256(measured).hexdigest()},
-            by=principal,
+            by=self._manager(register_to, principal),
         )
         self._catalog.add_output(run_id, "model", register_to, version.version)
         return version, result

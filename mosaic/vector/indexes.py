@@ -12,6 +12,7 @@ import ray.exceptions
 
 from mosaic.catalog import Catalog, Index
 from mosaic.catalog.names import parse_object
+from mosaic.catalog.principals import Caller
 from mosaic.data import Tables
 from mosaic.data.delta import arrow_schema, check_columns
 from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound, Unavailable, not_found
@@ -89,20 +90,30 @@ class Indexes:
         name, table = parse_object(settings.name, "index"), parse_object(settings.table, "table")
         settings = settings.model_copy(update={"name": name, "table": table})
         self._check("SELECT", "table", table, "createVectorIndex")
-        if self._find(name) is None:
-            self._check("CREATE TABLE", "schema", name.rpartition(".")[0], "createVectorIndex")
+        existing = self._find(name)
+        by = None
+        if existing is None:
+            by = self._check("CREATE TABLE", "schema", name.rpartition(".")[0], "createVectorIndex")
         check_columns(arrow_schema(self._tables.delta(table)), settings.columns, table)
         spec = settings.model_dump(mode="json")
-        existing = self._find(name)
         if existing is None:
-            by = self._acting or owner
-            existing = self._catalog.put_index(name, table=table, spec=spec, owner=owner, by=by)
+            existing = self._make(name, table, spec, owner=owner, by=by or owner)
         if existing.spec != spec:
             changed = sorted(field for field in spec if existing.spec.get(field) != spec[field])
             raise Conflict(
                 f"index {name!r} exists with another {', '.join(changed)}; delete it first, or use another name"
             )
         return self.start(name)
+
+    def _make(self, name: str, table: str, spec: dict[str, Any], *, owner: str, by: Caller) -> Index:
+        """Of two that make it at once, the second gets the first's."""
+        try:
+            return self._catalog.put_index(name, table=table, spec=spec, owner=owner, expected_config_version=0, by=by)
+        except Conflict:
+            there = self._find(name)
+            if there is None:
+                raise
+            return there
 
     def start(self, name: str) -> IndexStatus:
         """Bring the actor of an index up, if it is not (after a restart of the platform); raises NotFound."""
@@ -187,18 +198,20 @@ class Indexes:
 
     def delete(self, name: str) -> None:
         """Stop the actor, delete the snapshots, forget the name; the table stays. Raises NotFound."""
-        self._check("MANAGE", "index", name, "deleteVectorIndex")
+        by = self._check("MANAGE", "index", name, "deleteVectorIndex")
         settings = self._settings(name)
         self._opened.pop(settings.name, None)
         self._opened.pop(name, None)
         with contextlib.suppress(ValueError):  # it does not run
             ray.kill(ray.get_actor(actor_name(settings.name), namespace=NAMESPACE), no_restart=True)
         self._storage.delete(snapshots_address(self._storage, settings.name))
-        self._catalog.delete_index(settings.name, by=self._acting or self._principal)
+        self._catalog.delete_index(settings.name, by=by or self._principal)
 
-    def _check(self, privilege: str, kind: str, name: str, action: str) -> None:
-        if self._acting is not None:
-            self._catalog.grants.check(self._acting, privilege, kind, name, action=action)
+    def _check(self, privilege: str, kind: str, name: str, action: str) -> Principal | None:
+        """Who may; None for the platform itself, which is not asked."""
+        if self._acting is None:
+            return None
+        return self._catalog.grants.check(self._acting, privilege, kind, name, action=action)
 
     def _call(self, name: str, method: str, arguments: tuple[Any, ...], timeout_seconds: float) -> Any:
         deadline = time.monotonic() + timeout_seconds

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.routes import catalog_routes
-from mosaic.errors import PermissionDenied
+from mosaic.errors import PermissionDenied, Unauthenticated
 from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
 from tests.catalog.conftest import Unity, under_api
@@ -109,7 +109,9 @@ def test_search(own: Unity, catalog: Catalog) -> None:
     assert found("tag=stage:live") == ["main.ml.bot"] == found("tag=stage&tag=url:a:b")
     assert found("tag=stage:test") == [] == found("tag=stage&tag=none")
     assert len(found("words=library&limit=1")) == 1
-    for wrong in ("limit=x", "limit=-1", "limit=100000", "kind=dog", "limit=0"):
+    many = "&".join(f"tag=t{number}" for number in range(21))
+    assert found(many.partition("&")[2]) == []
+    for wrong in ("limit=x", "limit=-1", "limit=100000", "kind=dog", "limit=0", many):
         assert own("GET", f"/api/2.0/mosaic/search?{wrong}").status_code == 400
 
 
@@ -188,6 +190,40 @@ def test_tokens(own: Unity, catalog: Catalog) -> None:
     catalog.principals.add_member("admins", "bob", by=catalog.check_token(own.admin))
     assert {one["principal"] for one in listed(own.reader)} == {"ann", "bob"}
     assert delete(anns, own.reader).json() == {}
+
+
+def test_a_token_ends_with_the_one_that_it_was_made_with(own: Unity, catalog: Catalog) -> None:
+    def create(token: str, **body: object) -> tuple[str, dict[str, Any]]:
+        made = own("POST", "/api/2.0/token/create", json=body, token=token)
+        assert made.status_code == 200, made.text
+        return made.json()["token_value"], made.json()["token_info"]
+
+    short, its = create(own.reader, lifetime_seconds=3600)
+    beside, _ = create(own.reader)
+    child, info = create(short)
+    assert info["expiry_time"] == its["expiry_time"] > 0
+    shorter, info = create(child, lifetime_seconds=60)
+    assert 0 < info["expiry_time"] < its["expiry_time"]
+    grandchild, info = create(child)
+    assert info["expiry_time"] == its["expiry_time"]
+    later = own("POST", "/api/2.0/token/create", json={"lifetime_seconds": 7200}, token=child)
+    assert later.status_code == 403 and "leave lifetime_seconds out" in later.json()["message"]
+    denied = catalog.audit.newest(1)[0]
+    assert (denied.action_name, denied.response.status_code) == ("generateDbToken", 403)
+    who = catalog.check_token(child)
+    assert own("POST", "/api/2.0/token/delete", json={"token_id": its["token_id"]}, token=beside).json() == {}
+    for secret in (short, child, shorter, grandchild):
+        with pytest.raises(Unauthenticated, match="was revoked at"):
+            catalog.check_token(secret)
+    row = catalog.audit.newest(1)[0]
+    assert row.action_name == "revokeDbToken" and row.request_params["num_tokens"] == "4"
+    assert {catalog.check_token(secret).name for secret in (own.reader, beside)} == {"bob"}
+    with pytest.raises(Unauthenticated, match="was revoked at"):
+        catalog.create_token("bob", by=who)  # whom a replica still knew from a moment ago
+    assert len(own("GET", "/api/2.0/token/list", token=beside).json()["token_infos"]) == 2
+    # What is made in process by who comes with no token stands for itself.
+    made, secret = catalog.create_token("bob")
+    assert (made.parent_id, made.expires_at) == (None, None) and catalog.check_token(secret).name == "bob"
 
 
 def test_a_token_with_few_scopes_makes_none_with_more(unity: Unity, catalog: Catalog) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.catalog import Catalog, LineageNode, lineage
+from mosaic.catalog import Catalog, LineageNode, RunEdge, lineage
 from mosaic.catalog.lineage import Thing
 from mosaic.catalog.store import Store
 from mosaic.errors import BadRequest
@@ -186,10 +186,34 @@ def test_the_walk_finds_what_brute_force_finds(catalog_of_many: Catalog, steps: 
     assert between == {named(*thing): depth for thing, depth in brute_force(steps, root).items()}
     assert list(between) == [tuple(thing) for thing in found.things()]
 
-    # Whatever the walk up names as an origin names the thing as its descendant.
-    for kind, name, version in {named(*made[:3]) for step in steps for made in step.outputs if made[2] is not None}:
-        for origin in nodes(catalog_of_many.trace(kind, name, version, max_depth=12)):
-            assert Thing(kind, name, version) in catalog_of_many.descendants(*origin).things()
+    # The walk up and the walk down agree, where a table's version also has the origins of the writes before it.
+    things = {named(*made[:3]) for step in steps for made in step.outputs if made[2] is not None}
+    below_root = {named(*thing) for thing in brute_force(steps, root)}
+    for thing in things:
+        read = {Thing(*edge_of(one.read)) for one in catalog_of_many.ancestors(*thing)}
+        lived = {other for other in things if lives_on(steps, other[2], thing) and other[:2] == thing[:2]}
+        is_below = any(sees(steps, edge, named(*root)) for edge in read)
+        assert is_below == bool(lived & below_root)
+        assert nodes(catalog_of_many.trace(*thing, max_depth=12)) - {thing} == read - {thing}
+
+
+def edge_of(edge: RunEdge) -> Edge:
+    return edge.kind, edge.name, edge.version
+
+
+def lives_on(steps: list[Step], version: int | None, later: Edge) -> bool:
+    """Whether rows of a table's version may be in a later one; another thing is itself alone."""
+    kind, name, at = later
+    if version is None or at is None or kind != "table":
+        return version == at
+    short = name.rpartition(".")[2]
+    written = [made for step in steps for made in step.outputs if made[:2] == (kind, short)]
+    return version <= at and not any(made[3] == "overwrite" and version < (made[2] or 0) <= at for made in written)
+
+
+def sees(steps: list[Step], read: Edge, root: Edge) -> bool:
+    """Whether who read this read something of what is asked about."""
+    return read[:2] == root[:2] and (None in (read[2], root[2]) or lives_on(steps, root[2], read))
 
 
 def nodes(root: LineageNode) -> set[Edge]:
@@ -201,7 +225,7 @@ def nodes(root: LineageNode) -> set[Edge]:
         node = open_.pop()
         if id(node) not in seen:
             seen.add(id(node))
-            found.add((node.kind, node.name, node.version))
+            found.update((node.kind, node.name, version) for version in (node.version, *node.earlier_versions))
             open_.extend(node.parents)
     return found
 

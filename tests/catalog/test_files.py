@@ -49,12 +49,31 @@ def test_what_is_kept_of_a_version(unity: Unity, catalog: Catalog) -> None:
     assert finalize(unity, 1).status_code == 200
     kept = catalog.get_model_version("main.ml.bot/1").spec
     assert kept["signature"] == {"inputs": '[{"type": "string", "required": true}]'}
-    assert kept["pickles"] == ["a.pkl.gz", "code", "data/net.PT", "model.dat"]
+    assert kept["pickles"] == ["a.pkl.gz", "code", "data/net.PT", "model.dat", "weights"]
     assert kept["source"] == VERSION["source"]
     uploaded(unity, config__json="{}", model__safetensors="x", tokenizer__json="{}", pt="x")
     assert finalize(unity, 2).status_code == 200
     kept = catalog.get_model_version("main.ml.bot/2").spec
     assert (kept["signature"], kept["pickles"]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("flavor", "named"),
+    [
+        ("{loader_module: mlflow.sklearn, data: model.txt}", ["model.txt"]),
+        ("{loader_module: mlflow.lightgbm, model_path: booster.txt}", ["booster.txt"]),
+        ("{loader_module: os}", ["MLmodel"]),
+        ("{loader_module: [os]}", ["MLmodel"]),
+        ("{loader_module: mlflow.onnx, data: model.onnx}", []),
+        ("{loader_module: mlflow.transformers}", []),
+    ],
+)
+def test_what_a_loader_is_given_is_named(unity: Unity, catalog: Catalog, flavor: str, named: list[str]) -> None:
+    """MLflow imports the loader that the file names, whatever the suffix of what it loads."""
+    unity.make("/models", **MODEL)
+    uploaded(unity, MLmodel=f"flavors: {{python_function: {flavor}}}", model__txt="x", booster__txt="x")
+    assert finalize(unity, 1).status_code == 200
+    assert catalog.get_model_version("main.ml.bot/1").spec["pickles"] == named
 
 
 def test_a_real_model_of_mlflow(unity: Unity, catalog: Catalog) -> None:
@@ -109,7 +128,7 @@ def test_in_an_object_store(endpoint: str, tmp_path: Path) -> None:
     storage.upload(tmp_path / "up", storage.address("bot"))
     looked = files.look(storage, storage.address("bot"))
     assert looked.names == ("MLmodel", "sub/pytorch_model.bin")
-    assert looked.pickles == ("code", "model.dat", "sub/pytorch_model.bin")
+    assert looked.pickles == ("code", "model.dat", "sub/pytorch_model.bin", "weights")
     assert looked.signature is not None and "inputs" in looked.signature
     storage.write_bytes(storage.address("bot", "MLmodel"), b"{")
     with pytest.raises(BadRequest, match=r"s3://models/root/bot/MLmodel' is no YAML"):

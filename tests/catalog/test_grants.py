@@ -288,3 +288,43 @@ def test_what_is_taken_back_is_gone_at_once_for_another_process(catalog: Catalog
         catalog.grants.revoke(*TABLE, "bob", ["SELECT"], by="admin")
         assert not other.grants.is_allowed("bob", "SELECT", *TABLE)
     other.close()
+
+
+def test_who_owns_a_model_does_not_say_that_its_code_may_run(catalog: Catalog) -> None:
+    grants = catalog.grants
+    open_up(catalog)
+    unsafe, model = "EXECUTE UNSAFE", ("model", "main.ml.hers")
+    catalog.create_model("main.ml.hers", owner="bob")
+    grants.grant("catalog", "main", "bob", ["USE CATALOG", "USE SCHEMA"], by="admin")
+    grants.grant("schema", "main.ml", "bob", ["MANAGE"], by="admin")
+    with pytest.raises(PermissionDenied, match="'bob' may not MANAGE on catalog 'main': missing MANAGE on catalog"):
+        grants.grant(*model, "eve", ["EXECUTE", unsafe], by="bob")
+    with pytest.raises(PermissionDenied, match="MANAGE on catalog"):
+        grants.grant("schema", "main.ml", "eve", [unsafe], by="bob")
+    assert grants.list(*model) == [] and catalog.audit.newest(1)[0].response.status_code == 403
+    # Nor does owning it, so that giving it away gives no more.
+    assert grants.is_allowed("bob", "EXECUTE", *model) and not grants.is_allowed("bob", unsafe, *model)
+    grants.grant("catalog", "main", "eve", ["USE CATALOG", "USE SCHEMA"], by="admin")
+    grants.set_owner(*model, "eve", by="bob")
+    assert not grants.is_allowed("eve", unsafe, *model)
+    assert not grants.explain("eve", unsafe, *model).allowed
+    grants.grant("catalog", "main", "bob", ["MANAGE"], by="admin")
+    assert [one.privilege for one in grants.grant(*model, "eve", [unsafe], by="bob")] == [unsafe]
+    assert grants.is_allowed("eve", unsafe, *model)
+
+
+def test_only_administrators_are_told_who_there_is(catalog: Catalog) -> None:
+    grants = catalog.grants
+    open_up(catalog)
+    catalog.create_model("main.ml.hers", owner="bob")
+    grants.grant("catalog", "main", "bob", ["USE CATALOG", "USE SCHEMA"], by="admin")
+    for ask in (
+        lambda: grants.set_owner("model", "main.ml.hers", "zoe", by="bob"),
+        lambda: grants.grant("model", "main.ml.hers", "zoe", ["EXECUTE"], by="bob"),
+        lambda: catalog.registry.update_model("main.ml.hers", owner="zoe", by="bob"),
+        lambda: grants.list("model", "main.ml.hers", "zoe"),
+    ):
+        with pytest.raises(NotFound, match=r"^no principal 'zoe'$"):
+            ask()
+    with pytest.raises(NotFound, match=r"no principal 'zoe'; there are \['admin', "):
+        grants.set_owner("model", "main.ml.hers", "zoe", by="admin")

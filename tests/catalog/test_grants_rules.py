@@ -66,6 +66,10 @@ def above(thing: Thing) -> Thing | None:
     return ("schema" if "." in parent else "catalog", parent)
 
 
+def catalog_of(thing: Thing) -> Thing:
+    return thing if thing[0] == "metastore" else ("catalog", thing[1].partition(".")[0])
+
+
 def is_in(world: World, who: str, group: str) -> bool:
     if who == group or group == "users":
         return True
@@ -92,7 +96,8 @@ def holds(world: World, who: str, privilege: str, thing: Thing) -> bool:
         enough = set(PRIVILEGES[thing[0]])
     elif privilege not in ("MANAGE", "EXECUTE UNSAFE"):
         enough.add("ALL PRIVILEGES")
-    return owns(world, who, thing) or is_granted(world, who, enough, thing)
+    owned = thing if privilege != "EXECUTE UNSAFE" else catalog_of(thing)
+    return owns(world, who, owned) or is_granted(world, who, enough, thing)
 
 
 def may(world: World, who: str, privilege: str, thing: Thing) -> bool:

@@ -114,3 +114,46 @@ def test_a_database_of_revision_1_comes_under_the_metastore(databases: Databases
         roots = connection.execute(query).fetchall()
     engine.dispose()
     assert roots == [("metastore", "metastore", "admins")]
+
+
+def test_edges_of_revision_4_learn_which_bearer_of_a_name_they_mean(databases: Databases) -> None:
+    engine = sa.create_engine(url := databases.new())
+    day = [f"2026-10-0{number} 10:00:00.000000" for number in range(6)]
+    with engine.begin() as connection:
+        migrated_to(connection, "0001")
+        fill(connection)
+        for number, (made, dropped) in enumerate(((day[1], day[3]), (day[3], None))):
+            row = (f"sec_rows{number}", "table", "sec_main.docs", "rows", "main.docs.rows", "ann", "", "{}", "{}", 1)
+            insert(connection, "securable", *row, made, "ann", made, dropped)
+        for number, ended in enumerate((day[2], day[4], None)):
+            insert(connection, "run", f"run_{number}", "step", "s", "ann", "{}", "finished", None, "{}", day[2], ended)
+            insert(connection, "run_edge", 2 * number, f"run_{number}", "output", "table", "main.docs.rows", 1, None)
+            insert(connection, "run_edge", 2 * number + 1, f"run_{number}", "input", "file", "raw.csv", None, None)
+    engine.dispose()
+
+    catalog = Catalog.open(url)
+    runs = [catalog.get_run(f"run_{number}") for number in range(3)]
+    assert [run.outputs[0].securable_id for run in runs] == ["sec_rows0", "sec_rows1", "sec_rows1"]
+    assert [run.inputs[0].securable_id for run in runs] == [None] * 3
+    catalog.close()
+
+
+def test_tokens_of_revision_5_stand_for_themselves(databases: Databases) -> None:
+    engine = sa.create_engine(url := databases.new())
+    with engine.begin() as connection:
+        migrated_to(connection, "0001")
+        fill(connection)
+        migrated_to(connection, "0005")
+    engine.dispose()
+
+    catalog = Catalog.open(url)
+    assert {one.parent_id for one in catalog.list_tokens()} == {None}
+    ann = catalog.check_token("mosaic_3")
+    made, secret = catalog.create_token("ann", by=ann)
+    assert made.parent_id == "tok_3" and catalog.check_token(secret).name == "ann"
+    catalog.revoke_token("tok_3")
+    for gone in (secret, "mosaic_3"):
+        with pytest.raises(Unauthenticated, match="was revoked at"):
+            catalog.check_token(gone)
+    assert catalog.check_token("mosaic_4").name == "ann"
+    catalog.close()

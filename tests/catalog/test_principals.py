@@ -1,10 +1,12 @@
 """Users, services and nested groups: who may change them, and what is refused."""
 
 import threading
+from datetime import timedelta
 
 import pytest
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.doubles import FixedClock
 from mosaic.errors import AlreadyExists, BadRequest, Conflict, NotFound, PermissionDenied, Unauthenticated
 from mosaic.protocol import Principal
 
@@ -112,6 +114,20 @@ def test_a_deleted_groups_grants_do_not_come_back(catalog: Catalog) -> None:
     assert not grants.is_allowed("ann", "USE CATALOG", "catalog", "main")
 
 
+def test_nobody_locks_everybody_out(catalog: Catalog) -> None:
+    """The command line acts for `admin`: without it nothing could be put right again."""
+    principals = catalog.principals
+    principals.create("ann", by="admin")
+    principals.add_member("admins", "ann", by="admin")
+    for name in ("admin", "system"):
+        with pytest.raises(BadRequest, match=f"principal '{name}' is .*; only users and services are deactivated"):
+            principals.set_active(name, False, by="ann")
+    with pytest.raises(BadRequest, match="'admin' is whom the command line acts for, and stays in group 'admins'"):
+        principals.remove_member("admins", "admin", by="ann")
+    principals.set_active("ann", False, by="admin")
+    principals.remove_member("admins", "ann", by="admin")
+
+
 def test_a_deactivated_principal_has_neither_tokens_nor_grants(catalog: Catalog) -> None:
     principals, grants = catalog.principals, catalog.grants
     _, secret = catalog.create_token("ann")
@@ -151,3 +167,20 @@ def test_two_memberships_at_once_cannot_close_a_cycle(catalog: Catalog) -> None:
         other.close()
     assert len(refused) == 1 and "would be a cycle" in refused[0]
     assert len(catalog.principals.members("a")) + len(catalog.principals.members("b")) == 1
+
+
+def test_a_group_is_not_deleted_while_what_it_owns_may_come_back(catalog: Catalog, clock: FixedClock) -> None:
+    catalog.principals.create_group("g", by="admin")
+    catalog.create_model("main.ml.theirs", owner="g")
+    catalog.delete_model("main.ml.theirs")
+    with pytest.raises(Conflict, match=r"group 'g' owns \['model main\.ml\.theirs \(dropped\)'\]; give .*, and undrop"):
+        catalog.principals.delete_group("g", by="admin")
+    catalog.undrop("model", "main.ml.theirs")
+    assert catalog.get_model("main.ml.theirs").owner == "g"
+    with pytest.raises(Conflict, match=r"group 'g' owns \['model main\.ml\.theirs'\]; give them another owner first$"):
+        catalog.principals.delete_group("g", by="admin")
+    catalog.delete_model("main.ml.theirs")
+    clock.now += timedelta(days=7, seconds=1)  # from now on it cannot come back
+    catalog.principals.delete_group("g", by="admin")
+    with pytest.raises(Conflict, match="over 7 days ago"):
+        catalog.undrop("model", "main.ml.theirs")

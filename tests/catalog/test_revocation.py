@@ -55,12 +55,15 @@ def test_a_token_or_grant_taken_back_stops_everywhere_within_a_second(catalog_ur
 
         for _ in range(ROUNDS):
             token, secret = catalog.create_token("bob")
+            parent, given = catalog.create_token("bob")
+            child = catalog.create_token("bob", by=catalog.check_token(given))[1]
             change(grant)
-            for what, taking, refused in (
-                ("grant", partial(change, take), 403),
-                ("token", partial(catalog.revoke_token, token.id), 401),
+            for what, held, taking, refused in (
+                ("grant", secret, partial(change, take), 403),
+                ("token", secret, partial(catalog.revoke_token, token.id), 401),
+                ("token that it was made with", child, partial(catalog.revoke_token, parent.id), 401),
             ):
-                measured[what] = max(measured.get(what, 0), taken_back(there, secret, taking, refused=refused))
+                measured[what] = max(measured.get(what, 0), taken_back(there, held, taking, refused=refused))
                 change(grant)
         through.close()
     catalog.close()

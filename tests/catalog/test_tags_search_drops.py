@@ -117,6 +117,23 @@ def test_undrop_is_refused(catalog: Catalog, clock: FixedClock) -> None:
         catalog.undrop("table", "main.docs.entries")
 
 
+@pytest.mark.parametrize("taken", ["/lake/a/b", "/lake/a", "/lake/a/b/c/d"])
+def test_what_another_took_the_place_of_does_not_come_back(catalog: Catalog, taken: str) -> None:
+    """Whoever dropped it would hold the other's files."""
+    catalog.ensure_schema("main.own")
+    catalog.create_table("main.own.t", "/lake/a/b", columns=[], primary_key=None, owner="bob")
+    catalog.schemas.delete("main.own", force=True, by="bob")
+    volume = {"volume_type": "EXTERNAL", "location": taken}
+    catalog.volumes.create("main.docs.v", spec=volume, owner="ann")
+    with pytest.raises(Conflict, match=r"table 'main\.own\.t' cannot come back: where it was, another"):
+        catalog.undrop("schema", "main.own", by="bob")
+    catalog.volumes.update("main.docs.v", spec={**volume, "location": "/lake/a/bc"}, by="ann")
+    catalog.undrop("schema", "main.own", by="bob")
+    assert catalog.get_table("main.own.t").location == "/lake/a/b"
+    catalog.volumes.delete("main.docs.v")
+    catalog.undrop("volume", "main.docs.v")
+
+
 def test_a_schema_comes_back_with_what_was_dropped_with_it(catalog: Catalog, clock: FixedClock) -> None:
     make_table(catalog, "main.docs.before")
     make_table(catalog, "main.docs.with")

@@ -133,6 +133,15 @@ def test_a_run_says_what_program_started_it(catalog: Catalog, tmp_path: Path) ->
     assert code is not None and (code.name, code.detail) == ("mosaic", {"mosaic": mosaic.__version__})
 
 
+def test_runs_are_listed_by_what_they_touched_page_by_page(catalog: Catalog) -> None:
+    made = [record(catalog, [("step", "s", 1)], [("table", "main.ml.t", number)]) for number in range(5)]
+    record(catalog, [("step", "s", 1)], [])
+    first = catalog.list_runs(edge_kind="table", limit=3)
+    rest = catalog.list_runs(edge_kind="table", limit=3, before=first[-1].run_id)
+    assert [run.run_id for run in (*first, *rest)] == made[::-1]
+    assert [[edge.version for edge in run.outputs] for run in rest] == [[1], [0]]
+
+
 def test_wrong_runs(catalog: Catalog) -> None:
     run_id = catalog.start_run("train", "bot", principal="ann")
     with pytest.raises(NotFound, match=rf"no run 'run_x'; there are \['{run_id}'\]"):
@@ -205,14 +214,138 @@ def test_trace_ends_on_circles_and_shares_what_is_shared(catalog: Catalog) -> No
     assert depth == 20 and time.monotonic() - started < 2
 
 
+def test_a_name_that_is_taken_again_has_a_lineage_of_its_own(catalog: Catalog) -> None:
+    """Its versions begin at 0 again, so the name and the version alone would mean both."""
+    rows, bot, other = "main.ml.rows", "main.ml.bot", "main.ml.other"
+    early = record(catalog, [], [("table", rows, 2)])  # noted before the name had a bearer
+
+    def make(source: str, model: str) -> tuple[str, str]:
+        catalog.create_table(rows, location=f"/lake/{source}", columns=[], primary_key=None, owner="ann")
+        filled = record(catalog, [("file", source, None)], [("table", rows, 1)])
+        catalog.create_model(model, owner="ann")
+        return filled, record(catalog, [("table", rows, 1)], [("model", model, 1)])
+
+    old_filled, old_trained = make("old.csv", bot)
+    catalog.delete_table(rows, by="ann")
+    assert catalog.trace("table", rows, 1).run_id == old_filled  # nothing bears the name now: the last that did
+    new_filled, new_trained = make("new.csv", other)
+    node = catalog.trace("table", rows, 1)
+    assert (node.run_id, [parent.name for parent in node.parents]) == (new_filled, ["new.csv"])
+    (behind,) = catalog.trace("model", bot, 1).parents
+    assert (behind.run_id, [parent.name for parent in behind.parents]) == (old_filled, ["old.csv"])
+    assert behind.securable_id not in (None, node.securable_id)
+    assert [run.run_id for run in catalog.runs_that_made("table", rows, 1)] == [new_filled]
+    assert [run.run_id for run in catalog.runs_that_used("table", rows, None)] == [new_trained]
+    assert [(one.kind, one.name) for one in catalog.descendants("table", rows, 1).things()] == [("model", other)]
+    below = catalog.descendants("file", "old.csv", None).things()
+    assert [(one.kind, one.name) for one in below] == [("table", rows), ("model", bot)]
+    catalog.delete_table(rows, by="ann")
+    assert [run.run_id for run in catalog.runs_that_used("table", rows, 1)] == [new_trained] != [old_trained]
+    assert [run.run_id for run in catalog.runs_that_made("table", rows, 2)] == [early]
+
+
 def test_a_very_long_path_is_cut_off_and_says_so(catalog: Catalog) -> None:
     for version in range(1, 6):
-        record(catalog, [("table", "main.ml.t", version - 1)], [("table", "main.ml.t", version)])
-    node = catalog.trace("table", "main.ml.t", 5, max_depth=2)
+        record(catalog, [("model", "main.ml.bot", version)], [("model", "main.ml.bot", version + 1)])
+    node = catalog.trace("model", "main.ml.bot", 6, max_depth=2)
     last = node.parents[0].parents[0]
-    assert (last.version, last.cut_off, list(last.parents), node.cut_off) == (3, True, [], False)
+    assert (last.version, last.cut_off, list(last.parents), node.cut_off) == (4, True, [], False)
     with pytest.raises(BadRequest, match="max_depth = 101 must be from 0 to 100"):
-        catalog.trace("table", "main.ml.t", 5, max_depth=101)
+        catalog.trace("model", "main.ml.bot", 6, max_depth=101)
+    for version in range(6, 151):
+        record(catalog, [("model", "main.ml.bot", version)], [("model", "main.ml.bot", version + 1)])
+    read = catalog.ancestors("model", "main.ml.bot", 151)  # which has no limit
+    assert sorted(one.read.version or 0 for one in read) == list(range(1, 151))
+
+
+def write(catalog: Catalog, inputs: list[tuple[str, str, int | None]], name: str, version: int, mode: str) -> str:
+    run_id = catalog.start_run("step", "s", principal="ann")
+    for kind, read, at in inputs:
+        catalog.add_input(run_id, kind, read, at, detail={"columns": [f"c{at}"]} if kind == "table" else None)
+    catalog.add_output(run_id, "table", name, version, detail={"mode": mode})
+    catalog.finish_run(run_id, "finished")
+    return run_id
+
+
+def test_a_version_comes_from_every_write_since_all_rows_were_replaced(catalog: Catalog) -> None:
+    raw, rows = "main.ml.raw", "main.ml.rows"
+    write(catalog, [("file", "before", None)], rows, 1, "append")
+    first = write(catalog, [("file", "first", None)], rows, 2, "overwrite")
+    for version, mode in ((3, "append"), (4, "merge"), (6, "delete")):
+        last = write(catalog, [("table", raw, version)], rows, version, mode)
+    unsaid = record(catalog, [("file", "unsaid", None)], [("table", rows, 5)])  # it may have left what was there
+    node = catalog.trace("table", rows, 7)
+    assert (node.made_at_version, node.run_id, node.earlier_runs) == (6, last, 4)
+    assert [(one.name, one.version, one.earlier_versions) for one in node.parents] == [
+        (raw, 6, (3, 4)),
+        ("unsaid", None, ()),
+        ("first", None, ()),
+    ]
+    assert node.parents[0].detail == {"columns": ["c6"]}
+    assert [one.name for one in catalog.trace("table", rows, 3).parents] == [raw, "first"]
+    assert [one.name for one in catalog.trace("table", rows, 2).parents] == ["first"]
+    read = {(one.run_id, one.read.name, one.read.version) for one in catalog.ancestors("table", rows, 7)}
+    assert len(read) == 5 and {(last, raw, 6), (unsaid, "unsaid", None), (first, "first", None)} < read
+
+
+def test_what_appends_have_in_common_is_one_node(catalog: Catalog) -> None:
+    """Thousands of appends from one source, each of a table that thousands of appends made, and merges into itself."""
+    source, raw, rows = "s3://lake/raw", "main.ml.raw", "main.ml.rows"
+    for version in range(1, 41):
+        write(catalog, [("source", source, None)], raw, version, "append")
+        write(catalog, [("table", raw, version), ("table", rows, version - 1)], rows, version, "merge")
+    root = catalog.trace("table", rows, 40)
+    own, of_raw = sorted(root.parents, key=lambda one: one.name, reverse=True)
+    assert (own.name, own.version, len(own.earlier_versions), list(own.parents)) == (rows, 39, 39, [])
+    assert (of_raw.version, of_raw.earlier_versions, of_raw.earlier_runs) == (40, tuple(range(1, 40)), 39)
+    assert [(one.name, list(one.parents)) for one in of_raw.parents] == [(source, [])]
+    assert len(catalog.ancestors("table", rows, 40)) == 120
+
+
+def test_a_name_at_a_moment_is_what_bore_it_then(catalog: Catalog, clock: FixedClock) -> None:
+    bot, moments = "main.ml.bot", []
+    for source in ("old", "new"):
+        catalog.create_model(bot, owner="ann")
+        run_id = catalog.start_run("training", bot, principal="ann")
+        catalog.add_input(run_id, "source", source, None)
+        catalog.create_model_version(bot, source="/m", kind="full", run_id=run_id)
+        catalog.finish_run(run_id, "finished")
+        catalog.set_alias(bot, source, 1)
+        clock.now += timedelta(hours=1)
+        moments.append(clock.now)
+        if source == "old":
+            catalog.delete_model(bot)
+            clock.now += timedelta(hours=1)
+
+    def origin(at: datetime | None) -> str:
+        (read,) = catalog.ancestors("model", bot, 1, at=at)
+        (parent,) = catalog.trace("model", bot, 1, at=at).parents
+        assert parent.name == read.read.name
+        return parent.name
+
+    old, new = moments
+    hour = timedelta(hours=1)
+    assert [origin(at) for at in (None, old - hour, old, old + hour / 2, new)] == ["new", "old", "old", "old", "new"]
+    assert origin(old - 9 * hour) == "old"  # before there was any: clocks differ
+    history = [[event.alias for event in catalog.alias_history(bot, at=at)] for at in (None, old, new)]
+    assert history == [["new"], ["old"], ["new"]]
+    catalog.delete_model(bot)
+    assert [event.alias for event in catalog.alias_history(bot, at=new)] == ["new"]
+    with pytest.raises(NotFound):
+        catalog.alias_history(bot)
+    with pytest.raises(BadRequest, match="has no time zone"):
+        catalog.trace("model", bot, 1, at=datetime(2030, 1, 1))
+    assert [one.deleted_at is None for one in catalog.bearers("model", bot)] == [False, False]
+
+
+def test_a_version_fits_into_64_bits(catalog: Catalog) -> None:
+    run_id = catalog.start_run("step", "s", principal="ann")
+    catalog.add_input(run_id, "table", "main.ml.rows", 2**63 - 1)
+    for ask in (catalog.trace, catalog.ancestors, catalog.descendants, catalog.runs_that_made):
+        with pytest.raises(BadRequest, match=r"version 9223372036854775808 of table .* must be a whole number"):
+            ask("table", "main.ml.rows", 2**63)
+    with pytest.raises(BadRequest, match="version True of table"):
+        catalog.add_input(run_id, "table", "main.ml.rows", True)
 
 
 def test_secrets_are_not_in_the_database_but_their_hash_is(catalog: Catalog) -> None:

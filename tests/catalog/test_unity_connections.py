@@ -108,6 +108,42 @@ WRONG: list[Any] = [
 ]
 NAMES = ("password", "api_key", "Bearer-Token", "personalAccessToken", "client_secret", "pem_private_key", "sas_token")
 NAMES += ("GoogleServiceAccountKeyJson", "PWD", "Authorization", "credentials", "refresh_token", "x_api_key", "PAT")
+NAMES += (
+    "pass",
+    "smtpPass",
+    "githubPat",
+    "APIKey",
+    "dsn",
+    "connStr",
+    "connectionString",
+    "http-headers",
+    "Cookie",
+    "jwt",
+)
+OPEN = {
+    "tokenEndpoint": "https://login.example.org/oauth2/v2.0/token",
+    "access-key-id": "AKIA1",
+    "base_url": "https://h:8443/v1?version=2&partition_key=day",
+    "path": "/secrets/bypass",
+    "grant_type": "password",
+    "scope": "api://app/token openid",
+    "patience": "3",
+    "sigma": "basic",
+    "compassion": "x=1",
+}
+HAS_SECRET = {
+    "odbc": f"Server=x;Uid=me;Password={SECRET}",
+    "jdbc": f"jdbc:x://h/db?user=me&pass={SECRET}",
+    "url": f"https://h/?api_key={SECRET}",
+    "address": f"https://h/?x=1&key={SECRET}",
+    "blob": f"https://a.blob.core.windows.net/c?sv=1&sig={SECRET}",
+    "storage": f"AccountName=a;AccountKey={SECRET}",
+    "extra": json.dumps({"token": SECRET}),
+    "quoted": f"https://h/?api%5Fkey%3D{SECRET}",
+    "more": f"Authorization: Bearer {SECRET}",
+    "login": f"Basic {SECRET}",
+    "assertion": f"eyJhbGciOiJIUzI1NiJ9.{SECRET}",
+}
 
 
 def test_a_secret_is_nowhere(
@@ -142,6 +178,28 @@ def test_a_secret_is_nowhere(
     engine.dispose()
     everywhere += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
     assert len(everywhere) > 60 and not [text for text in everywhere if SECRET in text]
+
+
+def test_what_is_no_secret_is_shown(keyed: Unity) -> None:
+    made = keyed.make("/connections", name="c", connection_type="HTTP", options=OPEN)
+    assert (made["options"], made["secret_options"]) == (OPEN, [])
+
+
+def test_a_value_with_a_secret_in_it_is_not_taken_to_be_shown(keyed: Unity) -> None:
+    keyed.make("/connections", name="c", connection_type="HTTP", options={"host": "h"})
+    for option, value in HAS_SECRET.items():
+        for method, path, body in (
+            ("POST", "/connections", {"name": "d", "connection_type": "HTTP"}),
+            ("PATCH", "/connections/c", {}),
+        ):
+            refused = keyed(method, path, json={**body, "options": {option: value}})
+            assert refused.status_code == 400 and f"option {option!r} reads as if" in refused.text, refused.text
+            assert SECRET not in refused.text
+    assert keyed("GET", "/connections/c").json()["options"] == {"host": "h"}
+    whole = {"connection_string": HAS_SECRET["odbc"], "headers": HAS_SECRET["more"]}
+    changed = keyed("PATCH", "/connections/c", json={"options": whole}).json()
+    assert (changed["options"], changed["secret_options"]) == ({}, ["connection_string", "headers"])
+    assert keyed.catalog.connections.secrets("c", by="ann") == whole
 
 
 def test_messages_say_where_not_what(keyed: Unity) -> None:

@@ -61,7 +61,22 @@ def test_what_was_changed_meanwhile_is_not_overwritten(unity: Unity, catalog: Ca
     assert etag(change(fourth, comment="four")) == fourth  # nothing changed
     weak = change(f"W/{fourth}", comment="five")
     assert weak.status_code == 412 and f"W/{fourth}" in weak.json()["message"]
-    for wrong in (fourth.strip('"'), f"{fourth}, {first}", '"', "", "**", '"a b"', "\u00e9"):
+    assert change(f"{first}, W/{fourth},{second}", comment="five").status_code == 412
+    assert etag(change(f'{first} ,, "a,b", {fourth},', comment="four")) == fourth
+    two_lines = [("if-match", first), ("if-match", fourth)]
+    assert etag(unity("PATCH", path, json={"comment": "four"}, headers=two_lines)) == fourth
+    for wrong in (
+        fourth.strip('"'),
+        f"{fourth} {first}",
+        f"{fourth}, *",
+        f"{fourth}, x",
+        ",",
+        '"',
+        "",
+        "**",
+        '"a b"',
+        "\u00e9",
+    ):
         refused = unity("PATCH", path, json={"comment": "x"}, headers={"if-match": wrong.encode("latin-1")})
         assert refused.status_code == 400, (wrong, refused.text)
         assert refused.json()["details"][0]["metadata"] == {"field": "If-Match"}

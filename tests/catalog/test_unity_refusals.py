@@ -14,7 +14,7 @@ from starlette.routing import Route
 from mosaic.catalog import Catalog
 from mosaic.catalog.unity import unity_routes
 from mosaic.catalog.unity.routes import NOT_SPOKEN
-from mosaic.errors import PermissionDenied
+from mosaic.errors import NotFound, PermissionDenied
 from mosaic.protocol import Principal
 from tests.catalog.conftest import Unity
 from tests.catalog.test_unity_etags import CODE
@@ -254,3 +254,29 @@ def test_many_at_once(unity: Unity, catalog: Catalog) -> None:
     made = [answer.json() for answer in asyncio.run(ask())]
     assert sorted(one["version"] for one in made) == list(range(1, 21))
     assert len({one["storage_location"] for one in made}) == 20
+
+
+def test_a_refusal_of_the_platforms_own_is_a_row_of_the_audit(unity: Unity, catalog: Catalog) -> None:
+    catalog.ensure_schema("system.access", owner="system")
+    for method, path, body in (
+        ("POST", "/schemas", {"catalog_name": "system", "name": "mine"}),
+        ("PATCH", "/schemas/system.access", {"comment": "mine"}),
+    ):
+        before = catalog.audit.newest(1)[0].sequence
+        answer = unity(method, path, json=body)
+        assert answer.status_code == 403 and "is the platform's own" in answer.json()["message"]
+        (row,) = catalog.audit.list(after=before)
+        assert (row.user_identity.email, row.response.status_code) == ("ann", 403)
+        assert row.request_params["securable_full_name"].startswith("system")
+
+
+def test_a_name_that_is_not_there_tells_no_others(catalog: Catalog) -> None:
+    catalog.create_table("main.docs.payroll", "/p", columns=[], primary_key=None, owner="ann")
+    for ask in (
+        lambda: catalog.get_table("system.serving.inference"),
+        lambda: catalog.tags.list("table", "main.docs.x"),
+        lambda: catalog.get_endpoint("x"),
+        lambda: catalog.list_tables("main.none"),
+    ):
+        with pytest.raises(NotFound, match=r"^no [a-z]+ '[a-z.]+'$"):
+            ask()

@@ -238,13 +238,59 @@ def test_wrong_tables(unity: Unity) -> None:
         "S3://b/a",
     ):
         assert "must be an absolute" in told(storage_location=place)
-    for place in ("file:///a/../b", "file:///a/%2e%2e/b", "/a//b", "s3://b//a", "s3://b/./a", "//a", "s3://../a"):
-        assert "may not have '..', '.' or '//'" in told(storage_location=place)
+    for place in (
+        *("file:///a/../b", "file:///a/%2e%2e/b", "/a//b", "s3://b//a", "s3://b/./a", "//a", "s3://../a"),
+        *("s3://b/r%6Fot/t", "file:///a/r%256Fot", "/a%20b", "s3://b/a\\b"),
+    ):
+        assert "may not have '..', '.', '//', '%' or a backslash" in told(storage_location=place)
     assert "column 'x' has no type" in told(columns=[{"name": "x"}])
     assert "says two types" in told(columns=[{"name": "x", "type_text": "int", "type_json": '"long"'}])
     assert "not 'STRING'" in told(columns=[{"name": "x", "type_text": "int", "type_name": "STRING"}])
     assert "have a name twice" in told(columns=[{"name": "x", "type_text": "int"}, {"name": "X", "type_text": "int"}])
     assert "is none of Delta's" in told(columns=[{"name": "x", "type_text": "string collate UTF8_LCASE_"[7:]}])
+
+
+def test_the_root_cannot_be_reached_under_another_name(unity: Unity, tmp_path: Path) -> None:
+    """Neither as it stands nor by way of a link, however long; whoever could would hold another's managed tables."""
+    secret = unity.make("/tables", **TABLE, table_type="MANAGED")["storage_location"].removeprefix("file://")
+    Path(secret).mkdir(parents=True)
+    (tmp_path / "to_root").symlink_to(unity.storage.root)
+    (tmp_path / "to_table").symlink_to(secret)
+    (tmp_path / "around").mkdir()
+    (tmp_path / "around" / "to").symlink_to("../to_table")
+
+    def told(place: str, path: str = "/tables", **more: str) -> str:
+        body = {**TABLE, "name": "other", "table_type": "EXTERNAL", "storage_location": place, **more}
+        refused = unity("POST", path, json=body)
+        assert refused.status_code == 400, refused.text
+        return str(refused.json()["message"])
+
+    for place in (f"{tmp_path}/to_table", f"{tmp_path}/to_root/managed", f"{tmp_path}/around/to/part"):
+        assert "in the platform's own root" in told(place)
+        asked = {"url": place, "operation": "PATH_READ"}
+        assert unity("POST", "/temporary-path-credentials", json=asked).status_code == 403
+    for place in (f"/proc/self/root{secret}", "/proc/1/root", "/dev/fd/3", f"file:///proc/self/cwd{secret}"):
+        assert "is in /proc, /sys, /dev, not on a disk" in told(place)
+    kept = unity.make("/tables", **TABLE | {"name": "o"}, table_type="EXTERNAL", storage_location=f"{tmp_path}/around/")
+    assert kept["storage_location"] == f"file://{tmp_path}/around"
+
+
+def test_whoever_chooses_a_place_needs_a_privilege_for_it(unity: Unity, catalog: Catalog, tmp_path: Path) -> None:
+    """CREATE TABLE is not enough: the platform's own user reads more than a caller may."""
+    admin = catalog.check_token(unity.admin)
+    catalog.grants.grant("schema", "main.docs", "bob", ["CREATE TABLE", "CREATE VOLUME"], by=admin)
+    place = {"storage_location": f"{tmp_path}/place"}
+    table = {**TABLE, **place, "table_type": "EXTERNAL"}
+    volume = {"catalog_name": "main", "schema_name": "docs", "name": "v", "volume_type": "EXTERNAL", **place}
+    for path, body, missing in (
+        ("/tables", table, "CREATE EXTERNAL TABLE"),
+        ("/volumes", volume, "CREATE EXTERNAL VOLUME"),
+    ):
+        refused = unity("POST", path, json=body, token=unity.reader)
+        assert refused.status_code == 403 and f"missing {missing}" in refused.json()["message"]
+        catalog.grants.grant("metastore", "metastore", "bob", [missing], by=admin)
+        assert unity("POST", path, json=body, token=unity.reader).status_code == 200
+        assert unity("DELETE", f"{path}/main.docs.{body['name']}").status_code == 200
 
 
 def test_tables_are_described_anew(unity: Unity, catalog: Catalog) -> None:

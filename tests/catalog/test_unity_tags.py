@@ -85,3 +85,21 @@ def test_tags_ask_for_apply_tag(unity: Unity, catalog: Catalog) -> None:
     assert hidden.status_code == 200  # users may use the catalog
     catalog.catalogs.create("dark", owner="ann")
     assert unity("GET", f"{base}/catalogs/dark/tags", token=unity.reader).status_code == 403
+
+
+def test_a_function_is_tagged_though_a_model_has_its_name(unity: Unity, catalog: Catalog) -> None:
+    code = {"input_params": {}, "data_type": "INT", "full_data_type": "int", "routine_body": "EXTERNAL"}
+    code |= {"external_language": "PYTHON", "routine_definition": "return 1"}
+    unity.make("/models", **MODEL)
+    unity.make("/models/versions", **VERSION)
+    unity.make("/functions", function_info=MODEL | code)
+    body = {"changes": {"add_tags": [{"key": "a", "value": "b"}]}}
+    assert unity("PATCH", "/securable-tags/FUNCTION/main.ml.bot", json=body).json() == {}
+    assert (
+        catalog.tags.list("function", "main.ml.bot") == {"a": "b"} and catalog.tags.list("model", "main.ml.bot") == {}
+    )
+    assert unity("PATCH", "/subentity-tags/FUNCTION/main.ml.bot/1", json=body).json() == {}
+    assert catalog.tags.list("model", "main.ml.bot", version=1) == {"a": "b"}
+    assert unity("DELETE", "/functions/main.ml.bot").json() == {}
+    assert unity("PATCH", "/securable-tags/FUNCTION/main.ml.bot", json=body).json() == {}
+    assert catalog.tags.list("model", "main.ml.bot") == {"a": "b"}

@@ -22,7 +22,7 @@ main  admin              2026-01-31 10:00:00 UTC
 """,
     "model list main.docs": """\
 name           owner  versions  aliases     comment  updated at
-main.docs.bot  admin  1, 2      champion=2  Answers  2026-01-31 10:00:00 UTC
+main.docs.bot  admin  1, 2      champion=2  Answers  2026-01-31 10:32:00 UTC
 """,
     "model alias history main.docs.bot champion": """\
 at                       alias     version  principal
@@ -124,7 +124,7 @@ def test_json_of_one_thing_has_its_tags_too(shared: Mosaic) -> None:
 def test_one_thing_as_lines_and_nothing_in_it_that_a_terminal_would_obey(shared: Mosaic) -> None:
     lines = shared.ok("table", "get", "main.docs.entries").splitlines()
     assert "name            main.docs.entries" in lines
-    assert "columns         name=id, type=int64, spark=long, nullable=" in lines
+    assert "columns         name=id, type=int64, spark=long, nullable=no" in lines
     assert "comment         Red: \\x1b[31m" in lines and "                and [bold]" in lines
     assert "delta version   2" in lines and "tags            domain=docs" in lines
 

@@ -74,6 +74,20 @@ def test_every_change_is_in_the_audit_as_the_administrators(mosaic: Mosaic, tmp_
     assert "deleteCatalog" in told and "mosaic command" in told
 
 
+def test_an_owner_has_to_be_there(mosaic: Mosaic) -> None:
+    """Or a slip of the keyboard gives things to whoever gets that name later."""
+    commands = {
+        "catalog create new": mosaic.catalog.catalogs.list,
+        "schema create main.new": functools.partial(mosaic.catalog.schemas.list, "main"),
+        "volume create main.docs.files2": mosaic.catalog.volumes.list,
+        "prompt register main.docs.hello --template -": mosaic.catalog.prompts.list,
+    }
+    for command, listed in commands.items():
+        before = listed()
+        ended = mosaic.run(*command.split(), "--owner", "bobb", stdin=GREETING)
+        assert ended.code == 1 and "no principal 'bobb'; there are ['admin'" in ended.err and listed() == before
+
+
 def test_json_of_what_was_made(mosaic: Mosaic, tmp_path: Path) -> None:
     catalog = mosaic.catalog
     template = tmp_path / "greeting.txt"
@@ -98,15 +112,19 @@ def test_json_of_what_was_made(mosaic: Mosaic, tmp_path: Path) -> None:
 
 def test_a_token_with_scopes_and_an_end(mosaic: Mosaic) -> None:
     before = datetime.now(UTC)
-    made = mosaic.json("token", "create", "carol", "--scope", "sql", "--scope", "mlflow", "--expires-in", "30d")
+    asked = ["--scope", "sql", "--scope", "mlflow", "--expires-in", "30d", "--json"]
+    ended = mosaic.run("token", "create", "carol", *asked)
+    assert (ended.code, ended.err) == (0, "user carol is made\n")  # or a slip of the keyboard would be a user
+    made = ended.json
     secret = made.pop("secret")
     (record,) = [one for one in mosaic.catalog.list_tokens() if one.id == made["id"]]
     assert made == record.model_dump(mode="json") and record.scopes == ("sql", "mlflow")
     assert record.expires_at is not None and before <= record.expires_at - timedelta(days=30) <= datetime.now(UTC)
     assert mosaic.catalog.check_token(secret).name == "carol"
     assert secret not in mosaic.ok("token", "list", "--json") + mosaic.ok("audit", "list", "--json")
-    plain = mosaic.ok("token", "create", "robot", "--service", "--admin", "--comment", "for CI").strip()
-    assert mosaic.catalog.check_token(plain).is_admin
+    ended = mosaic.run("token", "create", "robot", "--service", "--admin", "--comment", "for CI")
+    assert ended.err == "service robot is made\n" and mosaic.catalog.check_token(ended.out.strip()).is_admin
+    assert mosaic.catalog.check_token(mosaic.ok("token", "create", "robot", "--service").strip()).name == "robot"
     assert mosaic.ok("token", "revoke", record.id) == f"{record.id} is revoked\n"
     with pytest.raises(Unauthenticated, match="revoked"):
         mosaic.catalog.check_token(secret)

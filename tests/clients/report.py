@@ -34,7 +34,18 @@ MLflow deletes the folder that it has uploaded when the model was logged to loca
 `uc:`; aliases are set through databricks-sdk or in Python.
 """,
     "duckdb": """\
-    INSTALL unity_catalog; INSTALL delta; LOAD unity_catalog; LOAD delta;
+    from importlib.util import find_spec
+    from pathlib import Path
+    import duckdb
+
+    database = duckdb.connect()
+    for name in ("httpfs", "delta", "unity_catalog"):
+        wheel = Path(find_spec(f"duckdb_extension_{name}").submodule_search_locations[0])
+        database.execute(f"INSTALL '{next(wheel.glob('extensions/*/*.duckdb_extension'))}'; LOAD {name}")
+
+That is Python, for the wheels above, and fetches nothing; where DuckDB may fetch its extensions from the internet,
+`INSTALL httpfs; INSTALL delta; INSTALL unity_catalog;` and a `LOAD` for each do the same. Then, in SQL:
+
     CREATE SECRET (TYPE unity_catalog, TOKEN 'mosaic_...', ENDPOINT 'http://127.0.0.1:8000', AWS_REGION 'us-east-1');
     ATTACH 'main' AS lake (TYPE unity_catalog, DEFAULT_SCHEMA 'docs');
     SELECT * FROM lake.docs.people;

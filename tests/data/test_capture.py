@@ -143,6 +143,20 @@ def test_a_commit_elsewhere_cannot_put_itself_into_a_run(
     assert list(edges(catalog.get_run(reading))[0]) == ["main.test.outside@0"]
 
 
+def test_a_commit_cannot_put_itself_into_anothers_run(
+    words: Tables, catalog: Catalog, bob: Principal, run_id: str
+) -> None:
+    """Who may write a table's files may write any run's id into its log."""
+    hers = catalog.start_run("training", NAME, principal="ann")
+    place = catalog.get_table(NAME).location
+    for version, metadata in enumerate(({}, {"mosaic.principal": "bob"}, {"mosaic.principal": "ann"}), start=2):
+        forged = CommitProperties(custom_metadata={"mosaic.run_id": hers, **metadata})
+        write_deltalake(place, rows("c"), mode="append", commit_properties=forged)
+        words.to_arrow(NAME, version, run_id=run_id)
+    # What says of itself that it is ann's cannot be told from what is.
+    assert list(edges(catalog.get_run(hers))[1]) == [f"{NAME}@4"]
+
+
 def test_a_run_without_a_principal_names_its_own(words: Tables, run_id: str) -> None:
     version = words.append(NAME, rows("c"), run_id=run_id)
     assert words.commit_lineage(NAME, version).principal == "bob"

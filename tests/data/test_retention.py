@@ -78,6 +78,25 @@ def test_its_data_goes_after_the_retention(words: Tables, storage: Storage, cata
     assert made(words, NAME).is_dir()
 
 
+def test_what_was_dropped_again_while_a_purge_looked_is_kept_from_then_on(
+    words: Tables, storage: Storage, catalog: Catalog
+) -> None:
+    record = catalog.get_table(NAME)
+    catalog.delete_table(NAME)
+    since = datetime.now(UTC)
+
+    def again(point: str) -> None:
+        if point == "noted":
+            catalog.undrop("table", NAME)
+            catalog.delete_table(NAME)
+
+    done = purge(storage, catalog, now=since, older_than=timedelta(0), at=again)
+    assert done == Purge(removed=(), kept=()) and Path(record.location).is_dir()
+    assert storage.list(storage.address("purging")) == []
+    catalog.undrop("table", NAME)
+    assert words.to_arrow(NAME).num_rows == 1
+
+
 def test_a_table_made_anew_keeps_its_data(words: Tables, storage: Storage, catalog: Catalog) -> None:
     catalog.delete_table(NAME)
     anew = made(words, NAME)

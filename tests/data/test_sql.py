@@ -109,6 +109,42 @@ def test_what_was_read_is_a_run_with_exact_versions_and_columns(fresh: Lake) -> 
     assert fresh.catalog.list_runs("sql", "failed")[0].inputs[0].name == "main.docs.people"
 
 
+@pytest.mark.parametrize(
+    ("statement", "columns"),
+    [
+        ("SELECT a FROM main.docs.people AS x(a, b, c)", ["id", "name", "team"]),
+        ("SELECT people FROM main.docs.people", ["id", "name", "team"]),
+        ("SELECT count(P) FROM main.docs.people AS p", ["id", "name", "team"]),
+        ("SELECT #2 FROM main.docs.people", ["id", "name", "team"]),
+        ("SELECT people.id, p.name FROM main.docs.people, (SELECT 'x' AS name) p", ["id", "name"]),
+    ],
+)
+def test_columns_that_are_read_by_another_name_are_in_the_lineage(
+    fresh: Lake, statement: str, columns: list[str]
+) -> None:
+    run_id = fresh.query(statement).run_id
+    assert run_id is not None
+    assert (fresh.catalog.get_run(run_id).inputs[0].detail or {})["columns"] == columns
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("SELECT " + "(" * 250_000, "nested too deep: 250000 brackets, not 200"),
+        ("SELECT * FROM " + "(SELECT * FROM " * 150 + "(SELECT 1)" + ")" * 150, "nested too deep"),
+        ("SELECT x" + ".a" * 20_000, "20,001 parts in a name; there may be 32"),
+        ("SELECT 1" + " UNION ALL SELECT 1" * 12_000, "12,000 UNION, INTERSECT and EXCEPT; there may be 1,000"),
+        ("SELECT " + "1," * 60_000 + "1", "120,002 words and signs; there may be 50,000"),
+        ("SELECT * FROM main.docs.people AT (VERSION => 99999999999999999999)", "is more than 9223372036854775807"),
+        ("SELECT * FROM main.docs.people@" + "9" * 5_000, "syntax error"),
+    ],
+)
+def test_a_statement_has_a_bounded_size(fresh: Lake, statement: str, told: str) -> None:
+    with pytest.raises(BadRequest) as error:
+        fresh.query(statement)
+    assert told in error.value.message
+
+
 # Every place in which a statement can name a table; BOB may read people and orders, but not secrets.
 PLACES = [
     "SELECT * FROM main.vault.secrets",

@@ -137,6 +137,45 @@ def test_values_are_strings_in_databricks_forms(statements: api.StatementExecuti
     }
 
 
+def test_values_that_arrow_or_python_lack_keep_their_texts(statements: api.StatementExecutionAPI) -> None:
+    expected = {
+        "'infinity'::TIMESTAMP": "infinity",
+        "'-infinity'::DATE": "-infinity",
+        "DATE '10000-01-01'": "10000-01-01",
+        "DATE '0044-03-15 (BC)'": "0044-03-15 (BC)",
+        "TIMESTAMPTZ '12026-01-02 03:04:05.25+01'": "12026-01-02T02:04:05.250Z",
+        "[DATE '10000-01-01', NULL]": '["10000-01-01", null]',
+        "TIMETZ '10:00:00+02'": "10:00:00+02",
+        "TIME '24:00:00'": "24:00:00",
+        "'0101'::BIT": "0101",
+        "12345678901234567890123::BIGNUM": "12345678901234567890123",
+        "[{'b': '1'::BIT}]": '[{"b": "1"}]',
+        "INTERVAL '14 months 3 days 2.5 seconds'": "1 year 2 months 3 days 00:00:02.5",
+        "INTERVAL 0 DAY": "00:00:00",
+        "MAP {}::MAP(VARCHAR, INT)": "{}",
+        "map {1: map {DATE '2026-01-02': INTERVAL 3 DAY}}": '{"1": {"2026-01-02": "3 days"}}',
+    }
+    answer = statements.execute_statement("SELECT " + ", ".join(expected), "any")
+    assert answer.result is not None, answer.status
+    assert (answer.result.data_array or [[]])[0] == list(expected.values())
+    far = api.StatementParameterListItem(name="at", value="9999-12-31T23:59:59-12:00", type="TIMESTAMP")
+    answer = statements.execute_statement("SELECT :at", "any", parameters=[far])
+    assert answer.result is not None and answer.result.data_array == [["10000-01-01T11:59:59.000Z"]]
+
+
+def test_a_statement_that_waits_for_others_is_cancelled_and_one_user_leaves_a_turn(
+    lake: Lake, address: str, bobs: api.StatementExecutionAPI
+) -> None:
+    eves = WorkspaceClient(host=address, token=lake.eve_token, auth_type="pat").statement_execution
+    endless = [eves.execute_statement(ENDLESS, "any", wait_timeout="0s").statement_id for _ in range(6)]
+    asked = bobs.execute_statement("SELECT 1", "any", wait_timeout="50s")
+    assert asked.result is not None and asked.result.data_array == [["1"]]
+    for statement_id in reversed(endless):  # those that wait first
+        assert statement_id is not None
+        eves.cancel_execution(statement_id)
+        assert ended(eves, statement_id).state == api.StatementState.CANCELED
+
+
 def test_limits_cut_and_say_so(statements: api.StatementExecutionAPI) -> None:
     cut = statements.execute_statement("SELECT * FROM range(10)", "any", row_limit=3)
     assert cut.manifest is not None and cut.result is not None
@@ -238,6 +277,25 @@ def test_writing_is_asked_for_by_the_warehouse(statements: api.StatementExecutio
             },
             "is no INT",
         ),
+        *(
+            (
+                {
+                    "statement": "SELECT 1",
+                    "warehouse_id": "x",
+                    "parameters": [{"name": "a", "type": kind, "value": value}],
+                },
+                told,
+            )
+            for kind, value, told in (
+                ("INT", "1_000", "is no INT"),
+                ("DOUBLE", "1_0", "is no DOUBLE"),
+                ("DECIMAL(5,2)", "1.555", "is no DECIMAL(5,2)"),
+                ("DECIMAL(5,2)", "1000", "is no DECIMAL(5,2)"),
+                ("DECIMAL", "NaN", "is no DECIMAL"),
+                ("DECIMAL(40,1)", "1", "p from 1 to 38"),
+                ("INT(3)", "1", "has the type 'INT(3)'"),
+            )
+        ),
         ({"statement": "SELECT 1", "warehouse_id": "x", "parameters": [{"name": "a", "type": "BLOB"}]}, "there are"),
         ({"statement": "SELECT 1", "warehouse_id": "x", "parameters": [{"name": "a"}, {"name": "a"}]}, "twice"),
     ],
@@ -255,7 +313,8 @@ def test_typed_parameters(statements: api.StatementExecutionAPI) -> None:
         "BOOLEAN": "TRUE",
         "BIGINT": "-3",
         "DOUBLE": "1e3",
-        "DECIMAL(10,2)": "1.50",
+        "DECIMAL(10,2)": "1.5",
+        "DECIMAL(38,0)": "9" * 38,
         "DATE": "2026-01-02",
         "TIMESTAMP": "2026-01-02T03:04:05+01:00",
         "TIMESTAMP_NTZ": "2026-01-02T03:04:05",
@@ -271,7 +330,18 @@ def test_typed_parameters(statements: api.StatementExecutionAPI) -> None:
         ],
     )
     assert answer.result is not None and answer.result.data_array == [
-        ["x", "true", "-3", "1000.0", "1.50", "2026-01-02", "2026-01-02T02:04:05.000Z", "2026-01-02T03:04:05.000", None]
+        [
+            "x",
+            "true",
+            "-3",
+            "1000.0",
+            "1.50",
+            "9" * 38,
+            "2026-01-02",
+            "2026-01-02T02:04:05.000Z",
+            "2026-01-02T03:04:05.000",
+            None,
+        ]
     ]
 
 

@@ -3,10 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mosaic.catalog import lineage
+from mosaic.catalog.store import Store
 from mosaic.data.audit_table import AuditShipper
 from mosaic.data.system_tables import SYSTEM_TABLES
 from mosaic.errors import BadRequest, NotFound, PermissionDenied
@@ -175,6 +179,22 @@ def test_lineage_has_exact_versions_and_only_tables_that_are_seen(lake: Lake) ->
         "job_run": run_id,
         "same": True,
     }
+
+
+def test_lineage_shows_every_run_and_none_of_a_table_that_had_the_name_before(lake: Lake) -> None:
+    asked = "SELECT count(*) AS n FROM system.access.table_lineage WHERE target_table_full_name = 'main.docs.totals'"
+    (before,) = lake.rows(asked)
+    store = Store(lake.catalog.url)
+    with store.write() as connection:
+        for _ in range(1_001):
+            made_by: dict[str, Any] = {"kind": "ingest", "name": "nightly", "principal": "admin", "params": {}}
+            run_id = lineage.start(connection, now=datetime.now(UTC), **made_by)
+            lineage.add_edge(connection, run_id, "output", lineage.Thing("table", "main.docs.totals", 1), None)
+    store.close()
+    assert lake.rows(asked) == [{"n": before["n"] + 1_001}]
+    lake.catalog.delete_table("main.docs.totals")
+    lake.query("CREATE TABLE main.docs.totals AS SELECT 1 AS n", writable=True)
+    assert lake.rows(asked) == [{"n": 1}]
 
 
 def test_no_secret_of_a_token_is_in_any_of_them(lake: Lake) -> None:

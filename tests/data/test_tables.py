@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import ray
 import ray.data
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, Schema, write_deltalake
 from ray.data.expressions import col
 
 from mosaic.catalog import Catalog
@@ -256,7 +258,7 @@ def test_merge_wants_a_unique_key(words: Tables, tables: Tables) -> None:
 
 
 def test_unknown_names_versions_columns_predicates(words: Tables) -> None:
-    with pytest.raises(NotFound, match="words"):
+    with pytest.raises(NotFound, match=r"^no table 'main\.test\.wrods'$"):
         words.version("main.test.wrods")
     with pytest.raises(NotFound, match="no readable version 7; the newest is 0"):
         words.to_arrow(NAME, 7)
@@ -311,6 +313,52 @@ def test_datasets_are_written_in_one_commit_and_read_in_order(
     assert words.to_arrow(NAME).num_rows == 0
 
 
+def test_an_overwrite_that_was_overtaken_while_ray_wrote_is_a_conflict(
+    words: Tables, tmp_path: Path, ray_cluster: None
+) -> None:
+    words.append(NAME, rows("old"))
+    catalog, root, schema = f"sqlite:///{tmp_path / 'catalog.db'}", str(tmp_path / "root"), SCHEMA
+
+    def overtake(batch: pa.Table) -> pa.Table:
+        with Catalog.open(catalog) as opened:
+            Tables(Storage(root), opened).append(NAME, pa.table({"word": ["new"], "length": [3]}, schema=schema))
+        return batch
+
+    data = ray.data.from_arrow(rows("mine")).map_batches(overtake, batch_format="pyarrow", num_cpus=0.25)
+    with pytest.raises(Conflict, match=r"somebody wrote to table 'main\.test\.words' at the same time.*try again"):
+        words.overwrite(NAME, data)
+    assert words.to_arrow(NAME)["word"].to_pylist() == ["old", "new"]
+
+
+def test_a_dataset_is_not_written_past_a_tables_constraints(
+    tables: Tables, catalog: Catalog, tmp_path: Path, ray_cluster: None
+) -> None:
+    place = str(tmp_path / "outside")
+    write_deltalake(place, pa.table({"id": [1]}))
+    DeltaTable(place).alter.add_constraint({"positive": "id > 0"})
+    catalog.create_table("main.test.checked", place, columns=[], primary_key=None, owner="ann")
+    for write in (tables.append, tables.overwrite):
+        with pytest.raises(BadRequest, match=r"CHECK constraint 'delta\.constraints\.positive'.*write a pa\.Table"):
+            write("main.test.checked", ray.data.from_items([{"id": -2}]))
+        with pytest.raises(BadRequest, match=r"rows break a constraint of table 'main\.test\.checked'"):
+            write("main.test.checked", pa.table({"id": [-2]}))
+    tables.append("main.test.checked", pa.table({"id": [2]}))
+    assert tables.to_arrow("main.test.checked")["id"].to_pylist() == [1, 2]
+
+
+def test_a_table_that_only_grows_is_not_said_to_be_written_by_somebody(
+    tables: Tables, catalog: Catalog, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "outside")
+    write_deltalake(place, pa.table({"id": [1]}), configuration={"delta.appendOnly": "true"})
+    catalog.create_table("main.test.grows", place, columns=[], primary_key=None, owner="ann")
+    with pytest.raises(BadRequest, match=r"delta\.appendOnly"):
+        tables.overwrite("main.test.grows", pa.table({"id": [2]}))
+    with pytest.raises(BadRequest, match=r"delta\.appendOnly"):
+        tables.delete_where("main.test.grows", "id = 1")
+    tables.append("main.test.grows", pa.table({"id": [2]}))
+
+
 @ray.remote
 class Occupant:
     def ready(self) -> bool:
@@ -328,6 +376,41 @@ def test_half_a_cpu_is_enough(words: Tables, ray_cluster: None) -> None:
     finally:
         for occupant in occupants:
             ray.kill(occupant)
+
+
+def at_the_same_time(*works: Callable[[], object]) -> list[object]:
+    """What each answered, or how it failed."""
+    barrier = threading.Barrier(len(works))
+
+    def one(work: Callable[[], object]) -> object:
+        barrier.wait()
+        try:
+            return work()
+        except Conflict as error:
+            return error
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        return list(pool.map(one, works))
+
+
+def test_an_overwrite_leaves_exactly_its_rows_or_none(words: Tables) -> None:
+    for number in range(8):
+        done = at_the_same_time(
+            lambda: words.append(NAME, rows("added")),
+            lambda number=number: words.overwrite(NAME, rows(f"all {number}")),
+            lambda: words.append(NAME, rows("too")),
+        )
+        if isinstance(done[1], int):
+            assert words.to_arrow(NAME, done[1])["word"].to_pylist() == [f"all {number}"]
+
+
+def test_compactions_at_the_same_time_double_no_row(words: Tables) -> None:
+    for number in range(8):
+        words.append(NAME, rows(f"{number}"))
+    for number in range(3):
+        at_the_same_time(*[lambda: words.optimize(NAME)] * 3)
+        assert sorted(words.to_arrow(NAME)["length"].to_pylist()) == [1] * (8 + number)
+        words.append(NAME, rows("9"))
 
 
 def test_appends_at_the_same_time_all_arrive(words: Tables) -> None:
@@ -348,3 +431,17 @@ def test_appends_at_the_same_time_all_arrive(words: Tables) -> None:
     for version, word in found.items():
         before = set(words.to_arrow(NAME, version - 1)["word"].to_pylist())
         assert set(words.to_arrow(NAME, version)["word"].to_pylist()) - before == {word}
+
+
+def test_a_place_outside_that_became_a_link_into_the_root_is_not_opened(
+    words: Tables, catalog: Catalog, tmp_path: Path
+) -> None:
+    words.append(NAME, rows("a", "b"))
+    outside = tmp_path / "outside"
+    catalog.create_table("main.test.own", str(outside), columns=[], primary_key=None, owner="bob")
+    outside.symlink_to(catalog.get_table(NAME).location)
+    with pytest.raises(Conflict, match="leads into the platform's own root by now"):
+        words.to_arrow("main.test.own")
+    with pytest.raises(Conflict, match="leads into the platform's own root by now"):
+        words.delete_where("main.test.own", "true")
+    assert words.to_arrow(NAME).num_rows == 2

@@ -1,6 +1,7 @@
 """Vacuum: files that nobody needs go; those that a live model or index needs do not, and the refusal says who."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -122,6 +123,55 @@ def test_a_table_that_feeds_a_models_table_is_needed_too(made: Tables, tables: T
     with pytest.raises(Conflict, match=rf"rows@2: model version {MODEL}/1 \(alias 'challenger'\) .* by run {run_id}"):
         made.vacuum(ROWS, retention_hours=0)
     catalog.delete_alias(MODEL, "challenger")
+    assert len(made.vacuum(ROWS, retention_hours=0).files) == 2
+
+
+def test_what_older_appends_were_made_from_is_needed_too(made: Tables, tables: Tables, catalog: Catalog) -> None:
+    """A table that was appended to from each version of another one holds rows of all of these."""
+    tables.create(RAW, SCHEMA, primary_key="word", owner="ann")
+    for version in (1, 2):
+        run_id = catalog.start_run("examples", RAW, principal="ann")
+        acting = tables.acting(None, run_id)
+        acting.append(RAW, acting.to_arrow(ROWS, version))
+        catalog.finish_run(run_id, "finished")
+    trained(tables, catalog, RAW, 2)
+    catalog.set_alias(MODEL, "champion", 1)
+    assert [one.version for one in made.vacuum(ROWS, retention_hours=0, dry_run=True).needed] == [1, 2]
+    assert made.vacuum(ROWS, retention_hours=0, keep_needed=True).files == () and readable(made) == [1, 2, 3]
+    run_id = catalog.start_run("examples", RAW, principal="ann")
+    acting = tables.acting(None, run_id)
+    acting.overwrite(RAW, acting.to_arrow(ROWS, 2))
+    catalog.finish_run(run_id, "finished")
+    trained(tables, catalog, RAW, 3)
+    catalog.set_alias(MODEL, "champion", 2)
+    made.vacuum(ROWS, retention_hours=0, keep_needed=True)
+    assert readable(made) == [2, 3]
+
+
+def test_however_many_runs_lie_between(made: Tables, catalog: Catalog) -> None:
+    steps = [("table", ROWS, 1), *(("step", f"s{number}", 1) for number in range(130))]
+    for (kind, name, version), (made_kind, made_name, made_version) in itertools.pairwise(steps):
+        run_id = catalog.start_run("step", "s", principal="ann")
+        catalog.add_input(run_id, kind, name, version)
+        catalog.add_output(run_id, made_kind, made_name, made_version)
+    catalog.create_model(MODEL, owner="ann")
+    run_id = catalog.start_run("training", MODEL, principal="ann")
+    catalog.add_input(run_id, *steps[-1])
+    catalog.create_model_version(MODEL, source="/models/bot", kind="adapter", run_id=run_id)
+    catalog.set_alias(MODEL, "champion", 1)
+    with pytest.raises(Conflict, match=rf"1 file\(s\) of {ROWS}@1: model version {MODEL}/1"):
+        made.vacuum(ROWS, retention_hours=0)
+
+
+def test_a_version_that_an_endpoint_names_by_number_is_needed(made: Tables, catalog: Catalog) -> None:
+    trained(made, catalog, ROWS, 1)
+    by_alias = {"name": "new", "model": f"{MODEL}@champion", "traffic_percentage": 10}
+    config = {"served_entities": [{"name": "old", "model": f"{MODEL}/1", "traffic_percentage": 90}, by_alias]}
+    catalog.put_endpoint("assistant", config=config, owner="ann")
+    asked = rf"rows@1: model version {MODEL}/1 \(endpoint 'main.serving.assistant'\) .* let endpoint main.serving"
+    with pytest.raises(Conflict, match=asked):
+        made.vacuum(ROWS, retention_hours=0)
+    catalog.delete_endpoint("assistant")
     assert len(made.vacuum(ROWS, retention_hours=0).files) == 2
 
 

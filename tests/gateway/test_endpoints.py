@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from mosaic.catalog import Catalog
-from mosaic.errors import NotFound, PermissionDenied
-from mosaic.gateway.endpoints import Endpoints
+from mosaic.errors import NotFound, PermissionDenied, Unavailable
+from mosaic.gateway.endpoints import Endpoints, choose
 from mosaic.protocol import Principal
 
 ADMIN = Principal(name="admin", is_admin=True)
@@ -174,3 +174,24 @@ def test_a_check_that_a_revocation_overtakes_is_not_kept(catalog: Catalog, ours:
             await endpoints.use("assistant", BOB, "req_2")
 
     asyncio.run(use())
+
+
+def test_a_model_that_is_gone_takes_its_share_down_and_nothing_else(catalog: Catalog, ours: Catalog) -> None:
+    gone = {"name": "tuned", "model": "main.ml.bot@none", "traffic_percentage": 50}
+    arms = [gone, {"name": "echo", "model": "echo", "traffic_percentage": 50}]
+    config = {"name": "assistant", "task": "chat", "served_entities": arms}
+    catalog.put_endpoint("assistant", config=config, owner="ann")
+
+    async def ask() -> list[str]:
+        endpoint = await Endpoints(ours).use("assistant", BOB, "req_1")
+        told = []
+        for number in range(200):
+            try:
+                told.append(choose(endpoint, f"req_{number}").name)
+            except Unavailable as error:
+                told.append(error.message)
+        return told
+
+    told = asyncio.run(ask())
+    assert set(told) == {"echo", "served entity 'tuned' of endpoint 'assistant' has no model any more"}
+    assert 60 < told.count("echo") < 140

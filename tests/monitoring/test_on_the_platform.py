@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from openai import OpenAI
 
 from mosaic.data.audit_table import AUDIT_TABLE
+from mosaic.errors import PermissionDenied
 from mosaic.platform import Platform
+from mosaic.protocol import Principal
 from tests.local import mosaic
 
 PAGE = Path(__file__).parents[2] / "docs" / "lineage.md"
@@ -53,6 +56,33 @@ def test_a_thread_over_http_is_for_who_asked(platform: Platform, client: OpenAI,
     assert (theirs.status_code, theirs.json()["error_code"]) == (403, "PERMISSION_DENIED")
     refused = ask(f"/tables/{AUDIT_TABLE}/impact", other)
     assert refused.status_code == 403 and "may not SELECT" in refused.json()["message"]
+
+
+def test_a_platform_of_somebody_sees_what_that_one_may_see(platform: Platform, client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "hello"}])
+    platform.flush_ledger()
+    catalog, admin = platform.catalog, platform.principal
+    catalog.create_token("nosy", kind="user", is_admin=False)
+    rows = pa.table({"id": [1]})
+    for schema in ("main.open", "main.vault"):
+        catalog.ensure_schema(schema)
+    for name in ("main.open.people", "main.vault.derived"):
+        platform.tables.create(name, rows.schema, primary_key="id", owner=admin.name)
+    platform.tables.append("main.open.people", rows)
+    run_id = catalog.start_run("copy", "main.vault.derived", principal=admin.name)
+    acting = platform.tables.acting(admin, run_id)
+    acting.append("main.vault.derived", acting.to_arrow("main.open.people"))
+    catalog.finish_run(run_id, "finished")
+    nosy = platform.acting(Principal(name="nosy"))
+    with pytest.raises(PermissionDenied, match="'nosy' may not see request"):
+        nosy.why(answer.id)
+    with pytest.raises(PermissionDenied, match="may not SELECT"):
+        nosy.impact("main.open.people")
+    catalog.grants.grant("catalog", "main", "nosy", ["USE CATALOG"], by=admin)
+    catalog.grants.grant("schema", "main.open", "nosy", ["USE SCHEMA", "SELECT"], by=admin)
+    assert [(one.name, one.withheld) for one in nosy.impact("main.open.people").dependents] == [(None, True)]
+    assert [one.name for one in platform.impact("main.open.people").dependents] == ["main.vault.derived"]
+    assert platform.acting(Principal(name="alice")).why(answer.id).facts["principal"] == "alice"
 
 
 def test_the_pages_python_runs(platform: Platform, capsys: pytest.CaptureFixture[str]) -> None:

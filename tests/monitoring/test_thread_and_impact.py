@@ -1,6 +1,8 @@
 """`why` and `impact` name exactly the right things, also after aliases have moved and tables have newer versions."""
 
 import asyncio
+import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,12 +19,13 @@ from starlette.routing import Router
 import mosaic
 from mosaic.cli import main
 from mosaic.data import Tables
+from mosaic.data.manifest import note_source
 from mosaic.errors import BadRequest, NotFound, PermissionDenied
 from mosaic.monitoring import INFERENCE_TABLE
 from mosaic.monitoring.impact import Dependent, Impact, impact
 from mosaic.monitoring.routes import thread_routes
 from mosaic.monitoring.selection import VERSIONS_LOOKED_AT
-from mosaic.monitoring.thread import Thread, why
+from mosaic.monitoring.thread import MOST_DRAWN, Thread, why
 from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.storage import Storage
@@ -151,6 +154,128 @@ def test_why_where_parts_are_gone_or_never_were(history: History) -> None:
         why(history.tables, history.catalog, "req_x")
 
 
+def test_why_after_a_name_was_taken_again(history: History) -> None:
+    """A model, an index and a table are dropped and made again: what answered is what bore the name at that moment."""
+    old_version = history.ingest({"os.walk": "os"})
+    history.train(history.examples(), alias="champion")
+    history.index(old_version)
+    old = history.answer(**history.tuned(1), **history.retrieved(old_version, "os.walk"))
+    as_it_was = why(history.tables, history.catalog, old)
+    history.pass_time()
+    history.catalog.delete_index(INDEX)
+    history.catalog.delete_model(MODEL)
+    history.pass_time()
+    after_the_drop = find(why(history.tables, history.catalog, old), f"model {MODEL}")
+    assert after_the_drop.facts["aliases_at_that_moment"] == ["champion"]
+    for table in (ENTRIES, TRAIN, SOURCES):
+        history.catalog.delete_table(table)
+    new_version = history.ingest({"re.match": "re", "os.walk": "other"})
+    history.train(history.examples(), alias="challenger")
+    history.index(new_version)
+    new = history.answer(**history.tuned(1, "challenger"), **history.retrieved(new_version, "os.walk"))
+    assert old_version == new_version == 1, "the names and the versions are the same"
+
+    thread = why(history.tables, history.catalog, old)
+    assert [label for label in labels(thread) if label.startswith("run ")] == [
+        label for label in labels(as_it_was) if label.startswith("run ")
+    ]
+    model = find(thread, f"model {MODEL}")
+    assert (model.facts["asked_as"], model.facts["aliases_at_that_moment"]) == ("champion", ["champion"])
+    entry = find(thread, "entry os.walk")
+    assert "was dropped" in entry.facts["row"] and not entry.came_from, "not a row of the new table"
+    thread = why(history.tables, history.catalog, new)
+    assert find(thread, f"model {MODEL}").facts["aliases_at_that_moment"] == ["challenger"]
+    assert find(thread, "document ").label == "document python:3.11.9/other"
+
+    def told(version: int | None) -> tuple[list[tuple[bool, dict[str, int], int]], list[str]]:
+        found = impact(history.tables, history.catalog, ENTRIES, version=version)
+        models = [one for one in found.dependents if one.kind in ("model", "index")]
+        return [(one.deleted, one.aliases, one.answers) for one in models], answered(found)
+
+    assert told(None) == told(1) == ([(False, {"challenger": 1}, 1), (False, {}, 1)], [new])
+    bob = principal(history, "bob")
+    history.catalog.grants.grant("model", MODEL, "bob", ["BROWSE"], by=ADMIN)
+    assert find(why(history.tables, history.catalog, new, principal=bob), f"model {MODEL}")
+    withheld = why(history.tables, history.catalog, old, principal=bob)
+    assert search(withheld, f"model {MODEL}") is None, "a grant on the new one is none on the old one"
+
+
+def test_impact_tells_apart_what_bore_one_name_in_turn(history: History) -> None:
+    """A model that was trained on one table, dropped, and made again from another one."""
+    asked = {}
+    for table in ("main.docs.people", "main.docs.orders"):
+        rows = pa.table({"id": [1]})
+        history.tables.create(table, rows.schema, primary_key="id", owner="ann")
+        version = history.tables.append(table, rows)
+        history.catalog.put_index(INDEX, table=table, spec={"primary_key": "id"}, owner="ann")
+        run_id = history.run("training", MODEL)
+        history.catalog.add_input(run_id, "table", table, version)
+        history.catalog.create_model(MODEL, owner="ann")
+        history.catalog.create_model_version(MODEL, source="memory://bot", kind="full", run_id=run_id)
+        history.catalog.add_output(run_id, "index", INDEX, version)
+        history.catalog.finish_run(run_id, "finished")
+        history.catalog.set_alias(MODEL, "champion", 1)
+        asked[table] = [history.answer(**history.tuned(1)), history.answer(**history.retrieved(1, "1"))]
+        history.pass_time()
+        if table == "main.docs.people":
+            history.catalog.delete_model(MODEL)
+            history.catalog.delete_index(INDEX)
+            history.pass_time()
+    people, orders = (impact(history.tables, history.catalog, table) for table in asked)
+    for found, gone, ids in ((people, True, asked["main.docs.people"]), (orders, False, asked["main.docs.orders"])):
+        assert answered(found) == ids[::-1] and found.answers.total == 2
+        model, index = dependent(found, "model"), dependent(found, "index")
+        assert (model.deleted, model.answers, model.aliases) == (gone, 1, {} if gone else {"champion": 1})
+        assert (index.deleted, index.answers) == (gone, 1)
+    some = impact(history.tables, history.catalog, "main.docs.people", where="id = 1")
+    assert some.answers.given_rows == 1 and set(answered(some)) == set(asked["main.docs.people"])
+
+
+def test_why_of_a_table_that_many_runs_appended_to(history: History) -> None:
+    history.catalog.ensure_schema("main.logs")
+    rows, files, bot = "main.logs.rows", "main.logs.files", "main.logs.bot"
+    schema = pa.schema([("id", pa.string()), ("source", pa.string())])
+    history.tables.create(rows, schema, primary_key="id", owner="ann")
+    for number in range(4):
+        run_id = history.run("ingest", rows)
+        uri = f"s3://raw/{number}"
+        listed = pa.table({"uri": [uri], "sha256": [sha(uri)], "file": [uri], "bytes": [1]})
+        note_source(history.tables, history.catalog, run_id, "s3://raw", listed, manifest=files, owner="ann")
+        for more in range(20):
+            history.catalog.add_input(run_id, "file", f"{uri}/{more}", None)
+        new = pa.table({"id": [f"{number}"], "source": [uri]}, schema=schema)
+        history.tables.append(rows, new, run_id=run_id)
+        history.catalog.finish_run(run_id, "finished")
+    history.catalog.create_model(bot, owner="ann")
+    run_id = history.run("training", bot)
+    history.tables.to_arrow(rows, run_id=run_id)
+    history.catalog.create_model_version(bot, source="memory://bot", kind="full", run_id=run_id)
+    history.catalog.finish_run(run_id, "finished")
+    history.catalog.put_index("main.logs.index", table=rows, spec={"primary_key": "id"}, owner="ann")
+    at = {"retrieved_index": "main.logs.index", "retrieved_version": 4, "retrieved_ids": ["0", "3"]}
+    thread = why(history.tables, history.catalog, history.answer(model=bot, model_version=1, **at))
+    table = find(thread, f"table {rows}, version 4")
+    (run,) = table.came_from
+    assert (run.facts["kind"], run.facts["earlier_runs"]) == ("ingest", 3)
+    assert [part.label for part in run.came_from[:2]] == ["source s3://raw", "file s3://raw/3/0"]
+    assert run.came_from[0].facts["manifest"] == f"{files}@4", "as the newest run noted it"
+    assert (len(run.came_from), run.came_from[-1].label) == (MOST_DRAWN + 1, "and 31 more, of earlier runs")
+    listed_in = {part.label: part.came_from[0].facts["listed_in"] for part in find(thread, "retrieved ").came_from[:2]}
+    assert listed_in == {"entry 0": f"{files}@1", "entry 3": f"{files}@4"}, "of the run that wrote the row"
+
+
+def test_why_of_models_and_indexes_that_are_in_no_catalog(history: History) -> None:
+    for model in ("/models/a", "org/name", "main.docs.bot/x"):
+        asked = history.answer(model=model, model_version=1)
+        assert why(history.tables, history.catalog, asked).came_from[0].label == f"model {model}, version 1"
+    odd = history.answer(model="echo", retrieved_index="main.docs.none", retrieved_version=3)
+    assert find(why(history.tables, history.catalog, odd), "index main.docs.none, version 3").facts["deleted"]
+    odd = history.answer(model="echo", retrieved_index="main.docs.none")
+    assert find(why(history.tables, history.catalog, odd), "index main.docs.none").facts == {}
+    odd = history.answer(model="echo", retrieved_index="/a/b", retrieved_version=3)
+    assert find(why(history.tables, history.catalog, odd), "index /a/b, version 3").facts == {}
+
+
 # From a table to all that depends on it
 
 
@@ -202,6 +327,44 @@ def test_impact_counts_what_a_run_read_by_its_own_predicate(history: History) ->
         history.catalog.add_output(run_id, "table", f"main.docs.{module}", 1)
     found = impact(history.tables, history.catalog, ENTRIES, where="entry_id LIKE 'os.%'")
     assert named(found) == {"main.docs.os": (1,)} and found.dependents[0].matching_rows == 1
+
+
+def test_a_noted_predicate_is_not_pasted_into_a_query(history: History) -> None:
+    """It is whatever text a reader gave."""
+    version = history.ingest({"os.walk": "os", "json.loads": "json"})
+    noted = ["1=0) OR (1=1", "true) --", "length(entry_id) > 1", "entry_id = 'os.walk'"]
+    for number, predicate in enumerate(noted):
+        run_id = history.run("filter", f"main.docs.out{number}")
+        history.tables.open(ENTRIES, version, predicate=predicate, run_id=run_id)
+        history.catalog.add_output(run_id, "table", f"main.docs.out{number}", 1)
+
+    def matching(where: str) -> dict[str | None, int | None]:
+        found = impact(history.tables, history.catalog, ENTRIES, where=where)
+        return {one.name: one.matching_rows for one in found.dependents}
+
+    assert matching("module = 'none'") == {}
+    unknown = {f"main.docs.out{number}": None for number in range(3)}
+    assert matching("module = 'os'") == {**unknown, "main.docs.out3": 1}
+    assert matching("module = 'json'") == unknown
+
+
+def test_a_log_that_leads_out_of_its_folder_is_not_followed(history: History) -> None:
+    """Who may write a table's files would otherwise ask about the rows of others' tables."""
+    version = history.ingest({"os.walk": "os"})
+    asked = history.answer(model="echo", **history.retrieved(version + 1, "secret"))
+    history.index(version)
+    place = Path(history.catalog.get_table(ENTRIES).location)
+    secret = pa.table({name: ["secret"] for name in ("entry_id", "module", "source", "sha256")})
+    history.tables.create("main.docs.vault", secret.schema, primary_key=None, owner="ann")
+    history.tables.append("main.docs.vault", secret)
+    (theirs,) = Path(history.catalog.get_table("main.docs.vault").location).glob("*.parquet")
+    forged = {"path": os.path.relpath(theirs, place), "size": theirs.stat().st_size, "partitionValues": {}}
+    forged |= {"modificationTime": 0, "dataChange": True}
+    (place / f"_delta_log/{version + 1:020d}.json").write_text(json.dumps({"add": forged}) + "\n")
+    with pytest.raises(BadRequest, match="outside of it"):
+        impact(history.tables, history.catalog, ENTRIES, where="module = 'secret'")
+    entry = find(why(history.tables, history.catalog, asked), "entry secret")
+    assert "cannot be read any more" in entry.facts["row"] and "sha256" not in entry.facts
 
 
 def test_impact_of_rows_in_more_versions_than_are_searched(history: History) -> None:
@@ -291,6 +454,9 @@ def test_wrong_tables_versions_and_limits_are_refused(history: History) -> None:
         impact(history.tables, history.catalog, "main.docs.nothing")
     with pytest.raises(NotFound, match="no readable version 9; the newest is 1"):
         impact(history.tables, history.catalog, ENTRIES, version=9)
+    for version in (10**20, 2**63, -1):
+        with pytest.raises(BadRequest, match=f"version {version} of table 'main.docs.entries' must be a whole number"):
+            impact(history.tables, history.catalog, ENTRIES, version=version)
     with pytest.raises(BadRequest, match="is given at two versions, 1 and 0"):
         impact(history.tables, history.catalog, f"{ENTRIES}@1", version=0)
     with pytest.raises(BadRequest, match="limit = 10001 must be from 0 to 10000"):
@@ -327,6 +493,7 @@ def test_over_http_and_on_the_command_line(history: History, tmp_path: Path) -> 
         (ask("/tables/main.docs.none/impact"), 404, "no table 'main.docs.none'"),
         (ask(f"/tables/{ENTRIES}/impact", were="x"), 400, "unknown field 'were'"),
         (ask(f"/tables/{ENTRIES}/impact", version="first"), 400, "field 'version' = 'first'"),
+        (ask(f"/tables/{ENTRIES}/impact", version=10**20), 400, "field 'version' = "),
         (ask(f"/tables/{ENTRIES}/impact", where="nope = 1"), 400, "no column 'nope'"),
     ]
     for answer, status, message in refusals:
@@ -363,12 +530,20 @@ def test_the_page_shows_what_the_commands_print(history: History, tmp_path: Path
     def masked(text: str) -> str:
         return re.sub(r"run_[0-9a-z]{26}", "run_x", re.sub(r"mosaic \d+\.\d+\.\d+", "mosaic x", text))
 
+    def unwrapped(text: str) -> list[str]:
+        """The page shows a terminal, which wraps; a pipe has each node in one line."""
+        lines: list[str] = []
+        for line in text.splitlines():
+            if not lines or re.match(r"[│ ]*[├└]", line):
+                lines.append(line.strip())
+            else:
+                lines[-1] += f" {line.strip('│ ')}"
+        return lines
+
     for command, output in shown:
         asked = [*shlex.split(command), "--storage", str(tmp_path)]
-        printed = CliRunner().invoke(main, asked, env={"COLUMNS": "118"}).output
-        assert [line.strip() for line in masked(printed).splitlines()] == [
-            line.strip() for line in masked(output).splitlines()
-        ]
+        printed = CliRunner().invoke(main, asked).output
+        assert [line.strip() for line in masked(printed).splitlines()] == unwrapped(masked(output))
 
 
 # For whom

@@ -38,6 +38,7 @@ def main() -> None:
         mlflow.log_artifact(str(file), "files")
         mlflow.log_text("hello", "notes/hello.txt")
         logged = mlflow.pyfunc.log_model(name="same", python_model=Same(), pip_requirements=[])
+        mlflow.log_metric("accuracy", float("nan"), model_id=logged.model_id)
     version = mlflow.register_model(logged.model_uri, "main.ml.same")
     with mlflow.start_span("outer") as span:
         span.set_inputs({"q": 1})
@@ -45,7 +46,8 @@ def main() -> None:
             pass
     trace = mlflow.get_trace(mlflow.get_last_active_trace_id())
     client.set_trace_tag(trace.info.trace_id, "colour", "red")
-    mlflow.log_feedback(trace_id=trace.info.trace_id, name="good", value=True)
+    said = mlflow.log_feedback(trace_id=trace.info.trace_id, name="good", value=True)
+    mlflow.override_feedback(trace_id=trace.info.trace_id, assessment_id=said.assessment_id, value=False)
     back = Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="files")) / "big file.bin"
     told = {
         "registry": registry,

@@ -39,3 +39,13 @@ def test_who_may_not_is_told_in_the_protocols_shape(platform: Platform, token: s
     assert (stranger.status_code, stranger.json()["error_code"]) == (401, "UNAUTHENTICATED")
     assert (user.status_code, user.json()["error_code"]) == (403, "PERMISSION_DENIED")
     assert "'alice' may not CREATE CATALOG" in user.json()["message"]
+
+
+def test_where_a_request_came_from_is_not_the_clients_to_say(platform: Platform, token: str) -> None:
+    """HAProxy says who connected, and its replicas believe HAProxy."""
+    for said in ({"X-Forwarded-For": "6.6.6.6"}, {"X-Forwarded-For": "6.6.6.6, 127.0.0.1"}, {}):
+        headers = {"Authorization": f"Bearer {token}", "User-Agent": f"asking {said}", **said}
+        refused = httpx.post(f"{platform.base_url}{UNITY}/catalogs", json={"name": "mine"}, headers=headers, timeout=30)
+        assert refused.status_code == 403
+        noted = [one for one in platform.catalog.audit.newest(20) if one.user_agent == f"asking {said}"]
+        assert [one.source_ip_address for one in noted] == ["127.0.0.1"]

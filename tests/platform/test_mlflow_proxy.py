@@ -27,13 +27,14 @@ from mosaic.catalog import Catalog
 from mosaic.errors import BadRequest, NotFound, PermissionDenied
 from mosaic.platform import PlatformSettings
 from mosaic.platform.control import control_app
-from mosaic.platform.mlflow_proxy import mlflow_door
+from mosaic.platform.mlflow_proxy import MlflowProxy, mlflow_door
 from mosaic.platform.mlflow_rules import REFUSED, find_rule
 from mosaic.platform.parts import build_parts
 from mosaic.protocol import Principal
+from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.training import MlflowServer, Tracking
 from mosaic.training.tracking import RunRecord
-from tests.local import free_ports
+from tests.local import free_ports, served
 
 ROOT = Path(__file__).parents[2]
 MAX_ARTIFACT_BYTES = 12 * 1024 * 1024
@@ -266,6 +267,220 @@ def test_an_assessment_of_anothers_trace_is_the_assessors(door: Door) -> None:
     assert door.ask("bob", "PATCH", one, json=change).status_code == 200
     assert door.ask("ann", "DELETE", one).status_code == 403
     assert door.ask("bob", "DELETE", one).status_code == 200
+
+
+def trace_info(trace_id: str, **more: Any) -> dict[str, Any]:
+    place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "0"}}
+    info = {"trace_location": place, "request_time": "2026-01-01T00:00:00Z", "state": "OK", **more}
+    return {"trace": {"trace_info": {**info, "trace_id": trace_id}}}
+
+
+def feedback(trace_id: str, value: float, **more: Any) -> dict[str, Any]:
+    source = {"source_type": "HUMAN", "source_id": "whoever"}
+    return {"assessment_name": "q", "trace_id": trace_id, "source": source, "feedback": {"value": value}, **more}
+
+
+def strict(**body: Any) -> bytes:
+    """JSON as Python writes it, with what JSON has not: Infinity, halves of surrogates."""
+    return json.dumps(body).encode()
+
+
+def test_an_assessment_is_neither_taken_nor_overridden_by_making_another(door: Door) -> None:
+    traces, (hers, his) = "/api/3.0/mlflow/traces", ("tr-hers", "tr-his")
+    assert door.ask("ann", "POST", traces, json=trace_info(hers)).status_code == 200
+    made = door.ask("ann", "POST", f"{traces}/{hers}/assessments", json={"assessment": feedback(hers, 5)})
+    one = made.json()["assessment"]["assessment_id"]
+    times = {"create_time": "2026-01-01T00:00:00Z", "last_update_time": "2026-01-01T00:00:00Z"}
+    for spelling in ("assessment_id", "assessmentId"):
+        taking = feedback(his, 666, **times, **{spelling: one})
+        for _ in range(2):  # MLflow merges the second time
+            done = door.ask("bob", "POST", traces, json=trace_info(his, assessments=[taking]))
+            assert done.status_code == 200, done.text
+        named = {"assessment": feedback(hers, 1, **{spelling: one})}
+        again = door.ask("bob", "POST", f"{traces}/{hers}/assessments", json=named)
+        assert again.status_code == 200 and again.json()["assessment"]["assessment_id"] != one
+    assert door.ask("bob", "GET", f"{traces}/{his}/assessments/{one}").status_code == 404
+    overriding = {"assessment": feedback(hers, 1, overrides=one)}
+    before = door.catalog.audit.newest(1)[-1].sequence
+    no = door.ask("bob", "POST", f"{traces}/{hers}/assessments", json=overriding)
+    assert no.status_code == 403 and "belongs to 'ann'" in no.json()["message"]
+    assert [row.response.status_code for row in door.catalog.audit.list(after=before)] == [403]
+    kept = door.ask("bob", "GET", f"{traces}/{hers}/assessments/{one}").json()["assessment"]
+    assert (kept["valid"], kept["feedback"]["value"]) == (True, 5) and kept["metadata"] == {"mosaic.principal": "ann"}
+    assert door.ask("ann", "POST", f"{traces}/{hers}/assessments", json=overriding).status_code == 200
+    assert not door.ask("bob", "GET", f"{traces}/{hers}/assessments/{one}").json()["assessment"]["valid"]
+
+
+def test_a_trace_is_the_callers_in_both_versions_of_the_call(door: Door) -> None:
+    nobody = trace_info("x")
+    del nobody["trace"]["trace_info"]["trace_id"]
+    no = door.ask("bob", "POST", "/api/3.0/mlflow/traces", json=nobody)
+    assert no.status_code == 400 and "trace_info.trace_id" in no.json()["message"]
+    forged = {"experiment_id": "0", "timestamp_ms": 1, "tags": [{"key": "mosaic.principal", "value": "ann"}]}
+    old = door.ask("bob", "POST", f"{API}/traces", json={**forged, "trace": {"trace_info": {"trace_id": "tr-new"}}})
+    assert old.status_code == 200, old.text
+    tags = {tag["key"]: tag["value"] for tag in old.json()["trace_info"]["tags"]}
+    assert tags["mosaic.principal"] == "bob"
+    assert door.ask("ann", "POST", "/api/3.0/mlflow/traces", json=trace_info("tr-kept")).status_code == 200
+    assert door.ask("root", "POST", "/api/3.0/mlflow/traces", json=trace_info("tr-kept")).status_code == 200
+    kept = door.ask("bob", "GET", "/api/3.0/mlflow/traces/tr-kept").json()["trace"]["trace_info"]
+    assert kept["tags"]["mosaic.principal"] == "ann"  # an administrator changes it, and it stays hers
+
+
+def test_anothers_logged_model_and_run_are_not_written_to_from_ones_own(door: Door) -> None:
+    anns, bobs = (
+        door.made(who, "/logged-models", experiment_id="0", name="m")["model"]["info"]["model_id"]
+        for who in ("ann", "bob")
+    )
+    run_of_ann, run_of_bob = door.run("ann"), door.run("bob")
+    metric = {"key": "m", "value": 1.0, "timestamp": 1, "step": 0}
+    posts: list[tuple[str, dict[str, Any]]] = [
+        ("/runs/log-metric", {"run_id": run_of_bob, **metric, "model_id": anns}),
+        ("/runs/log-batch", {"run_id": run_of_bob, "metrics": [metric, {**metric, "modelId": anns}]}),
+        ("/runs/outputs", {"run_id": run_of_bob, "models": [{"model_id": anns, "step": 0}]}),
+        ("/logged-models", {"experiment_id": "0", "name": "model", "source_run_id": run_of_ann}),
+        ("/logged-models", {"experiment_id": "0", "name": "model", "sourceRunId": run_of_ann}),
+    ]
+    for path, body in posts:
+        no = door.ask("bob", "POST", API + path, json=body)
+        assert no.status_code == 403 and "belongs to 'ann'" in no.json()["message"], (path, no.text)
+    # MLflow reads the id of this one from the body, not from the path.
+    ready = {"model_id": anns, "status": 2}
+    assert door.ask("bob", "PATCH", f"{API}/logged-models/{bobs}", json=ready).status_code == 403
+    shown = door.ask("bob", "GET", f"{API}/logged-models/{anns}").json()["model"]
+    assert shown["info"]["status"] == "LOGGED_MODEL_PENDING" and not shown.get("data", {}).get("metrics")
+    assert door.ask("bob", "PATCH", f"{API}/logged-models/{bobs}", json={**ready, "model_id": bobs}).status_code == 200
+    assert door.ask("bob", "POST", f"{API}/runs/log-metric", json={**posts[0][1], "model_id": bobs}).status_code == 200
+    used = {"run_id": run_of_bob, "models": [{"model_id": anns}]}
+    assert door.ask("bob", "POST", f"{API}/runs/log-inputs", json=used).status_code == 200  # reading is everybody's
+
+
+def test_whose_it_is_stands_though_mlflow_cannot_read_the_body_to_its_end(door: Door) -> None:
+    for more in ({"start_time": 10**23}, {"runName": 5}, {"tags": [{"key": "a", "value": "b"}], "start_time": 1e308}):
+        run_id = door.run("bob", **more)
+        assert door.tags(run_id) | {"mosaic.principal": "bob", "mlflow.user": "bob"} == door.tags(run_id), more
+        info = door.ask("bob", "GET", f"{API}/runs/get", params={"run_id": run_id}).json()["run"]["info"]
+        assert info["user_id"] == "bob"
+    body = {"experiment_id": "0", "name": "m", "params": [{"key": "a", "value": 5}], "tags": [{"key": "a", "value": 5}]}
+    for fields in (("experiment_id", "name", "params"), ("experiment_id", "name", "tags")):
+        made = door.ask("bob", "POST", f"{API}/logged-models", json={name: body[name] for name in fields})
+        if made.status_code == 200:
+            assert '"bob"' in json.dumps(made.json()["model"]["info"]["tags"])
+    odd = {"execution_duration": "garbage"}
+    assert door.ask("bob", "POST", "/api/3.0/mlflow/traces", json=trace_info("tr-odd", **odd)).status_code == 200
+    trace = door.ask("bob", "GET", "/api/3.0/mlflow/traces/tr-odd").json()["trace"]["trace_info"]
+    assert trace["tags"]["mosaic.principal"] == "bob" and trace["trace_metadata"]["mlflow.user"] == "bob"
+    half = feedback("tr-odd", 1)
+    made = door.ask(
+        "bob",
+        "POST",
+        "/api/3.0/mlflow/traces/tr-odd/assessments",
+        json={"assessment": {**half, "create_time": "garbage"}},
+    )
+    assert made.status_code == 200, made.text
+    assert made.json()["assessment"]["metadata"]["mosaic.principal"] == "bob"
+    made = door.ask(
+        "bob", "POST", f"{API}/experiments/create", json={"name": "odd", "tags": [{"key": "a", "value": 5}]}
+    )
+    if made.status_code == 200:
+        shown = door.ask("bob", "GET", f"{API}/experiments/get", params=made.json()).json()["experiment"]
+        assert {"key": "mosaic.principal", "value": "bob"} in shown["tags"]
+
+
+def test_what_is_not_json_is_refused_at_the_door(door: Door) -> None:
+    for path, body in [
+        ("/runs/create", strict(experiment_id="0", start_time=float("inf"))),
+        ("/runs/create", b'{"experiment_id": "0", "start_time": 1e400}'),
+        ("/runs/create", strict(experiment_id="0", tags=[{"key": "\ud800", "value": "x"}])),
+        ("/runs/search", b'{"experiment_ids": ["0"], "max_results": 1e400}'),
+        ("/runs/search", b"[" * 100_000),
+        ("/runs/log-metric", strict(run_id=door.run("ann"), key="a", value=float("nan"), timestamp=1)),
+    ]:
+        headers = {"content-type": "application/json"}
+        no = door.ask("ann", "POST", API + path, content=body, headers=headers)
+        assert (no.status_code, no.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), (path, no.text)
+    run_id = door.run("ann")
+    for value in ("NaN", "Infinity"):  # as MLflow's client says it
+        said = {"run_id": run_id, "key": value, "value": value, "timestamp": 1}
+        assert door.ask("ann", "POST", f"{API}/runs/log-metric", json=said).status_code == 200
+
+
+def as_written(uri: str, token: str, method: str, path: str) -> tuple[int, bytes]:
+    """A call whose path no client tidies up."""
+    connection = http.client.HTTPConnection(uri.removeprefix("http://"))
+    connection.putrequest(method, path)
+    connection.putheader("Authorization", f"Bearer {token}")
+    connection.endheaders()
+    answer = connection.getresponse()
+    found = answer.status, answer.read()
+    connection.close()
+    return found
+
+
+AWAY = ["..", "%2e%2e", ".%2E", "%252e%252e", "..%5c", "%5C..", "..;a=b", "..%3Ba", "a%00", "%250a", ".", ""]
+
+
+def test_no_path_leaves_the_table_of_calls(door: Door) -> None:
+    token, files = door.tokens["bob"], "/api/2.0/mlflow-artifacts/artifacts"
+    for dots in AWAY:
+        for target in ("version", "api/2.0/mlflow/registered-models/search", "ajax-api/2.0/mlflow/experiments/search"):
+            status, said = as_written(door.uri, token, "GET", f"{files}/{dots}/{dots}/{dots}/{dots}/{target}")
+            assert (status, json.loads(said)["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), (dots, target)
+        for path in (f"{API}/logged-models/{dots}", f"{API}/logged-models/{dots}/artifacts/directories"):
+            assert as_written(door.uri, token, "GET", path)[0] == 404, path
+        assert as_written(door.uri, token, "GET", f"/api/3.0/mlflow/traces/a/assessments/{dots}")[0] == 404
+    for odd in ("file:///etc/passwd", "file:0/x", "0/a%23b", "%2Fetc/passwd", "%25" + "25" * 5000 + "2e"):
+        assert as_written(door.uri, token, "GET", f"{files}/{odd}")[0] == 400, odd
+    assert as_written(door.uri, token, "DELETE", f"{API}/logged-models/m-1/tags/mosaic%252Eprincipal")[0] in (400, 404)
+    name = f"{files}/0/{door.run('bob')}/artifacts/a%3Bb%20%2B..c.txt"
+    assert door.ask("bob", "PUT", name, content=b"odd name").status_code == 200
+    assert door.ask("ann", "GET", name).content == b"odd name"
+
+
+def test_a_server_elsewhere_sends_nobody_on_and_is_asked_under_its_own_path(door: Door) -> None:
+    seen = []
+
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((scope["method"], scope["raw_path"].decode(), scope["query_string"].decode()))
+        headers = [(b"location", b"http://foreign.example/"), (b"content-type", b"text/html")]
+        await send({"type": "http.response.start", "status": 307, "headers": headers})
+        await send({"type": "http.response.body", "body": b"<a href=http://foreign.example/>"})
+
+    with served(elsewhere) as address:
+        proxy = MlflowProxy(
+            f"{address}/mlflow/",
+            lambda *_: None,
+            trusted=frozenset(),
+            max_body_bytes=1_000_000,
+            max_artifact_bytes=1_000_000,
+        )
+        app = ShapeErrors(Authenticate(proxy, door.catalog.check_token))
+        with served(under_api(app)) as uri:
+            files, token = "/api/2.0/mlflow-artifacts/artifacts", door.tokens["bob"]
+            for dots in AWAY:
+                path = f"{files}/{dots}/../../../../admin/secrets?x=1"
+                assert as_written(uri, token, "GET", path)[0] == 400
+            assert not seen
+            for method, path in [
+                ("GET", f"{API}/runs/get?run_id=a%26b&x=%ff"),
+                ("GET", f"{files}/0/a/artifacts/x.txt"),
+                ("DELETE", f"{API}/logged-models/m-1"),
+            ]:
+                status, said = as_written(uri, token, method, path)
+                assert status == 503 and b"redirects" in said and b"foreign" not in said, said
+    assert seen == [
+        ("GET", f"/mlflow{API}/runs/get", "run_id=a%26b&x=%ff"),
+        ("GET", f"/mlflow{files}/0/a/artifacts/x.txt", ""),
+        ("GET", f"/mlflow{API}/logged-models/m-1", ""),
+    ]
+
+
+def test_a_call_that_is_not_offered_is_written_down(door: Door) -> None:
+    before = door.catalog.audit.newest(1)[-1].sequence
+    assert door.ask("bob", "GET", f"{API}/webhooks").status_code == 403
+    (row,) = door.catalog.audit.list(after=before)
+    assert (row.response.status_code, row.user_identity.email, row.action_name) == (403, "bob", "mlflowCall")
+    assert row.request_params == {"method": "GET", "path": f"{API}/webhooks"}
 
 
 def test_the_registry_is_the_catalog(door: Door) -> None:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mosaic.catalog.securables import ONE_OF
 from mosaic.errors import BadRequest, UnsupportedField
 from mosaic.protocol import Principal, Wire
 from mosaic.runtime.asgi import read_json
@@ -25,6 +26,8 @@ MOST_ROWS = 10_000
 _NOT_KEPT = re.compile("[\0\ud800-\udfff]")
 _ETAG = re.compile(r'W/"[!#-~]*"|"([!#-~]*)"')
 """A weak one is like no other: ours are strong."""
+_ETAGS = re.compile(rf"[ \t,]*(?:(?:{_ETAG.pattern})[ \t]*(?:,[ \t,]*|$))+")
+"""RFC 9110: a list of which one must match, whose empty places are passed over."""
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -118,18 +121,17 @@ class Call:
 
     @property
     def expected_etag(self) -> str | None:
-        """The etag that what is changed must have by If-Match; None if any will do."""
+        """The etag that what is changed must have by If-Match, or several of which one; None if any will do."""
         assert self.operation.conditional, f"{self.operation.path} reads If-Match, which it does not state"
         if self.if_match is None or self.if_match.strip() == "*":
             return None
-        found = _ETAG.fullmatch(self.if_match.strip())
-        if found is None:
+        if _ETAGS.fullmatch(self.if_match.strip()) is None:
             raise BadRequest(
-                f'If-Match: {self.if_match[:80]} must be one etag in quotes, as the ETag header gave it, or "*"'
-                " without quotes",
+                f"If-Match: {self.if_match[:80]} must be etags in quotes, as the ETag header gave them, with commas "
+                'between, or "*" without quotes',
                 param="If-Match",
             )
-        return found[1] or found[0]
+        return ONE_OF.join(found[1] or found[0] for found in _ETAG.finditer(self.if_match))
 
     def every(self, parameter: str) -> list[str]:
         """A query parameter that may be repeated; those that are not empty."""
@@ -176,7 +178,8 @@ class Operation:
         """A body is read only where the method has a use for one."""
         reads = self.method in ("POST", "PUT", "PATCH") and _has_body(http)
         body = await read_json(http.scope, http.receive, _MAX_BODY_BYTES) if reads else {}
-        agent, if_match = http.headers.get("user-agent", ""), http.headers.get("if-match")
+        lines = http.headers.getlist("if-match")
+        agent, if_match = http.headers.get("user-agent", ""), ", ".join(lines) if lines else None
         if if_match is not None and not self.conditional and self.method != "GET":
             raise BadRequest(f"If-Match is not honoured by {self.method} {self.path}; leave it out", param="If-Match")
         call = Call(http.state.principal, http.path_params, http.query_params, body, agent, if_match, self)

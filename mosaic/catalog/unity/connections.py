@@ -11,6 +11,7 @@ from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import PAGE, Call, route
 from mosaic.catalog.unity.shapes import Answer, Asked, Kept
 from mosaic.catalog.unity.surface import Surface, described
+from mosaic.protocol import Principal
 
 
 class CreateConnection(Asked):
@@ -18,10 +19,10 @@ class CreateConnection(Asked):
 
     name: str
     connection_type: str = Field(min_length=1, max_length=255)
-    options: dict[str, str]
+    options: shapes.Options
     """As the provider wants them; secrets such as password or api_key are kept encrypted and not shown again."""
     comment: str | None = None
-    properties: dict[str, str] | None = None
+    properties: shapes.Properties | None = None
 
 
 class UpdateConnection(shapes.Update):
@@ -29,7 +30,7 @@ class UpdateConnection(shapes.Update):
 
     hides: ClassVar[bool] = True
 
-    options: dict[str, str] | None = None
+    options: shapes.Options | None = None
 
 
 class ConnectionInfo(Kept):
@@ -79,13 +80,13 @@ class ConnectionRoutes:
     def create(self, call: Call) -> ConnectionInfo:
         asked = call.parse(CreateConnection)
         name = names.parse_securable("connection", asked.name)
-        self._authorize(call.principal, "CREATE_CONNECTION", "metastore", "")
+        by = self._authorize(call.principal, "CREATE_CONNECTION", "metastore", "")
         made = self._connections.create(
             name,
             connection_type=asked.connection_type,
             options=asked.options,
-            owner=call.principal.name,
-            by=call.principal,
+            owner=by.name,
+            by=by,
             comment=asked.comment or "",
             properties=asked.properties,
         )
@@ -98,24 +99,23 @@ class ConnectionRoutes:
         return ListedConnections(connections=[_shown(one) for one in page], next_page_token=token)
 
     def get(self, call: Call) -> ConnectionInfo:
-        return _shown(self._connections.get(self._connection(call, "BROWSE")))
+        return _shown(self._connections.get(self._connection(call, "BROWSE")[0]))
 
     def update(self, call: Call) -> ConnectionInfo:
-        name = self._connection(call, "MANAGE")
+        name, by = self._connection(call, "MANAGE")
         asked = call.parse(UpdateConnection, name=name)
-        return _shown(self._connections.update(name, **self._given(call, "connection", name, asked)))
+        return _shown(self._connections.update(name, by=by, **self._given(call, asked)))
 
     def delete(self, call: Call) -> shapes.Nothing:
         """The secrets go at once; a connection that is undropped needs them again."""
-        name = self._connection(call, "MANAGE")
-        self._connections.delete(name, by=call.principal, expected_etag=call.expected_etag)
+        name, by = self._connection(call, "MANAGE")
+        self._connections.delete(name, by=by, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
-    def _connection(self, call: Call, privilege: str) -> str:
-        """The path's connection, once the caller may do this with it."""
+    def _connection(self, call: Call, privilege: str) -> tuple[str, Principal]:
+        """The path's connection, once the caller may do this with it, and who does it."""
         name = names.parse_securable("connection", call.path["name"])
-        self._authorize(call.principal, privilege, "connection", name)
-        return name
+        return name, self._authorize(call.principal, privilege, "connection", name)
 
 
 def _shown(connection: Securable) -> ConnectionInfo:

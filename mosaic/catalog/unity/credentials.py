@@ -47,7 +47,7 @@ class CredentialRoutes:
 
     def __init__(self, surface: Surface, vend: Vend | None) -> None:
         self._catalog, self._authorize, self._vend = surface.catalog, surface.authorize, vend
-        self._locations = Locations(surface.catalog, surface.storage)
+        self._locations = Locations(surface.catalog, surface.storage, surface.authorize)
 
     def routes(self, base: str, base_20: str) -> list[Route]:
         both = (base, base_20)  # databricks-sdk asks for credentials of all but model versions under 2.0

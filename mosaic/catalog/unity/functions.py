@@ -4,31 +4,31 @@ Whoever may know of a function sees what it takes and returns; its code only who
 """
 
 import json
+from contextlib import suppress
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.routing import Route
 
 from mosaic.catalog import names
 from mosaic.catalog.records import Securable
 from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import IN_SCHEMA, PAGE, Call, route
-from mosaic.catalog.unity.shapes import Answer, Asked, Kept
+from mosaic.catalog.unity.shapes import LONGEST_TYPE, Answer, Asked, Kept
 from mosaic.catalog.unity.spark import parse_type
 from mosaic.catalog.unity.surface import Surface, described, split
-from mosaic.errors import BadRequest
+from mosaic.errors import BadRequest, NotFound
 from mosaic.protocol import Principal
 
 _NOT_DELTA = ("INTERVAL", "CHAR", "TABLE_TYPE", "USER_DEFINED_TYPE")
 """Types that a function may have and a table may not; their text is taken as it is."""
-_LONGEST_TYPE = 64 * 1024
 _MOST_PARAMETERS = 1000
 
 
 class Parameter(Asked):
     name: str
-    type_text: str = Field(min_length=1, max_length=_LONGEST_TYPE)
-    type_json: str | None = Field(default=None, max_length=_LONGEST_TYPE)
+    type_text: str = Field(min_length=1, max_length=LONGEST_TYPE)
+    type_json: str | None = Field(default=None, max_length=LONGEST_TYPE)
     type_name: str
     type_precision: int | None = None
     type_scale: int | None = None
@@ -42,6 +42,12 @@ class Parameter(Asked):
 
 class Parameters(Asked):
     parameters: list[Parameter] = Field(default_factory=list, max_length=_MOST_PARAMETERS)
+
+    @field_validator("parameters")
+    @classmethod
+    def _types_can_be_read(cls, parameters: list[Parameter]) -> list[Parameter]:
+        shapes.check_types_length(parameters)
+        return parameters
 
 
 class OnTable(Asked):
@@ -69,7 +75,7 @@ class Function(Asked):
     schema_name: str
     input_params: Parameters
     data_type: str
-    full_data_type: str = Field(min_length=1, max_length=_LONGEST_TYPE)
+    full_data_type: str = Field(min_length=1, max_length=LONGEST_TYPE)
     return_params: Parameters | None = None
     routine_body: Literal["SQL", "EXTERNAL"]
     routine_definition: str
@@ -175,12 +181,12 @@ class FunctionRoutes:
     def create(self, call: Call) -> FunctionInfo:
         asked = call.parse(CreateFunction).function_info
         name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.name}", "function")
-        self._authorize(call.principal, "CREATE_FUNCTION", "schema", name.rpartition(".")[0])
+        by = self._authorize(call.principal, "CREATE_FUNCTION", "schema", name.rpartition(".")[0])
         made = self._functions.create(
             name,
             spec=_spec(asked),
-            owner=call.principal.name,
-            by=call.principal,
+            owner=by.name,
+            by=by,
             comment=asked.comment or "",
             properties=_properties(asked.properties),
         )
@@ -191,26 +197,29 @@ class FunctionRoutes:
         self._authorize(call.principal, "USE_SCHEMA", "schema", schema)
         functions = self._seen(call.principal, "function", self._functions.list(schema))
         page, token = call.page(f"functions of {schema}", functions, lambda function: function.name)
-        return Functions(functions=[self._shown(call.principal, one) for one in page], next_page_token=token)
+        shown = []
+        for one in page:
+            with suppress(NotFound):  # dropped since the list was read
+                shown.append(self._shown(call.principal, one))
+        return Functions(functions=shown, next_page_token=token)
 
     def get(self, call: Call) -> FunctionInfo:
-        return self._shown(call.principal, self._functions.get(self._function(call, "BROWSE")))
+        return self._shown(call.principal, self._functions.get(self._function(call, "BROWSE")[0]))
 
     def update(self, call: Call) -> FunctionInfo:
-        name = self._function(call, "MANAGE")
+        name, by = self._function(call, "MANAGE")
         asked = call.parse(UpdateFunction, full_name=name, name=name)
-        return self._shown(call.principal, self._functions.update(name, **self._given(call, "function", name, asked)))
+        return self._shown(call.principal, self._functions.update(name, by=by, **self._given(call, asked)))
 
     def delete(self, call: Call) -> shapes.Nothing:
-        name = self._function(call, "MANAGE")
-        self._functions.delete(name, by=call.principal, expected_etag=call.expected_etag)
+        name, by = self._function(call, "MANAGE")
+        self._functions.delete(name, by=by, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
-    def _function(self, call: Call, privilege: str) -> str:
-        """The path's function, once the caller may do this with it."""
+    def _function(self, call: Call, privilege: str) -> tuple[str, Principal]:
+        """The path's function, once the caller may do this with it, and who does it."""
         name = names.parse_object(call.path["full_name"], "function")
-        self._authorize(call.principal, privilege, "function", name)
-        return name
+        return name, self._authorize(call.principal, privilege, "function", name)
 
     def _shown(self, principal: Principal, function: Securable) -> FunctionInfo:
         reads = any(
@@ -297,4 +306,6 @@ def _properties(text: str | None) -> dict[str, str]:
         raise BadRequest(
             f"properties {str(text)[:80]!r} must be a JSON object of texts, written as text", param="properties"
         )
+    if len(found) > shapes.MOST_PROPERTIES:
+        raise BadRequest(f"{len(found)} properties; up to {shapes.MOST_PROPERTIES} fit", param="properties")
     return found

@@ -16,6 +16,7 @@ from mosaic.catalog.unity.places import is_local, to_uri
 from mosaic.catalog.unity.surface import Surface, described, milliseconds, split
 from mosaic.errors import BadRequest
 from mosaic.ids import new_id
+from mosaic.protocol import Principal
 
 _SAID_BY_CLIENT = ("source", "run_id", "model_id", "run_tracking_server_id", "feature_deps")
 """What a client says about a version's origin; kept in its spec."""
@@ -53,10 +54,10 @@ class ModelRoutes:
     def create(self, call: Call) -> shapes.RegisteredModelInfo:
         asked = call.parse(shapes.CreateModel)
         name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.name}", "model")
-        self._authorize(call.principal, "CREATE_MODEL", "schema", name.rpartition(".")[0])
-        self._catalog.create_model(name, owner=call.principal.name, by=call.principal, comment=asked.comment or "")
-        self._tag(call, name, None, asked.tags)
-        return self._shown(self._catalog.get_model(name), self._tags(name))
+        by = self._authorize(call.principal, "CREATE_MODEL", "schema", name.rpartition(".")[0])
+        tags = _asked_tags(asked.tags)
+        made = self._catalog.create_model(name, owner=by.name, by=by, comment=asked.comment or "", tags=tags)
+        return self._shown(made, tags)
 
     def list(self, call: Call) -> shapes.RegisteredModels:
         """Of a schema, or of all: MLflow asks without naming one."""
@@ -72,39 +73,38 @@ class ModelRoutes:
         )
 
     def get(self, call: Call) -> shapes.RegisteredModelInfo:
-        name = self._model(call, "BROWSE")
+        name, _ = self._model(call, "BROWSE")
         return self._shown(self._catalog.get_model(name), self._tags(name))
 
     def update(self, call: Call) -> shapes.RegisteredModelInfo:
-        name = self._model(call, "MANAGE")
+        name, by = self._model(call, "MANAGE")
         asked = call.parse(shapes.UpdateModel, full_name=name)
-        given = self._given(call, "model", name, asked)
-        return self._shown(self._catalog.registry.update_model(name, **given), self._tags(name))
+        given = self._given(call, asked)
+        return self._shown(self._catalog.registry.update_model(name, by=by, **given), self._tags(name))
 
     def delete(self, call: Call) -> shapes.Nothing:
         """Also with versions, when `force` says so; the protocol refuses a model that still has some."""
-        name = self._model(call, "MANAGE")
-        self._catalog.registry.delete_model(
-            name, force=call.flag("force"), by=call.principal, expected_etag=call.expected_etag
-        )
+        name, by = self._model(call, "MANAGE")
+        self._catalog.registry.delete_model(name, force=call.flag("force"), by=by, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
     def create_version(self, call: Call) -> shapes.ModelVersionInfo:
         asked = call.parse(shapes.CreateModelVersion)
         name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.model_name}", "model")
-        self._authorize(call.principal, "CREATE_MODEL_VERSION", "model", name)
+        by = self._authorize(call.principal, "CREATE_MODEL_VERSION", "model", name)
+        tags = _asked_tags(asked.tags)
         version = self._catalog.registry.open_version(
             name,
             folder=self._storage.address("models", *name.split("."), new_id("upload")),
-            by=call.principal,
+            by=by,
             comment=asked.comment or "",
             spec={field: getattr(asked, field) for field in _SAID_BY_CLIENT},
+            tags=tags,
         )
-        self._tag(call, name, version.version, asked.tags)
         return self._version(version)
 
     def list_versions(self, call: Call) -> shapes.ModelVersions:
-        name = self._model(call, "BROWSE")
+        name, _ = self._model(call, "BROWSE")
         aliases = self._catalog.get_model(name).aliases
         versions = self._catalog.list_model_versions(name)
         page, token = call.page(f"versions of {name}", versions, lambda version: f"{version.version:010}")
@@ -113,27 +113,26 @@ class ModelRoutes:
         )
 
     def get_version(self, call: Call) -> shapes.ModelVersionInfo:
-        name = self._model(call, "BROWSE")
+        name, _ = self._model(call, "BROWSE")
         version = self._catalog.get_model_version(f"{name}/{_number(call, name)}")
         return self._version(version)
 
     def update_version(self, call: Call) -> shapes.ModelVersionInfo:
-        name = self._model(call, "MANAGE")
+        name, by = self._model(call, "MANAGE")
         number = _number(call, name)
         asked = call.parse(shapes.UpdateModelVersion, full_name=name, version=str(number))
-        registry, by = self._catalog.registry, call.principal.name
         if asked.comment is not None:
-            registry.update_version(name, number, by=by, comment=asked.comment)
+            self._catalog.registry.update_version(name, number, by=by, comment=asked.comment)
         return self.get_version(call)
 
     def delete_version(self, call: Call) -> shapes.Nothing:
-        name = self._model(call, "MANAGE")
-        self._catalog.registry.delete_version(name, _number(call, name), by=call.principal)
+        name, by = self._model(call, "MANAGE")
+        self._catalog.registry.delete_version(name, _number(call, name), by=by)
         return shapes.Nothing()
 
     def finalize_version(self, call: Call) -> shapes.ModelVersionInfo:
         """READY, with its signature, what of it runs code when loaded, and checksums where it is on this disk."""
-        name = self._model(call, "CREATE_MODEL_VERSION")
+        name, by = self._model(call, "CREATE_MODEL_VERSION")
         number = _number(call, name)
         call.parse(shapes.Finalize, full_name=name, version=str(number))
         version = self._catalog.get_model_version(f"{name}/{number}")
@@ -144,37 +143,29 @@ class ModelRoutes:
             # Objects in a store are not read back here: that could take longer than the client waits.
             here = _checksums(Path(version.source)) if is_local(version.source) else {}
             found = {"signature": looked.signature, "pickles": looked.pickles}
-            version = self._catalog.registry.finalize_version(
-                name, number, by=call.principal, checksums=here, spec=found
-            )
+            version = self._catalog.registry.finalize_version(name, number, by=by, checksums=here, spec=found)
         return self._version(version)
 
     def get_alias(self, call: Call) -> shapes.ModelVersionInfo:
-        name, alias = self._model(call, "BROWSE"), names.parse_alias(call.path["alias"])
+        (name, _), alias = self._model(call, "BROWSE"), names.parse_alias(call.path["alias"])
         version = self._catalog.get_model_version(f"{name}@{alias}")
         return self._version(version)
 
     def set_alias(self, call: Call) -> shapes.Alias:
-        name, alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
+        (name, by), alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
         asked = call.parse(shapes.SetAlias, full_name=name, alias=alias)
-        self._catalog.set_alias(name, alias, asked.version_num, principal=call.principal)
+        self._catalog.set_alias(name, alias, asked.version_num, principal=by)
         return shapes.Alias(alias_name=alias, version_num=asked.version_num)
 
     def delete_alias(self, call: Call) -> shapes.Nothing:
-        name, alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
-        self._catalog.delete_alias(name, alias, principal=call.principal)
+        (name, by), alias = self._model(call, "MANAGE"), names.parse_alias(call.path["alias"])
+        self._catalog.delete_alias(name, alias, principal=by)
         return shapes.Nothing()
 
-    def _model(self, call: Call, privilege: str) -> str:
-        """The path's model, once the caller may do this with it."""
+    def _model(self, call: Call, privilege: str) -> tuple[str, Principal]:
+        """The path's model, once the caller may do this with it, and who does it."""
         name = names.parse_object(call.path["full_name"], "model")
-        self._authorize(call.principal, privilege, "model", name)
-        return name
-
-    def _tag(self, call: Call, name: str, version: int | None, tags: Sequence[shapes.TagKeyValue]) -> None:
-        if tags:
-            asked = {tag.key: tag.value for tag in tags}
-            self._catalog.tags.set("model", name, asked, version=version, by=call.principal)
+        return name, self._authorize(call.principal, privilege, "model", name)
 
     def _tags(self, name: str, version: int | None = None) -> Mapping[str, str]:
         return self._catalog.tags.list("model", name, version=version)
@@ -221,6 +212,10 @@ def _version(
 
 def _aliases(aliases: Mapping[str, int]) -> list[shapes.Alias]:
     return [shapes.Alias(alias_name=alias, version_num=version) for alias, version in sorted(aliases.items())]
+
+
+def _asked_tags(tags: Sequence[shapes.TagKeyValue]) -> dict[str, str]:
+    return dict(sorted((tag.key, tag.value) for tag in tags))
 
 
 def _pairs(tags: Mapping[str, str] | None) -> list[shapes.TagKeyValue] | None:

@@ -60,12 +60,12 @@ class NamespaceRoutes:
     def create_catalog(self, call: Call) -> shapes.CatalogInfo:
         asked = call.parse(shapes.CreateCatalog)
         name = names.parse_catalog(asked.name)
-        self._authorize(call.principal, "CREATE_CATALOG", "metastore", "")
+        by = self._authorize(call.principal, "CREATE_CATALOG", "metastore", "")
         return _catalog(
             self._catalog.catalogs.create(
                 name,
                 owner=call.principal.name,
-                by=call.principal,
+                by=by,
                 comment=asked.comment or "",
                 properties=asked.properties,
             )
@@ -85,27 +85,24 @@ class NamespaceRoutes:
     def update_catalog(self, call: Call) -> shapes.CatalogInfo:
         name = names.parse_catalog(call.path["name"])
         asked = call.parse(shapes.UpdateNamespace, name=name)
-        self._authorize(call.principal, "MANAGE", "catalog", name)
-        given = self._given(call, "catalog", name, asked)
-        return _catalog(self._catalog.catalogs.update(name, **given))
+        by = self._authorize(call.principal, "MANAGE", "catalog", name)
+        return _catalog(self._catalog.catalogs.update(name, by=by, **self._given(call, asked)))
 
     def delete_catalog(self, call: Call) -> shapes.Nothing:
         name = names.parse_catalog(call.path["name"])
-        self._authorize(call.principal, "MANAGE", "catalog", name)
-        self._catalog.catalogs.delete(
-            name, force=call.flag("force"), by=call.principal, expected_etag=call.expected_etag
-        )
+        by = self._authorize(call.principal, "MANAGE", "catalog", name)
+        self._catalog.catalogs.delete(name, force=call.flag("force"), by=by, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
     def create_schema(self, call: Call) -> shapes.SchemaInfo:
         asked = call.parse(shapes.CreateSchema)
         name = names.parse_schema(f"{asked.catalog_name}.{asked.name}")
-        self._authorize(call.principal, "CREATE_SCHEMA", "catalog", name.partition(".")[0])
+        by = self._authorize(call.principal, "CREATE_SCHEMA", "catalog", name.partition(".")[0])
         return _schema(
             self._catalog.schemas.create(
                 name,
                 owner=call.principal.name,
-                by=call.principal,
+                by=by,
                 comment=asked.comment or "",
                 properties=asked.properties,
             )
@@ -126,16 +123,13 @@ class NamespaceRoutes:
     def update_schema(self, call: Call) -> shapes.SchemaInfo:
         name = names.parse_schema(call.path["full_name"])
         asked = call.parse(shapes.UpdateNamespace, full_name=name)
-        self._authorize(call.principal, "MANAGE", "schema", name)
-        given = self._given(call, "schema", name, asked)
-        return _schema(self._catalog.schemas.update(name, **given))
+        by = self._authorize(call.principal, "MANAGE", "schema", name)
+        return _schema(self._catalog.schemas.update(name, by=by, **self._given(call, asked)))
 
     def delete_schema(self, call: Call) -> shapes.Nothing:
         name = names.parse_schema(call.path["full_name"])
-        self._authorize(call.principal, "MANAGE", "schema", name)
-        self._catalog.schemas.delete(
-            name, force=call.flag("force"), by=call.principal, expected_etag=call.expected_etag
-        )
+        by = self._authorize(call.principal, "MANAGE", "schema", name)
+        self._catalog.schemas.delete(name, force=call.flag("force"), by=by, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
 

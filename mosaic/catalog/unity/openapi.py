@@ -39,7 +39,7 @@ _IF_MATCH = {
     "name": "If-Match",
     "in": "header",
     "required": False,
-    "description": "the ETag that it must have, in quotes; * for any",
+    "description": "the ETag that it must have, in quotes, or several with commas between of which one; * for any",
     "schema": {"type": "string"},
 }
 _LEVELS = {"catalogs": 1, "schemas": 2}

@@ -4,11 +4,26 @@ Fields of the protocol that this version cannot honour are not in the shapes of 
 that names them; in what is answered they are null.
 """
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from mosaic.protocol import Wire
+
+LONGEST_TYPE = 64 * 1024
+"""Characters of a type's text or JSON."""
+_LONGEST_TYPES = 1024 * 1024
+"""Characters of all types of a body: reading them takes a second for as many."""
+
+_MOST_GRANTS = 1000
+"""Of all changes of a body: writing as many takes about a second."""
+
+MOST_PROPERTIES = 1000
+Properties = Annotated[dict[str, str], Field(max_length=MOST_PROPERTIES)]
+"""No list and no map of a body is without an end: what is written is written under the catalog's one lock."""
+Options = Annotated[dict[str, str], Field(max_length=200)]
+Privileges = Annotated[tuple[str, ...], Field(max_length=50)]
 
 # What is asked
 
@@ -26,14 +41,14 @@ class Asked(Wire):
 class CreateCatalog(Asked):
     name: str
     comment: str | None = None
-    properties: dict[str, str] | None = None
+    properties: Properties | None = None
 
 
 class CreateSchema(Asked):
     name: str
     catalog_name: str
     comment: str | None = None
-    properties: dict[str, str] | None = None
+    properties: Properties | None = None
 
 
 class Update(Asked):
@@ -46,23 +61,31 @@ class Update(Asked):
 class UpdateNamespace(Update):
     """Of a catalog or a schema."""
 
-    properties: dict[str, str] | None = None
+    properties: Properties | None = None
 
 
 class PermissionsChange(Asked):
     principal: str
-    add: tuple[str, ...] = ()
-    remove: tuple[str, ...] = ()
+    add: Privileges = ()
+    remove: Privileges = ()
 
 
 class UpdatePermissions(Asked):
-    changes: tuple[PermissionsChange, ...] = Field(min_length=1)
+    changes: tuple[PermissionsChange, ...] = Field(min_length=1, max_length=200)
+
+    @field_validator("changes")
+    @classmethod
+    def _can_be_written(cls, changes: tuple[PermissionsChange, ...]) -> tuple[PermissionsChange, ...]:
+        asked = sum(len(one.add) + len(one.remove) for one in changes)
+        if asked > _MOST_GRANTS:
+            raise ValueError(f"{asked} privileges are added and removed; up to {_MOST_GRANTS} fit into one request")
+        return changes
 
 
 class AskedColumn(Asked):
     name: str = Field(min_length=1, max_length=255)
-    type_text: str | None = None
-    type_json: str | None = None
+    type_text: str | None = Field(default=None, max_length=LONGEST_TYPE)
+    type_json: str | None = Field(default=None, max_length=LONGEST_TYPE)
     type_name: str | None = None
     type_precision: int | None = None
     type_scale: int | None = None
@@ -71,6 +94,23 @@ class AskedColumn(Asked):
     comment: str | None = None
     nullable: bool | None = None
     partition_index: int | None = Field(default=None, ge=0)
+
+
+class Typed(Protocol):
+    """What says a type; a column, or a parameter of a function."""
+
+    @property
+    def type_text(self) -> str | None: ...
+
+    @property
+    def type_json(self) -> str | None: ...
+
+
+def check_types_length(typed: Iterable[Typed]) -> None:
+    """Raises ValueError, which is a 400 that names the field, if it would take long to read all types."""
+    length = sum(len(one.type_text or "") + len(one.type_json or "") for one in typed)
+    if length > _LONGEST_TYPES:
+        raise ValueError(f"the types have {length} characters; up to {_LONGEST_TYPES} are read")
 
 
 class CreateTable(Asked):
@@ -82,13 +122,19 @@ class CreateTable(Asked):
     columns: list[AskedColumn] = Field(default_factory=list, max_length=10_000)
     storage_location: str | None = None
     comment: str | None = None
-    properties: dict[str, str] | None = None
+    properties: Properties | None = None
+
+    @field_validator("columns")
+    @classmethod
+    def _types_can_be_read(cls, columns: list[AskedColumn]) -> list[AskedColumn]:
+        check_types_length(columns)
+        return columns
 
 
 class UpdateTable(Update):
     """Of a table; its columns are its data's to say."""
 
-    properties: dict[str, str] | None = None
+    properties: Properties | None = None
 
 
 class CreateVolume(Asked):

@@ -42,10 +42,20 @@ _SPELLINGS = {
     **dict.fromkeys(("null",), "void"),
 }
 _LISTS = ("array", "list", "large_list", "fixed_size_list", "list_view")
-_DECIMAL = re.compile(r"(?:decimal|decimal128|decimal256|dec|numeric)\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
-_TIMESTAMP = re.compile(r"timestamp\[(?:s|ms|us|ns)(, *tz=[^\]]+)?\]")
-_FIXED_BINARY = re.compile(r"fixed_size_binary\[[0-9]+\]")
-_WORD = re.compile(r"[a-z0-9_]+")
+_AS_WRITTEN = re.ASCII | re.IGNORECASE
+_DECIMAL = re.compile(
+    r"(?:decimal|decimal128|decimal256|dec|numeric)\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)", _AS_WRITTEN
+)
+_TIMESTAMP = re.compile(r"timestamp\[(?:s|ms|us|ns)(, *tz=[^\]]+)?\]", _AS_WRITTEN)
+_FIXED_BINARY = re.compile(r"fixed_size_binary\[[0-9]+\]", _AS_WRITTEN)
+_DATE = re.compile(r"date32\[day\]", _AS_WRITTEN)
+_WORD = re.compile(r"([a-z0-9_]+)\s*", _AS_WRITTEN)
+_SPACE = re.compile(r"\s*")
+_SIZE = re.compile(r"\[[0-9]+\]")
+_NOT_NULL = re.compile(r"\s*not null", _AS_WRITTEN)
+_MAP_DETAIL = re.compile(r"\s*\('[^']*', '[^']*'\)|, keys_sorted")
+_FIELD = re.compile(r"`([^`]+)`|([^:<>,`]+)")
+_ELEMENT_NAME = re.compile(r"(?:item|element|value|key): *")
 _DEEPEST = 50
 
 
@@ -74,9 +84,10 @@ class SparkType:
 
 def parse_type(text: str) -> SparkType:
     """A type from Arrow's text (`list<item: int64>`) or Spark's (`array<bigint>`); raises BadRequest."""
-    parsed, rest = _parse(text.strip(), 0)
-    if rest.strip():
-        raise BadRequest(f"type {text[:80]!r} is not understood from {rest.strip()[:40]!r} on", param="type_text")
+    text = text.strip()
+    parsed, end = _parse(text, 0, 0)
+    if rest := text[end:].lstrip():
+        raise BadRequest(f"type {text[:80]!r} is not understood from {rest[:40]!r} on", param="type_text")
     return SparkType(parsed)
 
 
@@ -97,78 +108,88 @@ def parse_json(text: str) -> tuple[SparkType, dict[str, Any]]:
     return SparkType(_checked(value, 0)), metadata
 
 
-def _parse(text: str, depth: int) -> tuple[Json, str]:
-    """One type from the start of a text, and what is left."""
+def _parse(text: str, at: int, depth: int) -> tuple[Json, int]:
+    """One type that begins at a position of a text, and where it ends.
+
+    Goes by positions and copies no rest, so that its time grows with the text's length alone.
+    """
     if depth > _DEEPEST:
         raise BadRequest(f"a type is nested deeper than {_DEEPEST} levels", param="type_text")
-    lowered = text.lower()
-    if found := _DECIMAL.match(lowered):
+    if found := _DECIMAL.match(text, at):
         if int(found[2]) > int(found[1]) or not 1 <= int(found[1]) <= 38:
             raise BadRequest(f"type {found[0]!r}: Delta has decimal(1,0) to decimal(38,38)", param="type_text")
-        return f"decimal({int(found[1])},{int(found[2])})", text[found.end() :]
-    if found := _TIMESTAMP.match(lowered):
-        return "timestamp" if found[1] else "timestamp_ntz", text[found.end() :]
-    if found := _FIXED_BINARY.match(lowered):
-        return "binary", text[found.end() :]
-    if lowered.startswith("date32[day]"):
-        return "date", text[len("date32[day]") :]
-    word = _WORD.match(lowered)
-    name, rest = (word[0], text[word.end() :].lstrip()) if word else ("", text)
-    if name in _LISTS and rest.startswith("<"):
-        element, nullable, rest = _element(rest[1:].lstrip(), depth)
-        rest = re.sub(r"^\[[0-9]+\]", "", _past(">", rest))
-        return {"type": "array", "elementType": element, "containsNull": nullable}, rest
-    if name == "map" and rest.startswith("<"):
-        key, rest = _parse(rest[1:].lstrip(), depth + 1)
-        value, nullable, rest = _element(_past(",", _not_null(rest)[1]).lstrip(), depth)
-        rest = re.sub(r"^\s*\('[^']*', '[^']*'\)|^, keys_sorted", "", rest)
-        return {"type": "map", "keyType": key, "valueType": value, "valueContainsNull": nullable}, _past(">", rest)
-    if name == "struct" and rest.startswith("<"):
-        return _struct(rest[1:], depth)
+        return f"decimal({int(found[1])},{int(found[2])})", found.end()
+    if found := _TIMESTAMP.match(text, at):
+        return "timestamp" if found[1] else "timestamp_ntz", found.end()
+    if found := _FIXED_BINARY.match(text, at):
+        return "binary", found.end()
+    if found := _DATE.match(text, at):
+        return "date", found.end()
+    word = _WORD.match(text, at)
+    name, end = (word[1].lower(), word.end()) if word else ("", at)
+    within = end + 1 if text.startswith("<", end) else None
+    if name in _LISTS and within is not None:
+        element, nullable, end = _element(text, _past_space(text, within), depth)
+        end = _past_any(_SIZE, text, _past(">", text, end))
+        return {"type": "array", "elementType": element, "containsNull": nullable}, end
+    if name == "map" and within is not None:
+        key, end = _parse(text, _past_space(text, within), depth + 1)
+        end = _past_space(text, _past(",", text, _past_any(_NOT_NULL, text, end)))
+        value, nullable, end = _element(text, end, depth)
+        end = _past(">", text, _past_any(_MAP_DETAIL, text, end))
+        return {"type": "map", "keyType": key, "valueType": value, "valueContainsNull": nullable}, end
+    if name == "struct" and within is not None:
+        return _struct(text, within, depth)
     if name in _SPELLINGS:
-        return _SPELLINGS[name], rest
-    raise BadRequest(f"type {text[:80]!r} is none of Delta's; there are {sorted(_PRIMITIVES)}", param="type_text")
+        return _SPELLINGS[name], end
+    shown = text[at : at + 80]
+    raise BadRequest(f"type {shown!r} is none of Delta's; there are {sorted(_PRIMITIVES)}", param="type_text")
 
 
-def _struct(rest: str, depth: int) -> tuple[Json, str]:
+def _struct(text: str, at: int, depth: int) -> tuple[Json, int]:
     fields: list[dict[str, Any]] = []
-    while not (rest := rest.lstrip()).startswith(">"):
+    while not text.startswith(">", at := _past_space(text, at)):
         if fields:
-            rest = _past(",", rest).lstrip()
-        found = re.match(r"`([^`]+)`|([^:<>,`]+)", rest)
+            at = _past_space(text, _past(",", text, at))
+        found = _FIELD.match(text, at)
         if found is None:
-            raise BadRequest(f"a struct's field has no name at {rest[:40]!r}", param="type_text")
-        element, nullable, rest = _element(_past(":", rest[found.end() :].lstrip()).lstrip(), depth)
+            raise BadRequest(f"a struct's field has no name at {text[at : at + 40]!r}", param="type_text")
+        at = _past_space(text, _past(":", text, found.end()))
+        element, nullable, at = _element(text, at, depth)
         name = (found[1] or found[2]).strip()
         fields.append({"name": name, "type": element, "nullable": nullable, "metadata": {}})
-    return {"type": "struct", "fields": fields}, rest[1:]
+    return {"type": "struct", "fields": fields}, at + 1
 
 
-def _element(text: str, depth: int) -> tuple[Json, bool, str]:
+def _element(text: str, at: int, depth: int) -> tuple[Json, bool, int]:
     """A type within another; Arrow names it (`item: int64 not null`), Spark does not."""
-    text = re.sub(r"^(item|element|value|key): *", "", text)
-    parsed, rest = _parse(text, depth + 1)
-    required, rest = _not_null(rest)
-    return parsed, not required, rest
+    parsed, end = _parse(text, _past_any(_ELEMENT_NAME, text, at), depth + 1)
+    required = _NOT_NULL.match(text, end)
+    return parsed, required is None, required.end() if required else end
 
 
-def _not_null(rest: str) -> tuple[bool, str]:
-    found = re.match(r"\s*not null", rest, re.IGNORECASE)
-    return (True, rest[found.end() :]) if found else (False, rest)
+def _past(mark: str, text: str, at: int) -> int:
+    at = _past_space(text, at)
+    if not text.startswith(mark, at):
+        raise BadRequest(f"a type lacks {mark!r} at {text[at : at + 40]!r}", param="type_text")
+    return at + len(mark)
 
 
-def _past(mark: str, rest: str) -> str:
-    rest = rest.lstrip()
-    if not rest.startswith(mark):
-        raise BadRequest(f"a type lacks {mark!r} at {rest[:40]!r}", param="type_text")
-    return rest[1:]
+def _past_any(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Behind what may be there."""
+    found = pattern.match(text, at)
+    return found.end() if found else at
+
+
+def _past_space(text: str, at: int) -> int:
+    return _past_any(_SPACE, text, at)
 
 
 def _checked(value: object, depth: int) -> Json:
     """A type in Spark's JSON as it should be."""
     if isinstance(value, str):
-        parsed, rest = _parse(value, depth)
-        if not rest and isinstance(parsed, str):
+        parsed, end = _parse(value, 0, depth)
+        if end == len(value) and isinstance(parsed, str):
             return parsed
     if isinstance(value, dict) and depth < _DEEPEST:
         kind = value.get("type")

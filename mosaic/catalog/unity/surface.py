@@ -26,17 +26,9 @@ class Surface:
     """Where managed tables and models live."""
     authorize: Authorize
 
-    def given(self, call: Call, kind: str, name: str, asked: Update) -> dict[str, Any]:
-        """What of a securable is to be changed, by whom, and which etag it must have.
-
-        Its owner, if there is to be another, is changed here and audited.
-        """
-        given, by, expected = asked.given(), call.principal, call.expected_etag
-        owner = given.pop("owner", None)
-        if owner is not None:
-            left = self.catalog.grants.set_owner(kind, name, owner, by=by, expected_etag=expected)
-            expected = None if expected is None else left
-        return {**given, "by": by, "expected_etag": expected}
+    def given(self, call: Call, asked: Update) -> dict[str, Any]:
+        """What of a securable is to be changed, and which etag it must have."""
+        return {**asked.given(), "expected_etag": call.expected_etag}
 
     def seen(self, principal: Principal, kind: str, records: Sequence[Named]) -> list[Named]:
         """Those of the records that the principal may know of."""

@@ -32,7 +32,7 @@ class TableRoutes:
 
     def __init__(self, surface: Surface) -> None:
         self._catalog, self._authorize = surface.catalog, surface.authorize
-        self._locations = Locations(surface.catalog, surface.storage)
+        self._locations = Locations(surface.catalog, surface.storage, surface.authorize)
         self._seen, self._given = surface.seen, surface.given
 
     def routes(self, base: str) -> list[Route]:
@@ -49,14 +49,14 @@ class TableRoutes:
     def create(self, call: Call) -> shapes.TableInfo:
         asked = call.parse(shapes.CreateTable)
         name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.name}", "table")
-        self._authorize(call.principal, "CREATE_TABLE", "schema", name.rpartition(".")[0])
+        by = self._authorize(call.principal, "CREATE_TABLE", "schema", name.rpartition(".")[0])
         table = self._catalog.create_table(
             name,
-            self._locations.choose("table", name, asked.table_type, asked.storage_location),
+            self._locations.choose("table", name, asked.table_type, asked.storage_location, by=call.principal),
             columns=[_kept_column(column, position) for position, column in enumerate(_in_order(asked.columns))],
             primary_key=None,
-            owner=call.principal.name,
-            by=call.principal,
+            owner=by.name,
+            by=by,
             comment=asked.comment or "",
             properties=asked.properties,
         )
@@ -103,14 +103,14 @@ class TableRoutes:
 
     def update(self, call: Call) -> shapes.TableInfo:
         name = names.parse_object(call.path["full_name"], "table")
-        self._authorize(call.principal, "MANAGE", "table", name)
+        by = self._authorize(call.principal, "MANAGE", "table", name)
         asked = call.parse(shapes.UpdateTable, full_name=name)
-        return self._shown(self._catalog.update_table(name, **self._given(call, "table", name, asked)))
+        return self._shown(self._catalog.update_table(name, by=by, **self._given(call, asked)))
 
     def delete(self, call: Call) -> shapes.Nothing:
         name = names.parse_object(call.path["full_name"], "table")
-        self._authorize(call.principal, "MANAGE", "table", name)
-        self._catalog.delete_table(name, by=call.principal, expected_etag=call.expected_etag)
+        by = self._authorize(call.principal, "MANAGE", "table", name)
+        self._catalog.delete_table(name, by=by, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
     def _shown(self, table: Table) -> shapes.TableInfo:

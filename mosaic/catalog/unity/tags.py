@@ -12,7 +12,8 @@ from mosaic.catalog.unity import shapes
 from mosaic.catalog.unity.call import PAGE, Call, Query, route
 from mosaic.catalog.unity.shapes import Answer, Asked, TagKeyValue
 from mosaic.catalog.unity.surface import Surface
-from mosaic.errors import AlreadyExists, BadRequest, Unimplemented, not_found
+from mosaic.errors import BadRequest, Unimplemented, not_found
+from mosaic.protocol import Principal
 
 _KINDS = {
     **{f"{kind}s": kind for kind in ("catalog", "schema", "table", "volume", "function", "model", "connection")},
@@ -91,64 +92,62 @@ class TagRoutes:
     def assign(self, call: Call) -> TagAssignment:
         asked = call.parse(AssignTag)
         kind, name = _entity(asked.entity_type, asked.entity_name)
-        self._authorize(call.principal, "APPLY_TAG", kind, name)
-        if asked.tag_key in self._tags.list(kind, name):
-            raise AlreadyExists(f"{kind} {name!r} has the tag {asked.tag_key!r}; change it instead", param="tag_key")
-        self._tags.set(kind, name, {asked.tag_key: asked.tag_value}, by=call.principal)
+        by = self._authorize(call.principal, "APPLY_TAG", kind, name)
+        self._tags.change(kind, name, add={asked.tag_key: asked.tag_value}, new=True, by=by)
         return TagAssignment(**{**asked.model_dump(), "entity_name": name})
 
     def list(self, call: Call) -> TagAssignments:
-        kind, name = self._entity(call, "BROWSE")
+        kind, name, _ = self._entity(call, "BROWSE")
         tags = sorted(self._tags.list(kind, name).items())
         page, token = call.page(f"tags of {kind} {name}", tags, lambda tag: tag[0])
         assigned = [_assigned(call, name, key, value) for key, value in page]
         return TagAssignments(tag_assignments=assigned, next_page_token=token)
 
     def get(self, call: Call) -> TagAssignment:
-        kind, name = self._entity(call, "BROWSE")
+        kind, name, _ = self._entity(call, "BROWSE")
         return _assigned(call, name, call.path["tag_key"], self._value(call, kind, name))
 
     def update(self, call: Call) -> TagAssignment:
-        kind, name = self._entity(call, "APPLY_TAG")
+        kind, name, by = self._entity(call, "APPLY_TAG")
         key, mask = call.path["tag_key"], call.asked("update_mask")
         asked = call.parse(UpdateTag, entity_type=call.path["entity_type"], entity_name=name, tag_key=key)
         if mask not in ("tag_value", "*"):
             raise BadRequest(f"update_mask {mask[:80]!r} must be tag_value or *", param="update_mask")
         self._value(call, kind, name)
-        self._tags.set(kind, name, {key: asked.tag_value}, by=call.principal)
+        self._tags.set(kind, name, {key: asked.tag_value}, by=by)
         return _assigned(call, name, key, asked.tag_value)
 
     def delete(self, call: Call) -> shapes.Nothing:
-        kind, name = self._entity(call, "APPLY_TAG")
-        self._tags.remove(kind, name, [call.path["tag_key"]], by=call.principal)
+        kind, name, by = self._entity(call, "APPLY_TAG")
+        self._tags.remove(kind, name, [call.path["tag_key"]], by=by)
         return shapes.Nothing()
 
     def _change(self, call: Call, kind: str, name: str, version: int | None) -> None:
-        self._authorize(call.principal, "APPLY_TAG", kind, name)
+        by = self._authorize(call.principal, "APPLY_TAG", kind, name)
         changes = call.parse(UpdateTags).changes
         added = {one.key: one.value for one in changes.add_tags}
         both = sorted(set(added) & set(changes.remove))
         if both or not (added or changes.remove):
             wrong = f"tags {both} are to be both added and removed" if both else "no tag to add or remove"
             raise BadRequest(f"{wrong} on {kind} {name!r}", param="changes")
-        if changes.remove:  # before: it is what a missing tag fails
-            self._tags.remove(kind, name, changes.remove, version=version, by=call.principal)
-        if added:
-            self._tags.set(kind, name, added, version=version, by=call.principal)
+        self._tags.change(kind, name, add=added, remove=changes.remove, version=version, by=by)
 
     def _securable(self, call: Call) -> tuple[str, str]:
-        """MLflow calls a registered model a FUNCTION, as Databricks does inside."""
+        """MLflow calls a registered model a FUNCTION, as Databricks does inside.
+
+        What is a function by that name is what is meant; but functions have no versions.
+        """
         asked, name = call.path["securable_type"].lower(), call.path["full_name"]
         kind, name = _entity(asked, name)
-        if kind == "function" and self._catalog.find_model(name) is not None:
+        is_function = "subentity_name" not in call.path and self._catalog.functions.find(name) is not None
+        if kind == "function" and not is_function and self._catalog.find_model(name) is not None:
             kind = "model"
         return kind, name
 
-    def _entity(self, call: Call, privilege: str) -> tuple[str, str]:
-        """The path's securable, once the caller may do this with it."""
+    def _entity(self, call: Call, privilege: str) -> tuple[str, str, Principal]:
+        """The path's securable, once the caller may do this with it, and who does it."""
         kind, name = _entity(call.path["entity_type"], call.path["entity_name"])
-        self._authorize(call.principal, privilege, kind, name)
-        return kind, name
+        return kind, name, self._authorize(call.principal, privilege, kind, name)
 
     def _value(self, call: Call, kind: str, name: str) -> str:
         key, there = call.path["tag_key"], self._tags.list(kind, name)

@@ -9,6 +9,7 @@ from mosaic.catalog.unity.call import IN_SCHEMA, PAGE, Call, route
 from mosaic.catalog.unity.locations import Locations
 from mosaic.catalog.unity.places import to_uri
 from mosaic.catalog.unity.surface import Surface, described, split
+from mosaic.protocol import Principal
 
 
 class VolumeRoutes:
@@ -16,7 +17,7 @@ class VolumeRoutes:
 
     def __init__(self, surface: Surface) -> None:
         self._volumes, self._authorize = surface.catalog.volumes, surface.authorize
-        self._locations = Locations(surface.catalog, surface.storage)
+        self._locations = Locations(surface.catalog, surface.storage, surface.authorize)
         self._seen, self._given = surface.seen, surface.given
 
     def routes(self, base: str) -> list[Route]:
@@ -32,13 +33,13 @@ class VolumeRoutes:
     def create(self, call: Call) -> shapes.VolumeInfo:
         asked = call.parse(shapes.CreateVolume)
         name = names.parse_object(f"{asked.catalog_name}.{asked.schema_name}.{asked.name}", "volume")
-        self._authorize(call.principal, "CREATE_VOLUME", "schema", name.rpartition(".")[0])
-        where = self._locations.choose("volume", name, asked.volume_type, asked.storage_location)
+        by = self._authorize(call.principal, "CREATE_VOLUME", "schema", name.rpartition(".")[0])
+        where = self._locations.choose("volume", name, asked.volume_type, asked.storage_location, by=call.principal)
         made = self._volumes.create(
             name,
             spec={"volume_type": asked.volume_type, "location": where},
-            owner=call.principal.name,
-            by=call.principal,
+            owner=by.name,
+            by=by,
             comment=asked.comment or "",
         )
         return _shown(made)
@@ -51,24 +52,23 @@ class VolumeRoutes:
         return shapes.Volumes(volumes=[_shown(volume) for volume in page], next_page_token=token)
 
     def get(self, call: Call) -> shapes.VolumeInfo:
-        return _shown(self._volumes.get(self._volume(call, "BROWSE")))
+        return _shown(self._volumes.get(self._volume(call, "BROWSE")[0]))
 
     def update(self, call: Call) -> shapes.VolumeInfo:
-        name = self._volume(call, "MANAGE")
+        name, by = self._volume(call, "MANAGE")
         asked = call.parse(shapes.UpdateVolume, full_name=name, name=name)
-        return _shown(self._volumes.update(name, **self._given(call, "volume", name, asked)))
+        return _shown(self._volumes.update(name, by=by, **self._given(call, asked)))
 
     def delete(self, call: Call) -> shapes.Nothing:
         """A managed one's files go after the retention; those of an external one stay."""
-        name = self._volume(call, "MANAGE")
-        self._volumes.delete(name, by=call.principal, expected_etag=call.expected_etag)
+        name, by = self._volume(call, "MANAGE")
+        self._volumes.delete(name, by=by, expected_etag=call.expected_etag)
         return shapes.Nothing()
 
-    def _volume(self, call: Call, privilege: str) -> str:
-        """The path's volume, once the caller may do this with it."""
+    def _volume(self, call: Call, privilege: str) -> tuple[str, Principal]:
+        """The path's volume, once the caller may do this with it, and who does it."""
         name = names.parse_object(call.path["full_name"], "volume")
-        self._authorize(call.principal, privilege, "volume", name)
-        return name
+        return name, self._authorize(call.principal, privilege, "volume", name)
 
 
 def _shown(volume: Securable) -> shapes.VolumeInfo:

@@ -1,0 +1,42 @@
+"""Models and prompts by their versions' names, and what a refusal advises can be done."""
+
+from tests.cli.conftest import Mosaic
+
+
+def test_a_model_by_alias_and_by_number(shared: Mosaic) -> None:
+    version = shared.catalog.get_model_version("main.docs.bot/2").model_dump(mode="json")
+    assert shared.json("model", "get", "main.docs.bot@champion") == {**version, "tags": {}}
+    assert shared.json("model", "get", "Main.Docs.Bot/2") == {**version, "tags": {}}
+    for kind, name in (("model", "main.docs.bot"), ("prompt", "main.docs.greeting")):
+        ended = shared.run(kind, "get", f"{name}@2")
+        told = f"mosaic: '{name}@2' has a number for an alias, which is none; version 2 is {name}/2\n"
+        assert (ended.code, ended.err) == (1, told)
+    ended = shared.run("model", "get", "main.docs.bot@live")
+    assert ended.code == 1 and "champion" in ended.err
+
+
+def test_a_model_is_made_and_its_versions_deleted_one_by_one(mosaic: Mosaic) -> None:
+    assert mosaic.ok("model", "create", "main.docs.new", "--comment", "To come") == "model main.docs.new is made\n"
+    assert mosaic.catalog.get_model("main.docs.new").comment == "To come"
+    refused = mosaic.run("model", "delete", "main.docs.bot")
+    told = "model 'main.docs.bot' has the versions [1, 2]; delete them first, or use force (`--force`)"
+    assert (refused.code, refused.err) == (1, f"mosaic: {told}\n")
+    for number in ("1", "2"):
+        mosaic.ok("model", "delete-version", "main.docs.bot", number)
+    mosaic.ok("model", "delete", "main.docs.bot")
+    for kind, name in (("schema", "main.docs"), ("catalog", "main")):
+        refused = mosaic.run(kind, "delete", name)
+        assert refused.code == 1 and refused.err.endswith("delete them first, or use force (`--force`)\n")
+
+
+def test_a_prompt_is_found_by_its_comment_which_can_change(mosaic: Mosaic) -> None:
+    mosaic.ok("prompt", "register", "main.docs.ode", "--template", "-", "--comment", "A poem", stdin="O {{it}}")
+    assert [one["name"] for one in mosaic.json("search", "poem")] == ["main.docs.ode"]
+    mosaic.ok("prompt", "register", "main.docs.ode", "--template", "-", "--comment", "Shorter", stdin="{{it}}")
+    assert [one["comment"] for one in mosaic.json("prompt", "list") if one["name"] == "main.docs.ode"] == ["A poem"]
+    mosaic.ok("prompt", "update", "main.docs.ode", "--comment", "An ode", "--owner", "bob")
+    (ode,) = [one for one in mosaic.json("prompt", "list") if one["name"] == "main.docs.ode"]
+    assert (ode["comment"], ode["owner"]) == ("An ode", "bob")
+    assert mosaic.json("prompt", "get", "main.docs.ode")["comment"] == "Shorter"
+    refused = mosaic.run("prompt", "update", "main.docs.ode", "--comment", "x", "--etag", "gone")
+    assert refused.code == 1
