@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import click
 
@@ -44,7 +45,7 @@ def create(
         expires_at = None if lasts is None else datetime.now(UTC) + lasts
     except OverflowError:
         raise BadRequest(f"--expires-in {lasts} ends after the year 9999; leave it out for ever") from None
-    kind = "service" if service else "user"
+    kind: Literal["user", "service"] = "service" if service else "user"
     is_new = principal not in (one.name for one in catalog.principals.list())
     record, secret = catalog.create_token(
         principal,

@@ -91,7 +91,7 @@ class Access:
         """As `to_read`, to look at the table and not at its rows: no run has read anything."""
         if version is not None and not 0 <= version <= _LAST_VERSION:
             raise NotFound(
-                f"table {name!r} has no version {version}; versions are 0 to {_LAST_VERSION}",
+                f"table {name!r} has no version {version}; versions start at 0 and end at {_LAST_VERSION}",
                 param="version",
                 code="table_version_not_found",
             )

@@ -191,7 +191,8 @@ class Sql:
         named = [table for table in tables if table.name not in SYSTEM_TABLES]
         for table in named:
             if table.name.startswith(INFORMATION_SCHEMA):  # everybody may know of these
-                raise not_found("table", table.name, (one for one in SYSTEM_TABLES if one.startswith(INFORMATION_SCHEMA)))
+                there = [one for one in SYSTEM_TABLES if one.startswith(INFORMATION_SCHEMA)]
+                raise not_found("table", table.name, there)
             self._catalog.grants.check(asked.principal, "SELECT", "table", table.name, action="readTable")
         acting = self._tables.acting(asked.principal)
         return {table: acting.open(table.name, table.version) for table in named}

@@ -134,6 +134,13 @@ class _Writer:
                 f"a DELETE's condition compares columns of one type with constants of it, not {shown}",
                 param="statement",
             )
+        if terms[0].kind is not None and terms[0] in terms[1:]:
+            # deltalake 1.6 finds NULL for `NOT (n = n)` as it reads, and not as it deletes.
+            raise BadRequest(
+                f"a DELETE's condition compares no column with itself, as here {terms[0].sql[:80]}; write IS NULL or "
+                "IS NOT NULL",
+                param="statement",
+            )
         return [_compared(term, kind) for term in terms]
 
     def _column(self, names: list[str]) -> _Term:

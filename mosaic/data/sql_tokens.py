@@ -7,6 +7,9 @@ import duckdb
 
 from mosaic.errors import BadRequest
 
+MAX_TOKENS = 50_000
+"""They are read in Python, in the process that serves."""
+
 
 class Token(NamedTuple):
     start: int
@@ -30,9 +33,13 @@ class Token(NamedTuple):
 
 
 def tokenize(text: str) -> list[Token]:
-    """The engine's tokens, without comments."""
+    """The engine's tokens, without comments; raises BadRequest for more than MAX_TOKENS."""
     raw = text.encode()
     found = duckdb.tokenize(text)
+    if len(found) > MAX_TOKENS:
+        raise BadRequest(
+            f"the statement has {len(found):,} words and signs; there may be {MAX_TOKENS:,}", param="statement"
+        )
     ends = [*(start for start, _ in found[1:]), len(raw)]
     tokens = []
     for (start, kind), end in zip(found, ends, strict=False):
@@ -92,7 +99,8 @@ def rewritten(text: str, parameters: Collection[str]) -> str:
         number = _version_after(token, after)
         if number is not None:
             quoted = unquoted(token.text).replace('"', '""')
-            changes.append((token.start, number.end, f'"{quoted}@{int(number.text)}"'))
+            version = number.text.lstrip("0")[:20] or "0"  # 20 digits are too many, whatever follows
+            changes.append((token.start, number.end, f'"{quoted}@{version}"'))
         elif token.text == ":" and nested == 0 and after and after[0] == (token.end, after[0].text, True):
             changes += [(token.start, token.end, "$")] if after[0].text in parameters else []
     for start, end, new in reversed(changes):
@@ -114,4 +122,4 @@ def _version_after(name: Token, after: Sequence[Token]) -> Token | None:
 
 
 def _is_number(token: Token) -> bool:
-    return token.text.isascii() and token.text.isdecimal() and len(token.text) < 20
+    return token.text.isascii() and token.text.isdecimal()

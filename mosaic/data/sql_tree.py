@@ -45,7 +45,6 @@ _CALLER = ("current_user", "session_user")
 
 
 MAX_STATEMENT_BYTES = 256 * 1024
-MAX_TOKENS = 50_000
 MAX_DEPTH = 200
 """Of brackets: the parser takes a time that grows with the square of those that are open."""
 MAX_NAME_PARTS = 32
@@ -187,7 +186,7 @@ class _Walk:
             raise BadRequest(f"{kind} may not stand in a query", param="statement")
         self._reads_all |= kind in ("STAR", "PIVOT", "SHOW_REF", "POSITIONAL_REFERENCE")
         self._reads_all |= node.get("ref_type") == "NATURAL"
-        if kind == "COLUMN_REF" and len(node["column_names"]) == 1:
+        if node.get("class") == "COLUMN_REF" and len(node["column_names"]) == 1:  # not if it was `current_user`
             self._alone.add(node["column_names"][0].lower())
         self.columns.update(name.lower() for name in (node.get("column_names") or node.get("using_columns") or ()))
         if kind == "TABLE_FUNCTION" and node["function"]["function_name"].lower() not in TABLE_FUNCTIONS:
@@ -248,9 +247,10 @@ def _check_size(text: str) -> None:
         operations += token.word in _SET_OPERATIONS
         deepest, longest = max(deepest, depth), max(longest, parts)
     if deepest > MAX_DEPTH:
-        raise BadRequest(f"the statement is nested too deep: {deepest} brackets, not {MAX_DEPTH}", param="statement")
+        raise BadRequest(
+            f"the statement is nested too deep: a depth of {deepest:,} brackets, not {MAX_DEPTH}", param="statement"
+        )
     for count, most, what in (
-        (len(tokens), MAX_TOKENS, "words and signs"),
         (longest + 1, MAX_NAME_PARTS, "parts in a name"),
         (operations, MAX_SET_OPERATIONS, "UNION, INTERSECT and EXCEPT"),
     ):

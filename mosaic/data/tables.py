@@ -277,7 +277,10 @@ class Tables:
         return vacuum(self._access, name, keep_needed=keep_needed, **how)
 
     def optimize(self, name: str) -> int:
-        """Put small files together in one commit that changes no row; returns the version."""
+        """Put small files together in one commit that changes no row; returns the version.
+
+        Not from two processes at the same time: deltalake 1.6 would leave every row there twice.
+        """
         return optimize(self._access, name)
 
     def _reserve(self, name: str, **described: Any) -> Table:

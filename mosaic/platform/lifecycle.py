@@ -48,7 +48,7 @@ from mosaic.protocol import Principal
 from mosaic.runtime import Cluster, connect, require_free_ports, start_head, stop_head
 from mosaic.runtime.cluster import find_head
 from mosaic.runtime.haproxy import serve_environment
-from mosaic.runtime.home import hold, read_record, remove_record, write_record
+from mosaic.runtime.home import already_running, hold, read_record, remove_record, write_record
 from mosaic.serving import EngineSettings, engine_app_name, start_engine
 from mosaic.serving.endpoint import EndpointSettings, answering
 from mosaic.storage.layout import check_format
@@ -217,10 +217,7 @@ def up(settings: PlatformSettings, on_progress: Callable[[str], None] = lambda l
     with hold(home, "up"):
         record = read_record(home)
         if record is not None and is_running(home, record):
-            raise Conflict(
-                f"a platform already runs from {home} at {record['base_url']}; `mosaic down` stops it",
-                code="already_running",
-            )
+            raise already_running(home, record)
         if record is not None:
             on_progress(f"the platform that ran from {home} ended without `mosaic down`; cleaning up after it")
             _clean_up(home, record)

@@ -118,7 +118,7 @@ def test_models_versions_and_aliases(catalog: Catalog, clock: FixedClock) -> Non
     assert catalog.get_model("main.ml.bot").aliases == {"champion": 2}
     clock.now += timedelta(hours=1)
     catalog.delete_alias("main.ml.bot", "champion", principal="bob")
-    with pytest.raises(NotFound, match=r"no model alias 'main\.ml\.bot@champion'; there is no model alias yet"):
+    with pytest.raises(NotFound, match=r"no model alias 'main\.ml\.bot@champion'; there is none that you may see"):
         catalog.get_model_version("main.ml.bot@champion")
     history = [(event.version, event.principal, event.at.hour) for event in catalog.alias_history("main.ml.bot")]
     assert history == [(1, "ann", 10), (2, "bob", 11), (None, "bob", 12)]
@@ -159,7 +159,7 @@ def test_wrong_models(catalog: Catalog) -> None:
         catalog.create_model_version("main.ml.bot", source="/m", kind="full", checksums={"a": "b"})
     with pytest.raises(BadRequest, match=r"spec cannot be kept as JSON: Out of range float values"):
         catalog.create_model_version("main.ml.bot", source="/m", kind="full", spec={"loss": float("nan")})
-    with pytest.raises(NotFound, match="no run 'run_1'; there is no run yet"):
+    with pytest.raises(NotFound, match="no run 'run_1'; there is none that you may see"):
         catalog.create_model_version("main.ml.bot", source="/m", kind="full", run_id="run_1")
     with pytest.raises(AlreadyExists, match=r"model 'main\.ml\.bot' already exists"):
         catalog.create_model("main.ml.bot", owner="ann")

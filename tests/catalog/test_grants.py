@@ -125,7 +125,7 @@ def test_browse_shows_that_it_is_there_and_no_more(catalog: Catalog) -> None:
     assert grants.visible("eve", "table", "main.docs") == []
     assert grants.visible(Principal(name="eve", is_admin=True), "table", "main.docs") == ["main.docs.entries"]
     # Names that one may not know are not told in errors.
-    with pytest.raises(NotFound, match=r"no table 'main\.docs\.x'; there is no table yet"):
+    with pytest.raises(NotFound, match=r"no table 'main\.docs\.x'; there is none that you may see"):
         grants.is_allowed("eve", "SELECT", "table", "main.docs.x")
     with pytest.raises(NotFound, match=r"no table 'main\.docs\.x'; there are \['main\.docs\.entries'\]"):
         grants.is_allowed("bob", "SELECT", "table", "main.docs.x")

@@ -7,13 +7,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import httpx
 import psutil
+import pyarrow as pa
 import pytest
+from moto.server import ThreadedMotoServer
 
+from mosaic.catalog import Catalog
+from mosaic.data import Tables
 from mosaic.data.sql import Sql, SqlSettings
 from mosaic.errors import BadRequest, RateLimited, Unavailable
 from mosaic.protocol import Principal
+from mosaic.storage import Storage
 from tests.data.sql_lake import ADMIN, BOB, EVE, Lake, lake_in
 
 ENDLESS = "SELECT count(*) FROM range(1000000000000) a WHERE a.range % 7 = 3"
@@ -115,6 +122,40 @@ def test_children_are_used_again_and_are_no_more_than_may_run(lake: Lake) -> Non
         assert sql.query("SELECT 1 AS one", principal=ADMIN).rows.to_pylist() == [{"one": 1}]
     del sql
     assert until(lambda: workers() <= before), "children outlive the engine"
+
+
+def test_a_child_reads_from_an_object_store(tmp_path: Path) -> None:
+    """What reads the files, and the store's options with it, travels to the child."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    try:
+        host, port = moto.get_host_and_port()
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+        options = {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true"}
+        storage = Storage("s3://lake/root", options)
+        httpx.put(f"http://{host}:{port}/lake").raise_for_status()
+        catalog = Catalog.open(f"sqlite:///{tmp_path / 'catalog.db'}")
+        tables = Tables(storage, catalog)
+        catalog.ensure_schema("main.docs")
+        rows = pa.table({"id": [1, 2, 3], "part": ["a", "a", "b"]})
+        tables.create("main.docs.t", rows.schema, primary_key="id", owner="admin")
+        tables.append("main.docs.t", rows)
+        found = Sql(storage, tables, catalog).query(
+            "SELECT sum(id) AS s FROM main.docs.t WHERE id > 1", principal=ADMIN
+        )
+        assert found.rows.to_pylist() == [{"s": 5}]
+        catalog.close()
+    finally:
+        moto.stop()
+
+
+def test_a_large_file_is_read_within_the_memory_of_a_statement(lake: Lake) -> None:
+    """Arrow reads far ahead by itself: four files, and sixteen batches of each."""
+    text = [f"{number * 7919 % 1_000_003:0500d}" for number in range(150_000)]
+    lake.make("main.docs.wide", pa.table({"id": range(150_000), "text": text}))
+    for _ in range(7):
+        lake.tables.append("main.docs.wide", pa.table({"id": range(150_000), "text": text}))
+    assert lake.value("SELECT max(text) FROM main.docs.wide") == max(text)
 
 
 _PARENT = """

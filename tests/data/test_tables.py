@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -320,7 +321,7 @@ def test_an_overwrite_that_was_overtaken_while_ray_wrote_is_a_conflict(
     catalog, root, schema = f"sqlite:///{tmp_path / 'catalog.db'}", str(tmp_path / "root"), SCHEMA
 
     def overtake(batch: pa.Table) -> pa.Table:
-        with Catalog.open(catalog) as opened:
+        with closing(Catalog.open(catalog)) as opened:
             Tables(Storage(root), opened).append(NAME, pa.table({"word": ["new"], "length": [3]}, schema=schema))
         return batch
 

@@ -88,7 +88,7 @@ def test_made_asked_followed_and_deleted(
     indexes.delete(INDEX)
     assert storage.list(storage.address("indexes", INDEX)) == []
     for call in (indexes.query, indexes.sync, indexes.status, indexes.delete, indexes.start):
-        with pytest.raises(NotFound, match=f"no index '{INDEX}'; there is no index yet"):
+        with pytest.raises(NotFound, match=f"no index '{INDEX}'; there is none that you may see"):
             call(*([INDEX, "x"] if call == indexes.query else [INDEX]))  # type: ignore[operator]
 
 
