@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -59,21 +60,20 @@ def test_processes_open_a_fresh_database_at_once(databases: Databases) -> None:
 
 
 def test_threads_open_a_fresh_database_at_once(databases: Databases) -> None:
-    url, opened = databases.new(), []
-    barrier = threading.Barrier(6)
+    for _ in range(10):  # SQLite refused the write-ahead log to one of six in every thirtieth round
+        url, barrier = databases.new(), threading.Barrier(6)
 
-    def open_it() -> None:
-        barrier.wait()
-        catalog = Catalog.open(url)
-        opened.append(catalog.ensure_schema("main.ml").id)
-        catalog.close()
+        def open_it(url: str = url, barrier: threading.Barrier = barrier) -> str:
+            barrier.wait()
+            catalog = Catalog.open(url)
+            try:
+                return catalog.ensure_schema("main.ml").id
+            finally:
+                catalog.close()
 
-    threads = [threading.Thread(target=open_it) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(opened) == 6 and len(set(opened)) == 1
+        with ThreadPoolExecutor(6) as threads:
+            opened = [each.result() for each in [threads.submit(open_it) for _ in range(6)]]
+        assert len(set(opened)) == 1
 
 
 def test_model_versions_have_no_gaps_and_no_duplicates(catalog: Catalog) -> None:
