@@ -166,7 +166,7 @@ def _sqlite_engine(url: URL, settings: StoreSettings) -> sa.Engine:
 
 
 def _log_ahead(connection: sqlite3.Connection, timeout_seconds: float) -> None:
-    """Set the write-ahead log; of several that open a fresh file SQLite refuses all but one at once, without waiting."""
+    """Set the write-ahead log; of several that open a fresh file SQLite refuses all but one, without waiting."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         try:
