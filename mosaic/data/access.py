@@ -34,8 +34,9 @@ from mosaic.storage import Storage
 _NOTING = threading.Lock()
 _LAST_VERSION = 2**63 - 1
 
-KILL_POINTS = ("after-name", "after-commit")
-"""A table's name is taken, its Delta log is not there yet; rows are committed, their run does not say so yet."""
+KILL_POINTS = ("after-name", "compacted", "after-commit")
+"""A table's name is taken, its Delta log is not there yet; its files are put together, which no commit says yet; rows
+are committed, their run does not say so yet."""
 
 
 class Opened(NamedTuple):

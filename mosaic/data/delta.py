@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -120,23 +120,26 @@ def check_feed(table: DeltaTable, first: int, last: int) -> None:
         check_inside([one["path"] for one in named], table.table_uri)
 
 
-def list_files(storage: Storage, address: str, table: DeltaTable) -> TableFiles:
-    """The files of the opened version, by the time of their writing, then by name: the same at every call, anywhere."""
-    found = pa.table(table.get_add_actions(flatten=True))
-    actions = found.select(["path", "modification_time"]).to_pylist()
+def list_files(storage: Storage, address: str, table: DeltaTable, only: Set[str] | None = None) -> TableFiles:
+    """The files of the opened version, by the time of their writing, then by name: the same at every call, anywhere.
+
+    `only` are paths as the log has them (None: all).
+    """
+    found = pa.table(table.get_add_actions(flatten=True)).select(["path", "modification_time"])
+    actions = [action for action in found.to_pylist() if only is None or action["path"] in only]
     # deltalake gives the newest file first; one commit of ours numbers its files in the order of their rows.
     actions.sort(key=lambda action: (action["modification_time"], action["path"]))
     addresses = [f"{address}/{unquote(action['path'])}" for action in actions]
     return TableFiles(addresses, arrow_schema(table))
 
 
-def dataset(storage: Storage, address: str, table: DeltaTable) -> ds.FileSystemDataset:
-    """The rows of the opened version, lazily, its files in their fixed order.
+def dataset(storage: Storage, address: str, table: DeltaTable, only: Set[str] | None = None) -> ds.FileSystemDataset:
+    """The rows of the opened version, lazily, its files in their fixed order; `only` those (see `list_files`).
 
     Not deltalake's own: that takes the log's statistics for certain, which are JSON, where decimals are rounded and
     infinity is null, and leaves out NaN. What Parquet's own statistics rule out is still not read.
     """
-    files = list_files(storage, address, table)
+    files = list_files(storage, address, table, only)
     filesystem, _ = storage.filesystem(address)
     parquet = ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=True))
     paths = [storage.filesystem(file)[1] for file in files.addresses]

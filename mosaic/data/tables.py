@@ -17,6 +17,7 @@ from mosaic.catalog import Catalog, Table
 from mosaic.catalog.names import parse_object
 from mosaic.data.access import Access, Opened, Writing
 from mosaic.data.columns import catalog_columns, delta_schema, shape
+from mosaic.data.compact import TARGET_BYTES, optimize
 from mosaic.data.delta import (
     CommitLineage,
     arrow_schema,
@@ -32,7 +33,7 @@ from mosaic.data.sql_engine import Engine, SqlSettings
 from mosaic.data.sql_predicate import comparable
 from mosaic.data.sql_predicate import predicate as deltalake_predicate
 from mosaic.data.sql_tree import Parser
-from mosaic.data.vacuum import RETENTION_HOURS, Vacuumed, optimize, vacuum
+from mosaic.data.vacuum import RETENTION_HOURS, Vacuumed, vacuum
 from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound, Unavailable
 from mosaic.ids import new_id
 from mosaic.protocol import Principal
@@ -276,12 +277,12 @@ class Tables:
         how: dict[str, Any] = {"retention_hours": retention_hours, "dry_run": dry_run, "force": force}
         return vacuum(self._access, name, keep_needed=keep_needed, **how)
 
-    def optimize(self, name: str) -> int:
-        """Put small files together in one commit that changes no row; returns the version.
+    def optimize(self, name: str, *, target_bytes: int = TARGET_BYTES) -> int:
+        """Put files below `target_bytes` together, in one commit that changes no row; returns the version.
 
-        Not from two processes at the same time: deltalake 1.6 would leave every row there twice.
+        Appends may go on at the same time. Raises Conflict, with nothing done, if the rows were rewritten meanwhile.
         """
-        return optimize(self._access, name)
+        return optimize(self._access, name, target_bytes=target_bytes)
 
     def _reserve(self, name: str, **described: Any) -> Table:
         place = self._storage.address("managed", new_id("tbl"))

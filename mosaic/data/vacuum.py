@@ -7,7 +7,6 @@ that a vacuum which touches none of them goes through.
 """
 
 import functools
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import unquote
@@ -26,10 +25,6 @@ from mosaic.protocol import Principal, Wire
 from mosaic.storage import Storage
 
 PLATFORM = Principal(name=SYSTEM_OWNER, kind="service")
-
-_COMPACTING = threading.Lock()
-"""deltalake 1.6 commits a compaction over another that it has not seen, also with no retries, and every row is there
-twice. This keeps those of one process apart; no two processes may compact a table at the same time."""
 
 RETENTION_HOURS = 168
 """How long the files of past versions are kept if nothing else is said."""
@@ -110,17 +105,6 @@ def vacuum(
         raise Conflict(f"table {record.name!r} was changed at the same time: {error}") from error
     gone = there & _below(record.location, removed)
     return Vacuumed(table=record.name, dry_run=False, files=tuple(sorted(gone)), needed=hit)
-
-
-def optimize(access: Access, name: str) -> int:
-    """See `Tables.optimize`."""
-    with _COMPACTING:
-        writing = access.to_maintain(name, "MODIFY", "optimizeTable")
-        try:
-            writing.delta.optimize.compact(commit_properties=writing.properties())
-        except CommitFailedError as error:
-            raise Conflict(f"table {writing.record.name!r} was changed at the same time; try again: {error}") from error
-        return writing.delta.version()
 
 
 def find_needed(catalog: Catalog, record: Table) -> list[Needed]:

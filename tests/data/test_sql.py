@@ -39,6 +39,8 @@ def fresh(tmp_path: Path) -> Iterator[Lake]:
         'main.docs."people"@1',
         'main.docs."people@1"',
         "main.docs.people VERSION AS OF 1",
+        "main.docs.people FOR VERSION AS OF 1",
+        "main.docs.people for /* which */ version as of 1 AS p",
         "main.docs.people version as /* which */ of 1 AS p",
         "main.docs.people AT (VERSION => 1)",
         "(SELECT * FROM main.docs.people)",

@@ -78,8 +78,8 @@ def kill(catalog: Catalog, root: Path, point: str) -> str:
     return run_id
 
 
-def test_the_kill_points_are_those_of_the_tests_below() -> None:
-    assert KILL_POINTS == ("after-name", "after-commit")
+def test_the_kill_points_are_those_of_the_tests_below_and_of_test_compact() -> None:
+    assert KILL_POINTS == ("after-name", "compacted", "after-commit")
 
 
 def test_kill_9_between_a_commit_and_its_lineage(tables: Tables, catalog: Catalog, tmp_path: Path) -> None:
@@ -403,15 +403,6 @@ def test_an_overwrite_leaves_exactly_its_rows_or_none(words: Tables) -> None:
         )
         if isinstance(done[1], int):
             assert words.to_arrow(NAME, done[1])["word"].to_pylist() == [f"all {number}"]
-
-
-def test_compactions_at_the_same_time_double_no_row(words: Tables) -> None:
-    for number in range(8):
-        words.append(NAME, rows(f"{number}"))
-    for number in range(3):
-        at_the_same_time(*[lambda: words.optimize(NAME)] * 3)
-        assert sorted(words.to_arrow(NAME)["length"].to_pylist()) == [1] * (8 + number)
-        words.append(NAME, rows("9"))
 
 
 def test_appends_at_the_same_time_all_arrive(words: Tables) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mosaic.catalog import Catalog
 from mosaic.cli import main
-from mosaic.data import Tables, fold_changes
+from mosaic.data import Tables
 from mosaic.errors import BadRequest, Conflict, PermissionDenied
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
@@ -238,23 +238,6 @@ def test_vacuum_is_checked_and_named_in_the_commit(made: Tables, catalog: Catalo
 def test_the_retention_is_a_number_of_hours(made: Tables, hours: int) -> None:
     with pytest.raises(BadRequest, match="retention_hours"):
         made.vacuum(ROWS, retention_hours=hours)
-
-
-def test_optimize_changes_no_row_and_no_index(made: Tables, catalog: Catalog) -> None:
-    made.append(ROWS, rows("d", "e"))
-    made.merge(ROWS, rows("f"))
-    before, table = made.to_arrow(ROWS).sort_by("word"), made.delta(ROWS)
-    assert len(table.file_uris()) == 3
-    version = made.optimize(ROWS)
-    assert version == table.version() + 1
-    assert made.to_arrow(ROWS).sort_by("word").equals(before)
-    assert len(made.delta(ROWS).file_uris()) == 1
-    changes = fold_changes(made.delta(ROWS), table.version(), version, "word")
-    assert (changes.upserts.num_rows, changes.deletes) == (0, [])
-    made.vacuum(ROWS, retention_hours=0)
-    newest = DeltaTable(catalog.get_table(ROWS).location)
-    assert fold_changes(newest, version, newest.version(), "word").upserts.num_rows == 0
-    assert made.to_arrow(ROWS).sort_by("word").equals(before)
 
 
 def test_the_command(made: Tables, catalog: Catalog, tmp_path: Path) -> None:
