@@ -12,6 +12,9 @@ RESERVED_CATALOG = "system"
 """The platform's own catalog; only the owner `system` makes things in it."""
 SYSTEM_OWNER = "system"
 
+INTERNAL = "mosaic-internal"
+"""The principal of the platform's own calls."""
+
 METASTORE = "metastore"
 """Kind and name of the one root above the catalogs."""
 

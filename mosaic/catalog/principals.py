@@ -24,7 +24,11 @@ Caller = Principal | str
 ADMIN = "admin"
 """Who changes things in process unless somebody else is named."""
 
-_NEEDED = {ADMIN: "whom the command line acts for", names.SYSTEM_OWNER: "the platform itself"}
+_NEEDED = {
+    ADMIN: "whom the command line acts for",
+    names.SYSTEM_OWNER: "the platform itself",
+    names.INTERNAL: "whom the platform's parts call as",
+}
 """Without them nobody could put things right again."""
 
 _KINDS = ("user", "service", "group")

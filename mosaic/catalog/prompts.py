@@ -41,6 +41,8 @@ class Prompts:
         names.check_principal(owner)
         if not 1 <= len(template) <= _LONGEST_TEMPLATE:
             raise BadRequest(f"template must have 1 to {_LONGEST_TEMPLATE} characters", param="template")
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in template):
+            raise BadRequest("template has a NUL or a lone surrogate, which cannot be kept", param="template")
         with change(self._store, "createPromptVersion", of_securable(PROMPT, name), by=caller, now=now) as going:
             if new or (new is None and securables.find(going.connection, PROMPT, name) is None):
                 made_by = {"owner": owner, "comment": comment, "created_by": caller.name}

@@ -1,11 +1,13 @@
-"""What the catalog answers beyond Unity Catalog's protocol: search, undrop and prompts under /api/2.0/mosaic, and API
-tokens in Databricks' shape (`token_routes.py`). Who may do what is asked as there, by `authorize`.
+"""What the catalog answers beyond Unity Catalog's protocol: search, undrop and prompts under /api/2.0/mosaic; in
+Databricks' shapes API tokens (`token_routes.py`) and who the caller is (`me_routes.py`). Who may do what is asked as
+there, by `authorize`.
 """
 
 from starlette.routing import Route
 
 from mosaic.catalog import names
 from mosaic.catalog.catalog import Catalog
+from mosaic.catalog.me_routes import MeRoutes
 from mosaic.catalog.names import METASTORE
 from mosaic.catalog.privileges import CREATED_WITH, check_kind
 from mosaic.catalog.prompts import PROMPT
@@ -35,6 +37,7 @@ def catalog_routes(catalog: Catalog, *, authorize: Authorize | None = None) -> l
         *FindingRoutes(catalog, asks).routes(),
         *PromptRoutes(catalog, asks).routes(),
         *TokenRoutes(catalog, asks).routes(),
+        *MeRoutes(catalog, asks).routes(),
     ]
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from mosaic.catalog.bearers import Span
 from mosaic.data import Tables
+from mosaic.errors import NotFound
 from mosaic.monitoring.record import INFERENCE_TABLE, SCHEMA
 
 _COLUMNS = ("request_id", "request_time", "principal", "endpoint", "model", "model_version")
@@ -95,7 +96,10 @@ def _scan(tables: Tables, sought: Sought) -> Iterator[pa.Table]:
         for one, vs in sought.indexes.items()
     ]
     predicate = f"request_time >= TIMESTAMP '{since}' AND ({' OR '.join(either)})"
-    delta = tables.delta(INFERENCE_TABLE)
+    try:
+        delta = tables.delta(INFERENCE_TABLE)
+    except NotFound:  # nothing was ever served here
+        return
     schema = pa.schema([pa.field(name, SCHEMA.field(name).type) for name in (*_COLUMNS, *_RETRIEVAL)])
     for batch in pa.RecordBatchReader.from_stream(delta.scan(columns=[*_COLUMNS, *_RETRIEVAL], predicate=predicate)):
         yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)  # from the engine's own kinds of strings

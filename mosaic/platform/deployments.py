@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from starlette.types import ASGIApp
 
+from mosaic.catalog.names import INTERNAL
 from mosaic.data import Log
 from mosaic.data.retention import purge
 from mosaic.errors import NotFound, Unavailable
@@ -23,7 +24,6 @@ from mosaic.monitoring import Ledger
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
 from mosaic.platform.control import control_app
 from mosaic.platform.mlflow_proxy import mlflow_door
-from mosaic.platform.parts import INTERNAL as INTERNAL
 from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
 from mosaic.protocol import Retrieved
 from mosaic.serving import ServeEngine

@@ -23,7 +23,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 import mosaic
-from mosaic.catalog.names import is_model_version, parse_model_version
+from mosaic.catalog.names import INTERNAL, is_model_version, parse_model_version
 from mosaic.catalog.records import Endpoint as EndpointRecord
 from mosaic.errors import Conflict, MosaicError, NotFound, Unavailable
 from mosaic.ids import new_id
@@ -491,11 +491,9 @@ def _open_to_users(parts: Parts) -> None:
 
 def _renew_internal_token(parts: Parts) -> None:
     for token in parts.catalog.list_tokens():
-        if token.principal == deployments.INTERNAL and token.revoked_at is None:
+        if token.principal == INTERNAL and token.revoked_at is None:
             parts.catalog.revoke_token(token.id)
-    _, secret = parts.catalog.create_token(
-        deployments.INTERNAL, kind="service", is_admin=False, comment="the platform's own calls"
-    )
+    _, secret = parts.catalog.create_token(INTERNAL, kind="service", is_admin=False, comment="the platform's own calls")
     file = parts.settings.home_folder / "internal.token"
     file.touch(mode=0o600)
     file.write_text(secret)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mosaic.catalog import Catalog, files
+from mosaic.catalog.names import INTERNAL
 from mosaic.catalog.privileges import EXECUTE_UNSAFE
 from mosaic.client import Client
 from mosaic.data import Shipper, Tables
@@ -20,9 +21,6 @@ from mosaic.platform.settings import PlatformSettings as PlatformSettings
 from mosaic.platform.settings import open_catalog
 from mosaic.storage import Storage
 from mosaic.vector import Indexes
-
-INTERNAL = "mosaic-internal"
-"""The principal of the platform's own calls."""
 
 
 @dataclass(frozen=True)

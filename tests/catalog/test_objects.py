@@ -164,6 +164,8 @@ def test_prompts_have_versions_and_aliases(catalog: Catalog) -> None:
         catalog.prompts.get("main.ml.greeting/3")
     with pytest.raises(BadRequest, match="template must have 1 to"):
         catalog.prompts.register("main.ml.greeting", "")
+    with pytest.raises(BadRequest, match="template has a NUL or a lone surrogate"):
+        catalog.prompts.register("main.ml.greeting", "half \ud83d a face")
     with pytest.raises(NotFound, match=r"no model 'main\.ml\.greeting'"):
         catalog.get_model("main.ml.greeting")  # a prompt is no model
     assert [one.name for one in catalog.prompts.list("main.ml")] == ["main.ml.greeting"]

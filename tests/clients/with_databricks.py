@@ -12,6 +12,9 @@ workspace = WorkspaceClient(host=calls.offered.address, token=calls.offered.toke
 bob = WorkspaceClient(host=calls.offered.address, token=calls.offered.without_select, auth_type="pat")
 w = workspace
 
+# Who one is
+calls.works("current_user.me", lambda: w.current_user.me(), lambda one: (one.user_name, one.active) == ("ann", True))
+
 # Catalogs and schemas
 calls.works("catalogs.create", lambda: w.catalogs.create("lake", comment="raw"), lambda one: one.owner == "ann")
 calls.refused("catalogs.create, one that is there", lambda: w.catalogs.create("lake"), "AlreadyExists")

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from mosaic.catalog.files import pickles_of
+from mosaic.catalog.names import INTERNAL
 from mosaic.errors import PermissionDenied
 from mosaic.models.cache import digests
 from mosaic.platform import PlatformSettings
-from mosaic.platform.parts import INTERNAL, Parts, build_parts
+from mosaic.platform.parts import Parts, build_parts
 from tests.models.test_resolve import model_folder
 
 

@@ -26,14 +26,15 @@ def sha(text: str) -> str:
 class History:
     """A catalog, tables and an inference table; each step moves the clock by a minute."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, served: bool = True) -> None:
         self.folder = folder
         self.clock = FixedClock(START)
         self.catalog = Catalog.open(f"sqlite:///{folder / 'catalog.db'}", now=self.clock)
         self.tables = Tables(Storage(str(folder)), self.catalog)
         self.catalog.ensure_schema("main.docs")
         self.catalog.ensure_schema("system.serving", owner="system")
-        self.tables.create(INFERENCE_TABLE, SCHEMA, primary_key="request_id", owner="system")
+        if served:
+            self.tables.create(INFERENCE_TABLE, SCHEMA, primary_key="request_id", owner="system")
         self._answers = 0
 
     def pass_time(self) -> None:

@@ -231,6 +231,16 @@ def test_impact_tells_apart_what_bore_one_name_in_turn(history: History) -> None
     assert some.answers.given_rows == 1 and set(answered(some)) == set(asked["main.docs.people"])
 
 
+def test_impact_where_nothing_was_ever_served(tmp_path: Path) -> None:
+    history = History(tmp_path, served=False)
+    history.ingest({"os.walk": "os"})
+    history.train(history.examples())
+    found = impact(history.tables, history.catalog, ENTRIES)
+    assert [(one.kind, one.name) for one in found.dependents] == [("model", MODEL), ("table", TRAIN)]
+    assert found.answers.total == 0
+    history.catalog.close()
+
+
 def test_why_of_a_table_that_many_runs_appended_to(history: History) -> None:
     history.catalog.ensure_schema("main.logs")
     rows, files, bot = "main.logs.rows", "main.logs.files", "main.logs.bot"
