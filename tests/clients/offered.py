@@ -15,6 +15,7 @@ import pyarrow as pa
 from starlette.routing import Router
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.routes import catalog_routes
 from mosaic.catalog.unity import unity_routes
 from mosaic.data import Tables
 from mosaic.runtime import Authenticate, ShapeErrors
@@ -70,9 +71,9 @@ def offered(folder: Path) -> Iterator[Offered]:
         reading = ["USE CATALOG", "USE SCHEMA", "SELECT", "EXECUTE"]
         catalog.grants.grant("catalog", "main", "ann", reading, by=admin)
         catalog.grants.grant("catalog", "main", "bob", ["USE CATALOG", "USE SCHEMA"], by=admin)
-        catalog.grants.grant("metastore", "metastore", "ann", ["CREATE CATALOG"], by=admin)
+        catalog.grants.grant("metastore", "metastore", "ann", ["CREATE CATALOG", "CREATE EXTERNAL TABLE"], by=admin)
         catalog.grants.grant("schema", "main.ml", "ann", ["CREATE MODEL"], by=admin)
-        router = Router(routes=unity_routes(catalog, storage), redirect_slashes=False)
+        router = Router(routes=[*unity_routes(catalog, storage), *catalog_routes(catalog)], redirect_slashes=False)
         app = RequestId(under_api(ShapeErrors(Authenticate(router, catalog.check_token))))
         work = folder / "work"
         work.mkdir()

@@ -13,6 +13,7 @@ import mlflow  # noqa: E402, reads the environment
 
 warnings.simplefilter("ignore")
 folder = Path(calls.offered.folder)
+os.chdir(folder)  # MLflow puts the files of logged models below the folder that it runs in
 mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
 mlflow.set_registry_uri(f"uc:{calls.offered.address}")
 client = mlflow.MlflowClient()

@@ -35,7 +35,7 @@ def test_the_tree_in_the_docstring_is_the_code() -> None:
 
 def test_not_found_lists_what_exists_and_not_too_much() -> None:
     assert str(not_found("endpoint", "gtp", ["gpt", "echo"])) == "no endpoint 'gtp'; there are ['echo', 'gpt']"
-    assert str(not_found("table", "a", [])) == "no table 'a'; there is no table yet"
+    assert str(not_found("table", "a", [])) == "no table 'a'; there is none that you may see"
     assert "... 480 more" in str(not_found("table", "a", [f"t{n}" for n in range(500)]))
 
 
