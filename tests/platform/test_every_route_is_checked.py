@@ -83,6 +83,7 @@ OF_ONES_OWN = {
     ("GET", "/2.0/mosaic/requests/{request_id}/why"): 404,
     ("POST", "/2.0/token/delete"): 404,
     ("POST", "/2.0/token/create"): 200,
+    ("GET", "/2.0/preview/scim/v2/Me"): 200,
 }
 """Looked up among what the caller asked itself: anybody else's is not there."""
 NEEDS_RAY = {("GET", "/2.0/mosaic/status")}  # tests/platform/test_control.py
