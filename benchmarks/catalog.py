@@ -159,7 +159,7 @@ def fill(url: str, chance: random.Random) -> dict[str, list[str]]:
         connection.execute(privilege_grant.insert(), grants(objects, people, chance))
     catalog = Catalog.open(url)
     entity = {"name": "echo", "model": "echo"}
-    catalog.put_endpoint("assistant", config={"name": "assistant", "served_entities": [entity]}, owner="admin")
+    catalog.endpoints.put("assistant", config={"name": "assistant", "served_entities": [entity]}, owner="admin")
     catalog.grants.grant("endpoint", "assistant", "users", ["EXECUTE"], by="admin")
     catalog.grants.grant("catalog", "main", "users", ["USE CATALOG", "USE SCHEMA"], by="admin")
     catalog.close()

@@ -150,12 +150,12 @@ def ingest(platform: Platform) -> dict[str, Any]:
 def start_embedder(platform: Platform) -> None:
     """MiniLM behind an endpoint."""
     minilm = ServedEntity(name="minilm", model=EMBEDDER)
-    platform.create_endpoint(EndpointSettings(name=EMBEDDER, task="embed", served_entities=[minilm]))
+    platform.serving.put(EndpointSettings(name=EMBEDDER, task="embed", served_entities=[minilm]))
 
 
 def index(platform: Platform) -> dict[str, Any]:
     """A vector index over the entries that stays at the table's version."""
-    platform.wait_until_ready(EMBEDDER)
+    platform.serving.wait(EMBEDDER)
     platform.indexes.create(
         IndexSettings(
             name=INDEX,
@@ -278,7 +278,7 @@ def train(platform: Platform, arguments: argparse.Namespace) -> FineTuned:
 def serve_alone(platform: Platform, arm: str) -> None:
     """An endpoint with one arm alone, so that both can be asked the same questions."""
     alone = [ServedEntity(name=arm, model=ARMS[arm])]
-    platform.create_endpoint(
+    platform.serving.put(
         EndpointSettings(name=f"assistant-{arm}", served_entities=alone, retrieval=task.retrieval(INDEX))
     )
 
@@ -286,9 +286,10 @@ def serve_alone(platform: Platform, arm: str) -> None:
 def serve_endpoints(platform: Platform) -> None:
     """The assistant with both arms, and the tuned one alone."""
     split = [ServedEntity(name=name, model=model, traffic_percentage=50) for name, model in ARMS.items()]
-    platform.create_endpoint(EndpointSettings(name="assistant", served_entities=split, retrieval=task.retrieval(INDEX)))
+    platform.serving.put(EndpointSettings(name="assistant", served_entities=split, retrieval=task.retrieval(INDEX)))
     serve_alone(platform, "tuned")
-    platform.wait_until_ready("assistant")
+    for name in ("assistant", "assistant-tuned"):
+        platform.serving.wait(name)
 
 
 def ask(platform: Platform, questions: list[dict[str, Any]]) -> dict[str, Any]:

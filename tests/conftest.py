@@ -41,14 +41,12 @@ def platform(settings_file: Path, request: pytest.FixtureRequest) -> Iterator[Pl
     assert record is not None
     running = join(settings.home_folder)
     try:
-        running.create_endpoint(
-            EndpointSettings(name="echo", served_entities=[ServedEntity(name="echo", model="echo")])
-        )
+        running.serving.put(EndpointSettings(name="echo", served_entities=[ServedEntity(name="echo", model="echo")]))
         if any("tuned" in getattr(item, "fixturenames", ()) for item in request.session.items):
             # The vLLM engine comes up while other tests run.
             base = ServedEntity(name="base", model=str(request.getfixturevalue("tiny_chat")))
-            running.create_endpoint(EndpointSettings(name="tiny-base", served_entities=[base]))
-        running.wait_until_ready("echo")
+            running.serving.put(EndpointSettings(name="tiny-base", served_entities=[base]))
+        running.serving.wait("echo")
         yield running
     finally:
         ray.shutdown()

@@ -17,7 +17,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 def test_the_readmes_python_runs(platform: Platform, capsys: pytest.CaptureFixture[str]) -> None:
     arm = ServedEntity(name="echo", model="echo")
-    platform.create_endpoint(EndpointSettings(name="assistant", served_entities=[arm]))
+    platform.serving.put(EndpointSettings(name="assistant", served_entities=[arm]))
+    platform.serving.wait("assistant")
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     exec(compile(snippet, "README.md", "exec"), {})
     assert "How do I get the square root of a number?" in capsys.readouterr().out

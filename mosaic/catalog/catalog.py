@@ -10,6 +10,7 @@ from mosaic.catalog import drops, lineage, models, names, principals, securables
 from mosaic.catalog.audit import ACCOUNTS_SERVICE, Audit, Change, change, of_securable
 from mosaic.catalog.bearers import Bearer, list_bearers
 from mosaic.catalog.connections import Connections
+from mosaic.catalog.endpoints import Endpoints
 from mosaic.catalog.grants import Grants
 from mosaic.catalog.identity import ALL_APIS, check_scopes, identify
 from mosaic.catalog.namespaces import Catalogs, Schemas
@@ -19,7 +20,6 @@ from mosaic.catalog.prompts import Prompts
 from mosaic.catalog.records import (
     AliasEvent,
     Dropped,
-    Endpoint,
     Found,
     Index,
     LineageNode,
@@ -36,7 +36,7 @@ from mosaic.catalog.search import search
 from mosaic.catalog.store import Store, StoreSettings
 from mosaic.catalog.tags import Tags, check_tags, set_tags
 from mosaic.catalog.updates import update
-from mosaic.errors import BadRequest, Conflict, NotFound, PermissionDenied
+from mosaic.errors import BadRequest, Conflict, PermissionDenied
 from mosaic.protocol import Principal
 
 _LONGEST_PATH = 500
@@ -75,6 +75,7 @@ class Catalog:
         self.connections = Connections(store, self._now, key_file)
         self.prompts = Prompts(store, self._now)
         self.tags = Tags(store, self._now)
+        self.endpoints = Endpoints(store, self._now, self.serving_schema)
 
     @classmethod
     def open(
@@ -315,7 +316,7 @@ class Catalog:
         with self._store.read() as connection:
             return models.alias_at(connection, names.parse_object(model, "model"), names.parse_alias(alias), moment)
 
-    # Indexes and endpoints
+    # Indexes
 
     def put_index(
         self,
@@ -361,56 +362,6 @@ class Catalog:
         name, caller = names.parse_object(name, "index"), as_principal(by)
         with self._change("deleteVectorIndex", "index", name, caller) as going:
             self._delete(going, "index", name, caller, expected_etag)
-
-    def put_endpoint(
-        self,
-        name: str,
-        *,
-        config: Mapping[str, Any],
-        owner: str,
-        expected_config_version: int | None = None,
-        by: Caller | None = None,
-    ) -> Endpoint:
-        """Make or change an endpoint; a name of one word stands in the serving schema, which is made if needed."""
-        full, caller = self.endpoint_name(name), as_principal(by or owner)
-        names.check_principal(owner)
-        wanted = values.json_object(config, "config")
-        now = self._now()
-        with self._change("createServingEndpoint", "endpoint", full, caller) as going:
-            if full.rpartition(".")[0] == self.serving_schema:
-                securables.ensure_schema(going.connection, self.serving_schema, owner=owner, now=now)
-            row = tables.put(
-                going,
-                "endpoint",
-                full,
-                spec=wanted,
-                owner=owner,
-                expected=expected_config_version,
-                now=now,
-                by=caller.name,
-            )
-            return tables.as_endpoint(row, self.serving_schema)
-
-    def get_endpoint(self, name: str) -> Endpoint:
-        """By its whole name, or by one word in the serving schema; raises NotFound."""
-        full = self.endpoint_name(name)
-        with self._store.read() as connection:
-            row = securables.find(connection, "endpoint", full)
-            if row is None:
-                raise NotFound(f"no endpoint {name!r}", param="model", code="endpoint_not_found")
-            return tables.as_endpoint(row, self.serving_schema)
-
-    def list_endpoints(self, schema: str | None = None) -> list[Endpoint]:
-        """By name; of one schema if given, which must exist."""
-        with self._store.read() as connection:
-            rows = securables.list_rows(connection, "endpoint", _schema(schema))
-            return [tables.as_endpoint(row, self.serving_schema) for row in rows]
-
-    def delete_endpoint(self, name: str, *, by: Caller = ADMIN, expected_etag: str | None = None) -> None:
-        """Raises NotFound, StaleEtag."""
-        full, caller = self.endpoint_name(name), as_principal(by)
-        with self._change("deleteServingEndpoint", "endpoint", full, caller) as going:
-            self._delete(going, "endpoint", full, caller, expected_etag)
 
     # Tokens
 
@@ -650,10 +601,6 @@ class Catalog:
         kept = None if detail is None else values.json_object(detail, "detail")
         with self._store.write() as connection:
             lineage.add_edge(connection, run_id, direction, thing, kept)
-
-    def endpoint_name(self, name: str) -> str:
-        """The whole name of an endpoint that callers may write as one word."""
-        return names.parse_object(name if "." in name else f"{self.serving_schema}.{name}", "endpoint")
 
 
 def _is(dropped: Dropped, kind: str, name: str) -> bool:

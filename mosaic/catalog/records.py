@@ -199,6 +199,22 @@ class Index(Wire):
     updated_at: datetime
 
 
+class EndpointConfig(Wire):
+    """One configuration of an endpoint."""
+
+    version: int
+    config: dict[str, Any]
+    pinned: dict[str, str]
+    """By model as the config names it (`main.ml.bot@champion`): the version that it means for this configuration."""
+    state: Literal["pending", "live", "failed", "replaced"]
+    reason: str | None
+    """Why it has failed."""
+    created_at: datetime
+    created_by: str
+    decided_at: datetime | None
+    """When it was pending no more; of one that was replaced, when another took its place."""
+
+
 class Endpoint(Wire):
     """What answers under a name."""
 
@@ -209,11 +225,33 @@ class Endpoint(Wire):
     served_name: str
     """What callers write: the last part alone if it is in the default schema, otherwise the whole name."""
     config: dict[str, Any]
+    """The one that is live; empty while none is."""
+    pinned: dict[str, str]
+    """Of the live one: by model as it is named, the version that answers; without them an alias is looked up."""
     owner: str
     config_version: int
-    """Grows with every change of `config`."""
+    """The number of the live one; 0 while none is."""
+    pending: EndpointConfig | None
+    """The one that is rolled out now."""
+    failed: EndpointConfig | None
+    """The last one, if it has failed."""
     created_at: datetime
     updated_at: datetime
+
+    @property
+    def in_use(self) -> list[tuple[dict[str, Any], dict[str, str]]]:
+        """Config and pins of the live one and of the pending one, as far as there are."""
+        live = [(self.config, self.pinned)] if self.config_version else []
+        return live if self.pending is None else [*live, (self.pending.config, self.pending.pinned)]
+
+    @property
+    def models(self) -> set[str]:
+        """All that is in use: the models as they are named, and the versions that they mean."""
+        return {
+            model
+            for config, pinned in self.in_use
+            for model in (*(entity["model"] for entity in config.get("served_entities", ())), *pinned.values())
+        }
 
 
 class Token(Wire):

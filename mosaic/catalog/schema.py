@@ -98,6 +98,20 @@ model_alias_event = sa.Table(
     sa.Index("ix_model_alias_event_asked", "model_id", "alias", "at"),
 )
 
+endpoint_config = sa.Table(
+    "endpoint_config",
+    metadata,
+    sa.Column("endpoint_id", sa.String(64), sa.ForeignKey("securable.id"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("config", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),  # pending, live, failed or replaced
+    sa.Column("pinned", sa.JSON, nullable=False),  # by model as the config names it: the exact version
+    sa.Column("reason", sa.Text),  # why it has failed
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("created_by", sa.String(255), nullable=False),
+    sa.Column("decided_at", UtcTime),  # when it was pending no more, or live no more
+)
+
 token = sa.Table(
     "token",
     metadata,

@@ -4,6 +4,7 @@ They run inside the caller's transaction. A row stands under its schema, which s
 under the one metastore, so that grants can be followed upward by one recursive query.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -38,10 +39,11 @@ def get(connection: sa.Connection, kind: str, full_name: str, *, lock: bool = Fa
     return row
 
 
-def get_by_id(connection: sa.Connection, kind: str, securable_id: str) -> Row:
+def get_by_id(connection: sa.Connection, kind: str, securable_id: str, *, lock: bool = False) -> Row:
     """The live row with that id; raises NotFound, without naming others: an id is no name to choose from."""
     chosen = (securable.c.id == securable_id) & (securable.c.kind == kind) & securable.c.deleted_at.is_(None)
-    row = connection.execute(sa.select(securable).where(chosen)).one_or_none()
+    query = sa.select(securable).where(chosen)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFound(f"no {kind} has the id {securable_id!r}", param=f"{kind}_id", code=f"{kind}_not_found")
     return row
@@ -97,6 +99,13 @@ def update(connection: sa.Connection, row: Row, *, now: datetime, by: str | None
         return row
     config_version = row.config_version + (changed != {"owner"})
     return _write(connection, row, now=now, by=by, config_version=config_version, **columns)
+
+
+def put_spec(
+    connection: sa.Connection, row: Row, spec: Mapping[str, Any], *, config_version: int, now: datetime, by: str
+) -> Row:
+    """The spec as a whole, under a number that is counted elsewhere."""
+    return _write(connection, row, now=now, by=by, spec=dict(spec), config_version=config_version)
 
 
 def touch(connection: sa.Connection, row: Row, *, now: datetime, by: str | None) -> Row:

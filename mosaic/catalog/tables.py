@@ -8,8 +8,9 @@ import sqlalchemy as sa
 
 from mosaic.catalog import names, securables
 from mosaic.catalog.audit import Change
+from mosaic.catalog.endpoints import models_in_use
 from mosaic.catalog.names import ModelReference
-from mosaic.catalog.records import Endpoint, Index, Table
+from mosaic.catalog.records import Index, Table
 from mosaic.catalog.securables import Row
 from mosaic.errors import Conflict
 
@@ -31,20 +32,6 @@ def as_index(row: Row) -> Index:
         name=row.full_name,
         table=row.spec["table"],
         spec=row.spec["spec"],
-        owner=row.owner,
-        config_version=row.config_version,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-    )
-
-
-def as_endpoint(row: Row, default_schema: str) -> Endpoint:
-    return Endpoint(
-        id=row.id,
-        etag=securables.etag(row),
-        name=row.full_name,
-        served_name=row.name if row.full_name == f"{default_schema}.{row.name}" else row.full_name,
-        config=row.spec,
         owner=row.owner,
         config_version=row.config_version,
         created_at=row.created_at,
@@ -93,11 +80,9 @@ def check_unused(connection: sa.Connection, table: str) -> None:
 
 def check_not_served(connection: sa.Connection, is_gone: Callable[[ModelReference], bool]) -> None:
     """Raises Conflict while an endpoint names one of the model versions or aliases that would be gone."""
-    for row in securables.list_rows(connection, "endpoint"):
-        for entity in row.spec.get("served_entities", ()):
-            named = entity["model"]
-            if names.is_model_version(named) and is_gone(names.parse_model_version(named)):
-                raise Conflict(
-                    f"endpoint {row.full_name!r} serves {named!r}; let it serve something else first, force does not",
-                    code="model_served",
-                )
+    for full_name, named in models_in_use(connection):
+        if names.is_model_version(named) and is_gone(names.parse_model_version(named)):
+            raise Conflict(
+                f"endpoint {full_name!r} serves {named!r}; let it serve something else first, force does not",
+                code="model_served",
+            )

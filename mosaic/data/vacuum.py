@@ -136,10 +136,10 @@ def _by_models(catalog: Catalog, record: Table) -> Iterator[Needed]:
 def _served(catalog: Catalog) -> Mapping[str, dict[int, set[str]]]:
     """Of each model the versions that endpoints name by number, each with those endpoints."""
     found: dict[str, dict[int, set[str]]] = defaultdict(dict)
-    for endpoint in catalog.list_endpoints():
-        for entity in endpoint.config.get("served_entities", ()):
-            if names.is_model_version(entity["model"]):
-                asked = names.parse_model_version(entity["model"])
+    for endpoint in catalog.endpoints.list():
+        for model in endpoint.models:
+            if names.is_model_version(model):
+                asked = names.parse_model_version(model)
                 if asked.version is not None:
                     found[asked.model].setdefault(asked.version, set()).add(endpoint.name)
     return found

@@ -4,16 +4,16 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.records import Endpoint as Record
 from mosaic.errors import NotFound, Unavailable, not_found
 from mosaic.protocol import Adapter, Principal
-from mosaic.serving import engine_app_name
-from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering
+from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
 
 EXECUTE = "EXECUTE"
 """The privilege on an endpoint with which it may be asked."""
@@ -138,39 +138,48 @@ class Endpoints:
 
     def _usable(self, principal: Principal) -> Sequence[str]:
         """Names as callers write them."""
-        records, is_allowed = self._catalog.list_endpoints(), self._catalog.grants.is_allowed
+        records = [one for one in self._catalog.endpoints.list() if one.config_version]
+        is_allowed = self._catalog.grants.is_allowed
         if principal.name not in self._trusted:
             records = [one for one in records if is_allowed(principal, EXECUTE, "endpoint", one.name)]
         return [record.served_name for record in records]
 
     def _read(self, name: str) -> Endpoint:
-        record = self._catalog.get_endpoint(name)
+        record = self._catalog.endpoints.get(name)
+        if not record.config_version:
+            raise Unavailable(_not_ready(record), param="model", code="endpoint_not_ready")
         settings = EndpointSettings.parse(record.config, source=f"endpoint {record.name}")
         return Endpoint(
             name=record.name,
             served_name=record.served_name,
             config_version=record.config_version,
             task=settings.task,
-            entities=tuple(self._live(entity) for entity in settings.served_entities),
+            entities=tuple(self._live(entity, record.pinned) for entity in settings.served_entities),
             retrieval=settings.retrieval,
             created_seconds=int(record.created_at.timestamp()),
         )
 
-    def _live(self, entity: ServedEntity) -> LiveEntity:
+    def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:
         try:
-            now = answering(self._catalog, entity.model)
+            now = answering(self._catalog, pinned.get(entity.model, entity.model))
         except NotFound:  # not passed on: its message names models that the caller may not be meant to know
             return LiveEntity(entity.name, "", entity.model, entity.traffic_percentage, is_gone=True)
         version = now.version
         return LiveEntity(
             name=entity.name,
-            app_name=engine_app_name(now.engine_model),
+            app_name=unit(now.engine_model, entity.engine).app_name,
             model=entity.model if version is None else version.model,
             traffic_percentage=entity.traffic_percentage,
             version=None if version is None else version.version,
-            alias=now.alias,
+            alias=entity.model.partition("@")[2] or None,
             adapter=Adapter(name=version.full_name) if version is not None and now.is_adapter else None,
         )
+
+
+def _not_ready(record: Record) -> str:
+    if record.failed is not None:
+        return f"endpoint {record.served_name!r} has no configuration that runs: {record.failed.reason}"
+    return f"endpoint {record.served_name!r} is not ready: its first configuration is being rolled out"
 
 
 def choose(endpoint: Endpoint, request_id: str) -> LiveEntity:

@@ -26,7 +26,7 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class GatewayRoutes:
-    """`/v1/*` in OpenAI's shape."""
+    """`/v1/*` in OpenAI's shape, and Databricks' `invocations`."""
 
     def __init__(self, endpoints: Endpoints, chat: Chat, embeddings: Embeddings, *, max_body_bytes: int) -> None:
         self._endpoints, self._chat, self._embeddings = endpoints, chat, embeddings
@@ -38,10 +38,28 @@ class GatewayRoutes:
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.get_model, methods=["GET"]),
+            Route("/serving-endpoints/{name}/invocations", self.invocations, methods=["POST"]),
         ]
 
     async def chat_completions(self, http: Request) -> Response:
-        exchange, request = await self._accept(http, ChatRequest)
+        exchange, body = await self._accept(http)
+        return await self._chat_answer(exchange, parse(ChatRequest, body))
+
+    async def embeddings(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return JSONResponse(await self._embeddings.answer(parse(EmbeddingRequest, body), exchange))
+
+    async def invocations(self, http: Request) -> Response:
+        """Databricks' one path for every task; what is asked is told by the fields of the body."""
+        name = http.path_params["name"]
+        exchange, body = await self._accept(http, model=name)
+        if not isinstance(body, dict) or not {"messages", "input"} & body.keys():
+            raise BadRequest("the body needs `messages` for a chat, or `input` for embeddings", param="messages")
+        if "messages" in body:
+            return await self._chat_answer(exchange, parse(ChatRequest, body))
+        return JSONResponse(await self._embeddings.answer(parse(EmbeddingRequest, body), exchange))
+
+    async def _chat_answer(self, exchange: Exchange, request: ChatRequest) -> Response:
         if not request.stream:
             return JSONResponse(await self._chat.complete(request, exchange))
         events = self._chat.stream(request, exchange)
@@ -53,10 +71,6 @@ class GatewayRoutes:
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
 
-    async def embeddings(self, http: Request) -> Response:
-        exchange, request = await self._accept(http, EmbeddingRequest)
-        return JSONResponse(await self._embeddings.answer(request, exchange))
-
     async def list_models(self, http: Request) -> Response:
         usable = await self._endpoints.list(http.state.principal)
         return JSONResponse({"object": "list", "data": [_model(endpoint) for endpoint in usable]})
@@ -66,14 +80,19 @@ class GatewayRoutes:
         endpoint = await self._endpoints.use(http.path_params["name"], http.state.principal, exchange.request_id)
         return JSONResponse(_model(endpoint))
 
-    async def _accept(self, http: Request, shape: type[Parsed]) -> tuple[Exchange, Parsed]:
+    async def _accept(self, http: Request, *, model: str | None = None) -> tuple[Exchange, object]:
+        """The body, noted in the row before anything is made of it; `model` is the endpoint if the path names it."""
         exchange: Exchange = http.state.exchange
         body = await read_json(http.scope, http.receive, self._max_body_bytes)
+        if model is not None and isinstance(body, dict):
+            if body.get("model", model) != model:
+                raise BadRequest(f"model = {body['model']!r} is not the endpoint {model!r} of the path", param="model")
+            body = {**body, "model": model}
         exchange.note_principal(http.state.principal)
         exchange.note(request=compact_json(body))
         if isinstance(body, dict):
             exchange.note(endpoint=str(body.get("model")), streamed=bool(body.get("stream", False)))
-        return exchange, parse(shape, body)
+        return exchange, body
 
 
 def parse(shape: type[Parsed], body: object) -> Parsed:

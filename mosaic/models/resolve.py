@@ -74,6 +74,16 @@ class ModelResolver:
             return _checked(cache.entry(place, name, lambda to: hub.download(name, to, self._hub_endpoint)), name)
         raise not_found("model", name, packaged.PACKAGED, param="model")
 
+    def check(self, name: str) -> None:
+        """Raise NotFound with what exists, or BadRequest, for a name that cannot be one; nothing is fetched."""
+        if name.startswith(("/", "./", "../", "~/")) or name in (".", ".."):
+            _checked(Path(name).expanduser().absolute(), name)
+        elif _CATALOG_VERSION.fullmatch(name):
+            if self._catalog_version is not None:
+                self._catalog_version(name)
+        elif name not in packaged.PACKAGED and "://" not in name and not _HUB_ID.fullmatch(name):
+            raise not_found("model", name, packaged.PACKAGED, param="model")
+
     def _packaged(self, name: str) -> Path:
         source, model = packaged.find(name), packaged.PACKAGED[name]
         if model.form == "folder":

@@ -3,7 +3,7 @@ the catalog in Unity Catalog's protocol, and MLflow's."""
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -24,6 +24,8 @@ from mosaic.platform.status import platform_status
 from mosaic.protocol import Principal, Wire
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import read_json
+from mosaic.serving.routes import ServingRoutes
+from mosaic.serving.service import Serving
 
 
 class IndexQuery(Wire):
@@ -53,7 +55,7 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         except NotFound:  # dropped since the list was read
             return False
 
-    def listing(read: Callable[[], list[Any]], kind: str, key: str) -> Callable[[Request], Any]:
+    def listing(read: Callable[[], Sequence[Any]], kind: str, key: str) -> Callable[[Request], Any]:
         """Those that the caller may know of."""
 
         def known(principal: Principal) -> list[Any]:
@@ -77,11 +79,12 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         Route("/2.0/mosaic/tables", listing(catalog.list_tables, "table", "tables")),
         Route("/2.0/mosaic/models", listing(catalog.list_models, "model", "models")),
         Route("/2.0/mosaic/indexes", listing(catalog.list_indexes, "index", "indexes")),
-        Route("/2.0/mosaic/endpoints", listing(catalog.list_endpoints, "endpoint", "endpoints")),
+        Route("/2.0/mosaic/endpoints", listing(catalog.endpoints.list, "endpoint", "endpoints")),
         *thread_routes(parts.tables, catalog),
         Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
         *unity_routes(catalog, parts.storage),
         *catalog_routes(catalog),
+        *ServingRoutes(functools.partial(Serving, catalog, parts.engines)).routes(),
         *sql_routes(parts.sql),
         *run_routes(parts.tables),
         *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),

@@ -27,6 +27,7 @@ from mosaic.platform.mlflow_proxy import mlflow_door
 from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
 from mosaic.protocol import Retrieved
 from mosaic.serving import ServeEngine
+from mosaic.serving.rollout import Rollouts
 from mosaic.training.tracking import MlflowServer
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Control:
 
 class PlatformActor:
     """Knows the settings that the platform was started with, owns the MLflow server, carries the audit trail into the
-    lakehouse, and purges what was dropped long ago; detached, restarted by Ray."""
+    lakehouse, rolls out what endpoints are to be, and purges what was dropped long ago; detached, restarted by Ray."""
 
     def __init__(self, settings: PlatformSettings, mlflow_socket: Path) -> None:
         self._settings = settings
@@ -100,6 +101,9 @@ class PlatformActor:
         self._mlflow = MlflowServer(settings.home_folder / "mlflow", mlflow_socket) if own else None
         self._audit = Shipping(functools.partial(build_audit_shipper, settings))
         threading.Thread(target=_purge_now_and_then, args=(settings,), name="purge", daemon=True).start()
+        parts = build_parts(settings)
+        rollouts = Rollouts(parts.catalog, parts.engines)
+        threading.Thread(target=rollouts.run, name="rollouts", daemon=True).start()
 
     def settings(self) -> PlatformSettings:
         return self._settings

@@ -10,8 +10,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,8 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 import mosaic
-from mosaic.catalog.names import INTERNAL, is_model_version, parse_model_version
-from mosaic.catalog.records import Endpoint as EndpointRecord
-from mosaic.errors import Conflict, MosaicError, NotFound, Unavailable
+from mosaic.catalog.names import INTERNAL
+from mosaic.errors import Conflict, MosaicError, Unavailable
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
 from mosaic.monitoring.impact import ANSWERS_NAMED, Impact, impact
@@ -41,7 +39,6 @@ from mosaic.platform.parts import (
     build_shipper,
     embedder,
     internal_token,
-    resolve_model,
 )
 from mosaic.platform.status import Part, platform_status
 from mosaic.protocol import Principal
@@ -49,8 +46,9 @@ from mosaic.runtime import Cluster, connect, require_free_ports, start_head, sto
 from mosaic.runtime.cluster import find_head
 from mosaic.runtime.haproxy import serve_environment
 from mosaic.runtime.home import already_running, hold, read_record, remove_record, write_record
-from mosaic.serving import EngineSettings, engine_app_name, start_engine
-from mosaic.serving.endpoint import EndpointSettings, answering
+from mosaic.serving.apps import require_fit
+from mosaic.serving.endpoint import units_of
+from mosaic.serving.service import Serving
 from mosaic.storage.layout import check_format
 
 if TYPE_CHECKING:
@@ -77,6 +75,7 @@ class Platform:
         self.principal = principal
         """Whoever the token of `init` belongs to; without one the caller is the cluster's own, and so the admin."""
         self.tables, self.indexes = parts.tables.acting(principal), parts.indexes.acting(principal)
+        self.serving = Serving(self.catalog, parts.engines, principal)
 
     def acting(self, principal: Principal) -> "Platform":
         """The same platform for another principal."""
@@ -94,56 +93,6 @@ class Platform:
 
     def status(self) -> list[Part]:
         return platform_status(self._parts)
-
-    def create_endpoint(self, settings: EndpointSettings) -> EndpointRecord:
-        """Create or change an endpoint and start the engines it needs; returns at once (see `wait_until_ready`).
-
-        Raises NotFound for a model or index that is not there, and Unavailable for engines that do not fit, with the
-        sum.
-        """
-        by, is_new = self._check_endpoint(settings)
-        needed = {answering(self.catalog, entity.model).engine_model for entity in settings.served_entities}
-        running = serve.status().applications
-        missing = sorted(model for model in needed if engine_app_name(model) not in running)
-        self._require_room({f"engine {model}": _engine_cpus(self.settings, model) for model in missing})
-        for model in missing:
-            start_engine(model, self._engine_settings(model), _resolver(self.settings))
-        return self.catalog.put_endpoint(
-            settings.name,
-            config=settings.model_dump(),
-            owner=self.principal.name,
-            expected_config_version=0 if is_new else None,
-            by=by,
-        )
-
-    def _check_endpoint(self, settings: EndpointSettings) -> tuple[Principal, bool]:
-        """Who makes or changes it, and whether it is new.
-
-        Raises PermissionDenied unless the principal may, and may use all that it serves.
-        """
-        check = self.catalog.grants.check
-        full = self.catalog.endpoint_name(settings.name)
-        is_new = full not in (one.name for one in self.catalog.list_endpoints())
-        if is_new:
-            schema = full.rpartition(".")[0]
-            by = check(self.principal, "CREATE MODEL", "schema", schema, action="createServingEndpoint")
-        else:
-            by = check(self.principal, "MANAGE", "endpoint", full, action="updateServingEndpoint")
-        for entity in settings.served_entities:
-            if is_model_version(entity.model):
-                model = parse_model_version(entity.model).model
-                by = check(by, "EXECUTE", "model", model, action="createServingEndpoint")
-        if settings.retrieval is not None:
-            by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
-        return by, is_new
-
-    def wait_until_ready(self, endpoint: str, *, timeout_seconds: float = 300) -> None:
-        """Until every engine behind the endpoint runs; raises Unavailable with the engine's own reason if one
-        failed."""
-        self.catalog.grants.check(self.principal, "BROWSE", "endpoint", endpoint, action="getServingEndpoint")
-        record = self.catalog.get_endpoint(endpoint)
-        models = [answering(self.catalog, e["model"]).engine_model for e in record.config["served_entities"]]
-        wait_for_applications([engine_app_name(model) for model in models], timeout_seconds)
 
     def embedder(self, endpoint: str) -> GatewayEmbedder:
         """Texts to vectors by an embedding endpoint, as the indexes do it; raises PermissionDenied without EXECUTE."""
@@ -192,13 +141,6 @@ class Platform:
         """After the catalog was restored from a backup: ship its audit trail from the last row on that is in
         system.access.audit too; that row's number."""
         return build_audit_shipper(self.settings).resume()
-
-    def _engine_settings(self, model: str) -> EngineSettings:
-        return self.settings.engines.get(model, EngineSettings())
-
-    def _require_room(self, wanted: dict[str, float]) -> None:
-        free = ray.available_resources().get("CPU", 0.0)
-        require_fit(wanted, free, "free")
 
 
 @dataclass(frozen=True)
@@ -281,8 +223,9 @@ def _start_parts(
     deployments.wait_for_platform_actor(platform_actor)
     _wait_for_http(f"{settings.base_url}/v1/models", 60)
     on_progress("endpoints and indexes of the catalog")
-    for model in sorted(_engine_models(parts)):
-        start_engine(model, settings.engines.get(model, EngineSettings()), _resolver(settings))
+    live = [one for one in parts.catalog.endpoints.list() if one.config_version]
+    for unit in sorted({unit for one in live for unit in units_of(parts.catalog, one.config, one.pinned)}):
+        parts.engines.start(unit)
     for index in parts.catalog.list_indexes():
         parts.indexes.start(index.name)
     return first_token
@@ -386,66 +329,15 @@ def is_running(home: Path, record: dict[str, Any]) -> bool:
     return deployments.find_platform_actor() is not None
 
 
-def wait_for_applications(names: Iterable[str], timeout_seconds: float) -> None:
-    """Until these Serve applications run; raises Unavailable with the reason of one that failed, or at the time
-    limit."""
-    deadline, waiting = time.monotonic() + timeout_seconds, set(names)
-    while waiting:
-        applications = serve.status().applications
-        for name in sorted(waiting):
-            application = applications.get(name)
-            if application is not None and application.status == "RUNNING":
-                waiting.discard(name)
-            elif application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                reasons = [d.message for d in application.deployments.values() if d.message] or [application.message]
-                raise Unavailable(f"{name} failed: {reasons[0][-1500:]}", code="engine_failed")
-        if waiting and time.monotonic() > deadline:
-            raise Unavailable(
-                f"{sorted(waiting)} did not start within {timeout_seconds:g} s; `mosaic status` shows how far they are"
-            )
-        if waiting:
-            time.sleep(0.25)
-
-
-def require_fit(wanted: dict[str, float], available: float, where: str) -> None:
-    """Raise Unavailable with the sum when the logical CPUs do not suffice."""
-    total = sum(wanted.values())
-    if total > available + 1e-6:
-        listed = " + ".join(f"{cpus:g} ({name})" for name, cpus in wanted.items())
-        raise Unavailable(
-            f"{listed} = {total:g} logical CPUs are wanted, {available:g} are {where}", code="does_not_fit"
-        )
-
-
 def _needed(parts: Parts) -> dict[str, float]:
     settings = parts.settings
     needed = {name: cpus for name, cpus in CPUS.items() if name != "gateway replica"}
     needed["gateway"] = CPUS["gateway replica"] * settings.gateway_replicas
-    needed |= {f"engine {model}": _engine_cpus(settings, model) for model in sorted(_engine_models(parts))}
+    in_use = [used for one in parts.catalog.endpoints.list() for used in one.in_use]
+    units = {unit for used in in_use for unit in units_of(parts.catalog, *used)}
+    needed |= {f"engine {unit.model}": parts.engines.cpus_of(unit) for unit in sorted(units)}
     needed |= {f"index {index.name}": CPUS_PER_INDEX for index in parts.catalog.list_indexes()}
     return {**needed, "kept for Ray Data": CPUS_FOR_DATA}
-
-
-def _engine_cpus(settings: PlatformSettings, model: str) -> float:
-    if model in ("echo", "all-minilm-l6-v2"):
-        return CPUS_PER_EMBEDDER
-    engine = settings.engines.get(model, EngineSettings())
-    return 0.0 if engine.num_gpus else engine.num_cpus * engine.num_replicas
-
-
-def _engine_models(parts: Parts) -> set[str]:
-    """The models that the catalog's endpoints need an engine of; one that is gone is none's (`status` says so)."""
-    found = set()
-    for record in parts.catalog.list_endpoints():
-        for entity in record.config["served_entities"]:
-            with suppress(NotFound):
-                found.add(answering(parts.catalog, entity["model"]).engine_model)
-    return found
-
-
-def _resolver(settings: PlatformSettings) -> Callable[[str], Path]:
-    # a plain closure over settings: it travels into engines' processes, which open the catalog there
-    return lambda name: resolve_model(settings, name)
 
 
 def _cluster(settings: PlatformSettings, home: Path, platform_id: str, environment: dict[str, str]) -> Cluster:

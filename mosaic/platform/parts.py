@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from mosaic.platform.settings import open_catalog
 from mosaic.storage import Storage
 from mosaic.vector import Indexes
 
+if TYPE_CHECKING:
+    from mosaic.serving.apps import ServeApps
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -34,6 +38,14 @@ class Parts:
     models: ModelResolver
     indexes: Indexes
     sql: Sql
+
+    @property
+    def engines(self) -> "ServeApps":
+        """The engines in the Ray cluster that this process has joined."""
+        from mosaic.serving.apps import ServeApps  # brings Ray Serve, which most commands do without
+
+        resolve = functools.partial(resolve_model, self.settings)
+        return ServeApps(self.catalog, self.settings.engines, resolve, self.models.check)
 
 
 def build_parts(settings: PlatformSettings) -> Parts:

@@ -6,12 +6,12 @@ from typing import Literal
 import ray
 from ray import serve
 
+from mosaic.catalog.records import Endpoint
 from mosaic.errors import MosaicError, NotFound
 from mosaic.monitoring.shipper import shipper_name
 from mosaic.platform.parts import Parts
 from mosaic.protocol import Wire
-from mosaic.serving import engine_app_name
-from mosaic.serving.endpoint import answering
+from mosaic.serving.endpoint import EndpointSettings, ServedEntity, unit_of
 
 State = Literal["healthy", "starting", "failed", "stopped"]
 _SERVE_STATES: dict[str, State] = {
@@ -155,26 +155,38 @@ def _endpoints(parts: Parts, may_know: MayKnow) -> list[Part]:
     """An endpoint is as healthy as the engines behind it."""
     applications = serve.status().applications
     found = []
-    for record in parts.catalog.list_endpoints():
+    for record in parts.catalog.endpoints.list():
         if not may_know("endpoint", record.name):
             continue
         states: list[State] = []
         told: list[str] = []
-        for entity in record.config["served_entities"]:
-            arm = f"{entity['name']} {entity['traffic_percentage']} %"
+        for entity in _entities(record):
+            arm = f"{entity.name} {entity.traffic_percentage} %"
             try:
-                model = answering(parts.catalog, entity["model"]).engine_model
+                app_name = unit_of(parts.catalog, entity, record.pinned).app_name
             except NotFound:
                 states.append("failed")
-                told.append(f"{arm} (its model {entity['model']} is gone)")
+                told.append(f"{arm} (its model {entity.model} is gone)")
                 continue
-            application = applications.get(engine_app_name(model))
+            application = applications.get(app_name)
             states.append(_SERVE_STATES.get(application.status, "failed") if application else "stopped")
             told.append(arm)
+        if record.pending is not None:
+            told.append(f"config {record.pending.version} is being rolled out")
+            states.append("healthy" if states else "starting")
+        elif record.failed is not None:
+            told.append(f"config {record.failed.version} failed: {_first_line(record.failed.reason)}")
+            states.append("healthy" if states else "failed")
         worst = next((state for state in ("failed", "stopped", "starting") if state in states), "healthy")
-        arms = ", ".join(told)
-        found.append(Part(part=f"endpoint {record.served_name}", state=worst, detail=arms))
+        found.append(Part(part=f"endpoint {record.served_name}", state=worst, detail=", ".join(told)))
     return found
+
+
+def _entities(record: Endpoint) -> list[ServedEntity]:
+    """Those of the live configuration."""
+    if not record.config_version:
+        return []
+    return EndpointSettings.parse(record.config, source=f"endpoint {record.name}").served_entities
 
 
 def _first_line(error: object) -> str:

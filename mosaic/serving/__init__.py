@@ -5,7 +5,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mosaic.serving.deploy import deploy_echo, deploy_embedder, deploy_vllm, engine_app_name, start_engine
+    from mosaic.serving.deploy import deploy_echo, deploy_embedder, deploy_vllm, start_engine
     from mosaic.serving.engine import ServeEngine
     from mosaic.serving.settings import EngineSettings
 
@@ -15,7 +15,6 @@ __all__ = [
     "deploy_echo",
     "deploy_embedder",
     "deploy_vllm",
-    "engine_app_name",
     "start_engine",
 ]
 
@@ -23,7 +22,6 @@ _HOMES = {
     "deploy_echo": "deploy",
     "deploy_embedder": "deploy",
     "deploy_vllm": "deploy",
-    "engine_app_name": "deploy",
     "start_engine": "deploy",
     "ServeEngine": "engine",
     "EngineSettings": "settings",

@@ -5,7 +5,6 @@ are.
 """
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from ray import serve
 from mosaic.errors import BadRequest
 from mosaic.protocol import Wire
 from mosaic.serving.doubles import EchoEngine
+from mosaic.serving.endpoint import Unit
 from mosaic.serving.settings import EngineSettings
 
 
@@ -27,36 +27,33 @@ class EngineApp(Wire):
     kind: Literal["vllm", "embedder", "echo"]
 
 
-def engine_app_name(model: str) -> str:
-    """The Serve application that serves `model`: `engine-smollm2-135m-instruct`."""
-    return "engine-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
-
-
-def start_engine(model: str, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
+def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
     """Start (or update) the engine that a model's architecture asks for; returns at once.
 
-    `echo` is the public double. Raises what `resolve` raises for an unknown model, BadRequest for an architecture that
-    nothing here can serve.
+    It runs by the unit's own settings, or by `default`. `echo` is the public double. Raises what `resolve` raises for
+    an unknown model, BadRequest for an architecture that nothing here can serve.
     """
-    if model == "echo":
-        return deploy_echo()
-    folder = resolve(model)
+    settings = unit.settings or default
+    if unit.model == "echo":
+        return deploy_echo(unit)
+    folder = resolve(unit.model)
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
-        return deploy_vllm(model, folder, settings, resolve)
+        return deploy_vllm(unit, folder, settings, resolve)
     if architectures == ["BertModel"]:
-        return deploy_embedder(model, folder)
-    raise BadRequest(f"model {model!r} is a {architectures}; served are causal language models and BertModel encoders")
+        return deploy_embedder(unit, folder, threads=settings.threads or 2)
+    raise BadRequest(
+        f"model {unit.model!r} is a {architectures}; served are causal language models and BertModel encoders"
+    )
 
 
-def deploy_vllm(model: str, folder: Path, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
+def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
     """Start (or update) the vLLM application of a base model; returns at once.
 
     `resolve` runs in the engine's process and turns an adapter's name into a local folder; it must pickle.
     """
-    app_name = engine_app_name(model)
-    ray.get(_deploy_vllm.remote(app_name, model, str(folder), settings, resolve))
-    return EngineApp(app_name=app_name, model=model, kind="vllm")
+    ray.get(_deploy_vllm.remote(unit.app_name, unit.model, str(folder), settings, resolve))
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="vllm")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
@@ -101,11 +98,10 @@ def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, 
     }
 
 
-def deploy_embedder(model: str, folder: Path, *, num_cpus: float = 0.2, threads: int = 2) -> EngineApp:
+def deploy_embedder(unit: Unit, folder: Path, *, num_cpus: float = 0.2, threads: int = 2) -> EngineApp:
     """Start (or update) an embedding model's application; returns at once."""
-    app_name = engine_app_name(model)
-    ray.get(_deploy_embedder.remote(app_name, model, str(folder), num_cpus, threads))
-    return EngineApp(app_name=app_name, model=model, kind="embedder")
+    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), num_cpus, threads))
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="embedder")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
@@ -118,14 +114,13 @@ def _deploy_embedder(app_name: str, model: str, folder: str, num_cpus: float, th
     _start(deployment.bind(folder, model, threads=threads), app_name)
 
 
-def deploy_echo(name: str = "echo", *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:
+def deploy_echo(unit: Unit, *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:
     """Start the echo double as an application."""
-    app_name = engine_app_name(name)
     deployment = serve.deployment(
         EchoEngine, name="EchoEngine", ray_actor_options={"num_cpus": num_cpus}, max_ongoing_requests=256
     )
-    _start(deployment.bind(delay_seconds), app_name)
-    return EngineApp(app_name=app_name, model=name, kind="echo")
+    _start(deployment.bind(delay_seconds), unit.app_name)
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="echo")
 
 
 def _start(application: serve.Application, app_name: str) -> None:

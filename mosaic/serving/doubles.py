@@ -7,6 +7,8 @@ from typing import Any
 
 from mosaic.errors import EngineFailed
 from mosaic.protocol import EngineRequest
+from mosaic.serving.endpoint import EndpointSettings, Unit
+from mosaic.serving.rollout import AppState
 
 
 class EchoEngine:
@@ -49,3 +51,38 @@ class EchoEngine:
             raise EngineFailed("the echo was asked to fail")
         if self._delay_seconds:
             await asyncio.sleep(self._delay_seconds)
+
+
+class InstantApps:
+    """`rollout.Apps` without Ray: an application runs as soon as it is started, or as `fates` say by model.
+
+    A fate is `running` (the default), `starting` (for ever), or the reason for which it fails.
+    """
+
+    def __init__(self, fates: dict[str, str] | None = None, *, probe_fails: str | None = None) -> None:
+        self.fates, self.probe_fails = fates or {}, probe_fails
+        self.running: dict[str, AppState] = {}
+        self.told: list[tuple[str, str]] = []
+        """(`start`, `probe` or `end`, the application), in order."""
+
+    def states(self) -> dict[str, AppState]:
+        return dict(self.running)
+
+    def start(self, unit: Unit) -> None:
+        self.told.append(("start", unit.app_name))
+        match self.fates.get(unit.model, "running"):
+            case "running":
+                self.running[unit.app_name] = AppState("running")
+            case "starting":
+                self.running[unit.app_name] = AppState("starting", "waits for a GPU")
+            case reason:
+                self.running[unit.app_name] = AppState("failed", reason)
+
+    def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
+        self.told.append(("probe", app_name))
+        if self.probe_fails:
+            raise EngineFailed(self.probe_fails)
+
+    def end(self, app_name: str) -> None:
+        self.told.append(("end", app_name))
+        self.running.pop(app_name, None)

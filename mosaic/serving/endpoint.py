@@ -1,13 +1,18 @@
 """An endpoint's settings, as the catalog keeps them: who answers, in what shares, with what looked up first."""
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mosaic.catalog import Catalog, ModelVersion
-from mosaic.protocol import Message
+from mosaic.errors import NotFound
+from mosaic.protocol import Adapter, Message
+from mosaic.serving.settings import EngineSettings
 from mosaic.settings import Settings
 
 
@@ -21,6 +26,8 @@ class ServedEntity(Settings):
     `main.ml.bot@champion`)."""
     traffic_percentage: int = Field(default=100, ge=0, le=100)
     """Share of the endpoint's requests."""
+    engine: EngineSettings | None = None
+    """How its engine runs; without it as the platform's settings say for the model."""
 
 
 class Retrieval(Settings):
@@ -69,6 +76,56 @@ class EndpointSettings(Settings):
         return self
 
 
+@dataclass(frozen=True, order=True)
+class Unit:
+    """An engine to be: entities that name the same one share it, also of several endpoints."""
+
+    model: str
+    """The model whose engine it is: for an adapter its base model."""
+    settings_json: str
+    """How it runs, or nothing: as the platform's settings say."""
+
+    @property
+    def app_name(self) -> str:
+        """The Serve application: `engine-smollm2-135m-instruct`, with a mark of its settings if it has some."""
+        name = "engine-" + re.sub(r"[^a-z0-9]+", "-", self.model.lower()).strip("-")
+        mark = hashlib.sha256(self.settings_json.encode()).hexdigest()[:8]
+        return f"{name}-{mark}" if self.settings_json else name
+
+    @property
+    def settings(self) -> EngineSettings | None:
+        return EngineSettings.model_validate_json(self.settings_json) if self.settings_json else None
+
+
+def unit_of(catalog: Catalog, entity: ServedEntity, pinned: Mapping[str, str]) -> Unit:
+    """The engine that answers for an entity; raises NotFound for a version or alias that the catalog lacks."""
+    return unit(answering(catalog, pinned.get(entity.model, entity.model)).engine_model, entity.engine)
+
+
+def units_of(catalog: Catalog, config: Mapping[str, Any], pinned: Mapping[str, str]) -> set[Unit]:
+    """The engines of a configuration; one whose model is gone is none's."""
+    found = set()
+    for entity in EndpointSettings.parse(config, source="an endpoint of the catalog").served_entities:
+        with suppress(NotFound):
+            found.add(unit_of(catalog, entity, pinned))
+    return found
+
+
+def pins_of(catalog: Catalog, config: Mapping[str, Any]) -> dict[str, str]:
+    """What the models of a configuration mean now, of those that are the catalog's: the version by the name."""
+    pins = {}
+    for entity in EndpointSettings.parse(config, source="an endpoint of the catalog").served_entities:
+        with suppress(NotFound):
+            version = answering(catalog, entity.model).version
+            if version is not None:
+                pins[entity.model] = version.full_name
+    return pins
+
+
+def unit(model: str, settings: EngineSettings | None = None) -> Unit:
+    return Unit(model, "" if settings is None else settings.model_dump_json())
+
+
 @dataclass(frozen=True)
 class Answering:
     """What answers for a served entity's model at this moment."""
@@ -77,11 +134,16 @@ class Answering:
     """The model whose engine answers: for an adapter its base model."""
     version: ModelVersion | None
     """The catalog's version, where the model is one of the catalog's."""
-    alias: str | None
 
     @property
     def is_adapter(self) -> bool:
         return self.version is not None and self.version.kind == "adapter"
+
+
+def adapter_of(catalog: Catalog, model: str) -> Adapter | None:
+    """The adapter that an entity's model means now, if it means one. Raises NotFound."""
+    now = answering(catalog, model)
+    return Adapter(name=now.version.full_name) if now.version is not None and now.is_adapter else None
 
 
 def answering(catalog: Catalog, model: str) -> Answering:
@@ -89,9 +151,8 @@ def answering(catalog: Catalog, model: str) -> Answering:
 
     Raises NotFound for a version or alias that the catalog lacks.
     """
-    _, at, alias = model.partition("@")
-    if not at and model.count(".") < 2:
-        return Answering(model, None, None)
+    if "@" not in model and model.count(".") < 2:
+        return Answering(model, None)
     version = catalog.get_model_version(model)
     is_adapter = version.kind == "adapter"
-    return Answering(version.base_model or "" if is_adapter else version.full_name, version, alias or None)
+    return Answering(version.base_model or "" if is_adapter else version.full_name, version)

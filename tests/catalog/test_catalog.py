@@ -86,7 +86,7 @@ def test_the_reserved_catalog_is_the_platforms(catalog: Catalog) -> None:
         create_table(catalog, "system.monitoring.rows")
     catalog.create_table("system.monitoring.rows", "/r", columns=[], primary_key=None, owner="system")
     with pytest.raises(PermissionDenied, match="'ann' cannot make"):
-        catalog.put_endpoint("system.monitoring.e", config={}, owner="ann")
+        catalog.endpoints.put("system.monitoring.e", config={}, owner="ann")
 
 
 def test_models_versions_and_aliases(catalog: Catalog, clock: FixedClock) -> None:
@@ -181,33 +181,33 @@ def test_indexes(catalog: Catalog) -> None:
 
 
 def test_endpoints(catalog: Catalog) -> None:
-    made = catalog.put_endpoint("Assistant", config={"model": "main.ml.bot@champion"}, owner="ann")
+    made = catalog.endpoints.put("Assistant", config={"model": "main.ml.bot@champion"}, owner="ann")
     assert (made.name, made.served_name, made.config_version) == ("main.serving.assistant", "assistant", 1)
-    same = catalog.put_endpoint("main.serving.assistant", config=made.config, owner="bob")
+    same = catalog.endpoints.put("main.serving.assistant", config=made.config, owner="bob")
     assert same == made  # nothing changed, also not the owner
-    changed = catalog.put_endpoint("assistant", config={"model": "x"}, owner="bob", expected_config_version=1)
+    changed = catalog.endpoints.put("assistant", config={"model": "x"}, owner="bob", expected_config_version=1)
     assert (changed.config_version, changed.owner, changed.id) == (2, "ann", made.id)
     with pytest.raises(Conflict, match="is at config version 2, not at 1; read it again"):
-        catalog.put_endpoint("assistant", config={"model": "y"}, owner="bob", expected_config_version=1)
+        catalog.endpoints.put("assistant", config={"model": "y"}, owner="bob", expected_config_version=1)
     with pytest.raises(Conflict, match="is at config version 2, not at 0"):
-        catalog.put_endpoint("assistant", config={"model": "y"}, owner="bob", expected_config_version=0)
-    whole = catalog.put_endpoint("main.ml.other", config={}, owner="ann", expected_config_version=0)
+        catalog.endpoints.put("assistant", config={"model": "y"}, owner="bob", expected_config_version=0)
+    whole = catalog.endpoints.put("main.ml.other", config={}, owner="ann", expected_config_version=0)
     assert whole.served_name == "main.ml.other"
-    assert catalog.get_endpoint("assistant") == catalog.get_endpoint("Main.Serving.Assistant") == changed
+    assert catalog.endpoints.get("assistant") == catalog.endpoints.get("Main.Serving.Assistant") == changed
     with pytest.raises(NotFound, match=r"^no endpoint 'gtp'$") as caught:
-        catalog.get_endpoint("gtp")
+        catalog.endpoints.get("gtp")
     assert caught.value.param == "model" and caught.value.code == "endpoint_not_found"
-    assert [endpoint.name for endpoint in catalog.list_endpoints()] == ["main.ml.other", "main.serving.assistant"]
-    catalog.delete_endpoint("assistant")
+    assert [endpoint.name for endpoint in catalog.endpoints.list()] == ["main.ml.other", "main.serving.assistant"]
+    catalog.endpoints.delete("assistant")
     with pytest.raises(NotFound, match="no endpoint 'assistant'"):
-        catalog.get_endpoint("assistant")
-    assert catalog.put_endpoint("assistant", config={}, owner="ann").config_version == 1
+        catalog.endpoints.get("assistant")
+    assert catalog.endpoints.put("assistant", config={}, owner="ann").config_version == 1
     with pytest.raises(NotFound, match=r"no schema 'main\.none'"):
-        catalog.put_endpoint("main.none.e", config={}, owner="ann")
+        catalog.endpoints.put("main.none.e", config={}, owner="ann")
     with pytest.raises(BadRequest, match="config cannot be kept as JSON"):
-        catalog.put_endpoint("assistant", config={"a": {1, 2}}, owner="ann")
+        catalog.endpoints.put("assistant", config={"a": {1, 2}}, owner="ann")
     with pytest.raises(BadRequest, match="config has keys that are not text"):
-        catalog.put_endpoint("assistant", config={"a": {1: 2}}, owner="ann")
+        catalog.endpoints.put("assistant", config={"a": {1: 2}}, owner="ann")
 
 
 def test_what_is_the_platforms_own_is_not_dropped(catalog: Catalog) -> None:
@@ -234,7 +234,7 @@ def test_what_an_endpoint_serves_does_not_go_away(catalog: Catalog) -> None:
         for alias in ("champion", "old"):
             catalog.set_alias(model, alias, 2)
     arms = [{"name": name, "model": name} for name in ("echo", "main.more.bot/1", "main.more.bot@champion")]
-    catalog.put_endpoint("assistant", config={"name": "assistant", "served_entities": arms}, owner="ann")
+    catalog.endpoints.put("assistant", config={"name": "assistant", "served_entities": arms}, owner="ann")
     for take_away in (
         lambda: catalog.registry.delete_model("main.more.bot", force=True),
         lambda: catalog.schemas.delete("main.more", force=True, by="admin"),
@@ -249,15 +249,15 @@ def test_what_an_endpoint_serves_does_not_go_away(catalog: Catalog) -> None:
     catalog.delete_alias("main.more.bot", "old")
     catalog.set_alias("main.more.bot", "champion", 3)
     catalog.registry.delete_version("main.more.bot", 2, by="admin")
-    catalog.delete_endpoint("assistant")
+    catalog.endpoints.delete("assistant")
     catalog.registry.delete_version("main.more.bot", 1, by="admin")
     catalog.schemas.delete("main.more", force=True, by="admin")
 
 
 def test_another_serving_schema(tmp_path: Path) -> None:
     catalog = Catalog.open(f"sqlite:///{tmp_path}/c.db", serving_schema="prod.answers")
-    assert catalog.put_endpoint("a", config={}, owner="ann").name == "prod.answers.a"
-    assert pickle.loads(pickle.dumps(catalog)).get_endpoint("a").served_name == "a"
+    assert catalog.endpoints.put("a", config={}, owner="ann").name == "prod.answers.a"
+    assert pickle.loads(pickle.dumps(catalog)).endpoints.get("a").served_name == "a"
 
 
 def test_the_revision_grows_with_every_write_and_only_then(catalog: Catalog) -> None:
@@ -268,7 +268,7 @@ def test_the_revision_grows_with_every_write_and_only_then(catalog: Catalog) -> 
         catalog.set_alias("main.ml.none", "a", 1)
     assert catalog.revision() == revision
     create_table(catalog)
-    catalog.put_endpoint("a", config={}, owner="ann")
+    catalog.endpoints.put("a", config={}, owner="ann")
     assert catalog.revision() == revision + 2
 
 
@@ -298,6 +298,6 @@ def test_a_database_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> N
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     with pytest.raises(
-        Conflict, match=r"at revision '9999', which this version does not know \(it knows \['0001', .*'0006'\]\)"
+        Conflict, match=r"at revision '9999', which this version does not know \(it knows \['0001', .*'0007'\]\)"
     ):
         Catalog.open(f"sqlite:///{tmp_path}/c.db")

@@ -260,10 +260,10 @@ def test_a_check_in_process_holds_in_its_change_alone(catalog: Catalog) -> None:
     catalog.create_token("ann")
     catalog.grants.grant("catalog", "main", "users", ["USE CATALOG", "USE SCHEMA", "CREATE MODEL"], by=ROOT)
     by = catalog.grants.check("bob", "CREATE MODEL", "schema", "main.ml")
-    catalog.put_endpoint("main.ml.e", config={"of": "ann"}, owner="ann")
+    catalog.endpoints.put("main.ml.e", config={"of": "ann"}, owner="ann")
     with pytest.raises(Conflict, match="is at config version 1, not at 0"):
-        catalog.put_endpoint("main.ml.e", config={"of": "bob"}, owner="bob", expected_config_version=0, by=by)
-    assert catalog.get_endpoint("main.ml.e").config == {"of": "ann"}
+        catalog.endpoints.put("main.ml.e", config={"of": "bob"}, owner="bob", expected_config_version=0, by=by)
+    assert catalog.endpoints.get("main.ml.e").config == {"of": "ann"}
     # Several checks are all asked again; one that was of something else is of no use for the change.
     catalog.create_model("main.ml.m", owner="bob")
     both = catalog.grants.check(by, "MANAGE", "model", "main.ml.m")

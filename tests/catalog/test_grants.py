@@ -18,7 +18,7 @@ def catalog(catalog: Catalog) -> Catalog:
     """With a table of ann's, and bob in `team` in `analysts`."""
     catalog.create_table("main.docs.entries", "/r", columns=[], primary_key=None, owner="ann")
     catalog.create_model("main.ml.bot", owner="ann")
-    catalog.put_endpoint("assistant", config={}, owner="ann")
+    catalog.endpoints.put("assistant", config={}, owner="ann")
     for name in ("ann", "bob", "eve"):
         catalog.principals.create(name, by="admin")
     for group in ("team", "analysts"):

@@ -131,7 +131,7 @@ def empty(databases: Databases) -> str:
     catalog.create_table("c1.s1.t", "/r", columns=[], primary_key=None, owner="nobody")
     catalog.create_table("c2.s1.t", "/r", columns=[], primary_key=None, owner="nobody")
     catalog.create_model("c1.s1.m", owner="nobody")
-    catalog.put_endpoint("c1.s2.e", config={}, owner="nobody")
+    catalog.endpoints.put("c1.s2.e", config={}, owner="nobody")
     catalog.put_index("c2.s1.i", table="c2.s1.t", spec={}, owner="nobody")
     catalog.close()
     return url

@@ -275,7 +275,7 @@ def test_a_name_that_is_not_there_tells_no_others(catalog: Catalog) -> None:
     for ask in (
         lambda: catalog.get_table("system.serving.inference"),
         lambda: catalog.tags.list("table", "main.docs.x"),
-        lambda: catalog.get_endpoint("x"),
+        lambda: catalog.endpoints.get("x"),
         lambda: catalog.list_tables("main.none"),
     ):
         with pytest.raises(NotFound, match=r"^no [a-z]+ '[a-z.]+'$"):

@@ -167,11 +167,11 @@ def test_a_version_that_an_endpoint_names_by_number_is_needed(made: Tables, cata
     trained(made, catalog, ROWS, 1)
     by_alias = {"name": "new", "model": f"{MODEL}@champion", "traffic_percentage": 10}
     config = {"served_entities": [{"name": "old", "model": f"{MODEL}/1", "traffic_percentage": 90}, by_alias]}
-    catalog.put_endpoint("assistant", config=config, owner="ann")
+    catalog.endpoints.put("assistant", config=config, owner="ann")
     asked = rf"rows@1: model version {MODEL}/1 \(endpoint 'main.serving.assistant'\) .* let endpoint main.serving"
     with pytest.raises(Conflict, match=asked):
         made.vacuum(ROWS, retention_hours=0)
-    catalog.delete_endpoint("assistant")
+    catalog.endpoints.delete("assistant")
     assert len(made.vacuum(ROWS, retention_hours=0).files) == 2
 
 

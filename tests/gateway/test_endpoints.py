@@ -34,7 +34,7 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
     """As another replica changes it; bob may use the endpoint `assistant`."""
     made = Catalog.open(f"sqlite:///{tmp_path}/catalog.db")
     config = {"name": "assistant", "task": "chat", "served_entities": [{"name": "echo", "model": "echo"}]}
-    made.put_endpoint("assistant", config=config, owner="ann")
+    made.endpoints.put("assistant", config=config, owner="ann")
     for name in ("ann", "bob"):
         made.principals.create(name, by="admin")
     made.principals.create_group("team", by="admin")
@@ -92,7 +92,7 @@ TAKEN_BACK: dict[str, Callable[[Catalog], object]] = {
     "the membership": lambda catalog: catalog.principals.remove_member("team", "bob", by="admin"),
     "the group": lambda catalog: catalog.principals.delete_group("team", by="admin"),
     "the user": lambda catalog: catalog.principals.set_active("bob", False, by="admin"),
-    "the endpoint": lambda catalog: catalog.delete_endpoint("assistant"),
+    "the endpoint": lambda catalog: catalog.endpoints.delete("assistant"),
 }
 
 
@@ -142,7 +142,7 @@ def test_a_change_of_the_endpoint_is_seen(catalog: Catalog, ours: Catalog) -> No
 
     async def use() -> None:
         assert (await endpoints.use("assistant", ADMIN, "req_0")).config_version == 1
-        catalog.put_endpoint("assistant", config=config, owner="ann")
+        catalog.endpoints.put("assistant", config=config, owner="ann")
         clock.now += FRESH_SECONDS
         changed = await endpoints.use("Assistant", ADMIN, "req_0")
         assert (changed.config_version, changed.entities[0].name) == (2, "other")
@@ -180,7 +180,7 @@ def test_a_model_that_is_gone_takes_its_share_down_and_nothing_else(catalog: Cat
     gone = {"name": "tuned", "model": "main.ml.bot@none", "traffic_percentage": 50}
     arms = [gone, {"name": "echo", "model": "echo", "traffic_percentage": 50}]
     config = {"name": "assistant", "task": "chat", "served_entities": arms}
-    catalog.put_endpoint("assistant", config=config, owner="ann")
+    catalog.endpoints.put("assistant", config=config, owner="ann")
 
     async def ask() -> list[str]:
         endpoint = await Endpoints(ours).use("assistant", BOB, "req_1")

@@ -129,7 +129,7 @@ def test_what_is_refused_says_why_in_openais_shape_and_has_a_row(
 
 def test_what_breaks_inside_is_a_500_in_shape(platform: Platform, token: str) -> None:
     # an endpoint whose engine was never started: its application does not exist
-    platform.catalog.put_endpoint(
+    platform.catalog.endpoints.put(
         "broken",
         config={"name": "broken", "served_entities": [{"name": "a", "model": "no-such-engine"}]},
         owner="admin",
@@ -138,7 +138,7 @@ def test_what_breaks_inside_is_a_500_in_shape(platform: Platform, token: str) ->
         response = post(platform, token, "/v1/chat/completions", {"model": "broken", "messages": HELLO})
         assert response.status_code == 503 and "engine-no-such-engine" in response.json()["error"]["message"]
     finally:
-        platform.catalog.delete_endpoint("broken")
+        platform.catalog.endpoints.delete("broken")
 
 
 def test_control_answers_in_its_own_shape(platform: Platform, token: str) -> None:
@@ -222,7 +222,8 @@ def test_the_split_is_drawn_by_the_shares_and_stands_in_the_row(platform: Platfo
         ServedEntity(name="left", model="echo", traffic_percentage=25),
         ServedEntity(name="right", model="echo", traffic_percentage=75),
     ]
-    platform.create_endpoint(EndpointSettings(name="two-arms", served_entities=arms))
+    platform.serving.put(EndpointSettings(name="two-arms", served_entities=arms))
+    platform.serving.wait("two-arms")
     drawn = [client.chat.completions.create(model="two-arms", messages=HELLO) for _ in range(80)]
     names = [(answer.model_extra or {})["mosaic"]["served_entity"] for answer in drawn]
     # four standard deviations of a binomial with n = 80 and p = 0.25

@@ -576,7 +576,7 @@ def test_a_thread_is_for_who_asked_who_manages_and_administrators(history: Histo
     refused = history.catalog.audit.newest(1)[0]
     assert (refused.action_name, refused.user_identity.email) == ("getRequestThread", "eve")
     assert refused.request_params == {"request_id": answers["walk"]}
-    history.catalog.put_endpoint("assistant", config={}, owner="ann")
+    history.catalog.endpoints.put("assistant", config={}, owner="ann")
     history.catalog.grants.grant("endpoint", "assistant", "max", ["MANAGE"], by=ADMIN)
     history.catalog.grants.grant("catalog", "main", "max", ["USE CATALOG", "USE SCHEMA"], by=ADMIN)
     assert why(history.tables, history.catalog, answers["walk"], principal=max_).label == "request req_0001"
@@ -634,7 +634,7 @@ def test_an_impact_is_for_who_may_read_or_manage_the_table(history: History) -> 
     assert found.answers.total == 2, "counted, not named"
     for kind, name in (("model", MODEL), ("index", INDEX)):
         history.catalog.grants.grant(kind, name, "bob", ["BROWSE"], by=ADMIN)
-    history.catalog.put_endpoint("assistant", config={}, owner="ann")
+    history.catalog.endpoints.put("assistant", config={}, owner="ann")
     history.catalog.grants.grant("endpoint", "assistant", "bob", ["MANAGE"], by=ADMIN)
     found = impact(history.tables, history.catalog, ENTRIES, where="module = 'os'", principal=bob)
     assert {one.name for one in found.dependents} == {MODEL, INDEX, None}

@@ -46,6 +46,7 @@ NAMES = {
     "connections": "closed_provider",
     "prompts": "closed.docs.prompt",
     "indexes": "closed.docs.entries_index",
+    "serving-endpoints": "closed",
     "permissions": "closed.docs.entries",
     "effective-permissions": "closed.docs.entries",
 }
@@ -69,6 +70,7 @@ HIDDEN = {
     ("GET", "/2.0/mosaic/models"),
     ("GET", "/2.0/mosaic/indexes"),
     ("GET", "/2.0/mosaic/endpoints"),
+    ("GET", "/2.0/serving-endpoints"),
     ("GET", f"{UNITY}/catalogs"),
     ("GET", f"{UNITY}/models"),
     ("GET", f"{UNITY}/connections"),
@@ -110,6 +112,7 @@ def bodies(parts: Parts) -> dict[tuple[str, str], Any]:
     function |= {"security_type": "DEFINER", "specific_name": "mine", "input_params": {"parameters": []}}
     tags = {"entity_type": "tables", "entity_name": "closed.docs.entries", "tag_key": "pii", "tag_value": "no"}
     owned = catalog.create_token("admin")[0]
+    served = {"served_entities": [{"entity_name": "echo"}]}
     return {
         ("POST", f"{UNITY}/functions"): {"function_info": function},
         ("POST", f"{UNITY}/connections"): {"name": "mine", "connection_type": "HTTP", "options": {"host": "x"}},
@@ -147,6 +150,8 @@ def bodies(parts: Parts) -> dict[tuple[str, str], Any]:
             "warehouse_id": "any",
             "wait_timeout": "10s",
         },
+        ("POST", "/2.0/serving-endpoints"): {"name": "mine", "config": served},
+        ("PUT", "/2.0/serving-endpoints/{name}/config"): served,
         ("POST", "/2.0/vector-search/indexes/{name}/query"): {"query_text": "x"},
         ("POST", "/2.0/mosaic/runs/{run_id}/inputs"): {"table": "closed.docs.entries", "version": 0},
     }
@@ -174,7 +179,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     catalog.prompts.set_alias("closed.docs.prompt", "champion", 1)
     catalog.put_index("closed.docs.entries_index", table="closed.docs.entries", spec={}, owner="admin")
     settings = EndpointSettings(name="closed", served_entities=[ServedEntity(name="e", model="echo")])
-    catalog.put_endpoint("closed", config=settings.model_dump(), owner="admin")
+    catalog.endpoints.put("closed", config=settings.model_dump(), owner="admin")
     return made
 
 
@@ -286,8 +291,9 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
     said = {
         ("POST", "/v1/chat/completions"): {"model": "closed", "messages": [{"role": "user", "content": "x"}]},
         ("POST", "/v1/embeddings"): {"model": "closed", "input": "x"},
+        ("POST", "/serving-endpoints/closed/invocations"): {"messages": [{"role": "user", "content": "x"}]},
     }
-    ways = {(method, route.path) for route in routes.routes() for method in methods(route)}
+    ways = {(method, route.path.replace("{name}", "closed")) for route in routes.routes() for method in methods(route)}
     assert ways == {*said, ("GET", "/v1/models"), ("GET", "/v1/models/{name:path}")}
     for (method, path), body in said.items():
         refused = ask(app, token, method, path, json=body)

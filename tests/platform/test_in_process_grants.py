@@ -27,8 +27,6 @@ CLUSTER = Cluster(address="none", dashboard=None, embedded=True)
 Way = Callable[[Platform], Any]
 
 PLATFORM: dict[str, Way] = {
-    "create_endpoint": lambda own: own.create_endpoint(endpoint("new")),
-    "wait_until_ready": lambda own: own.wait_until_ready("closed"),
     "embedder": lambda own: own.embedder("closed"),
     "fine_tuning": lambda own: own.fine_tuning().run(training(), register_to=MODEL, alias="a", principal=own.principal),
 }
@@ -56,10 +54,20 @@ INDEXES: dict[str, Way] = {
     "status": lambda own: own.indexes.status(INDEX),
     "delete": lambda own: own.indexes.delete(INDEX),
 }
+SERVING: dict[str, Way] = {
+    "create": lambda own: own.serving.create(endpoint("new")),
+    "update": lambda own: own.serving.update(endpoint("closed")),
+    "put": lambda own: own.serving.put(endpoint("new")),
+    "get": lambda own: own.serving.get("closed"),
+    "configs": lambda own: own.serving.configs("closed"),
+    "wait": lambda own: own.serving.wait("closed"),
+    "delete": lambda own: own.serving.delete("closed"),
+}
 UNCHECKED = {
     Platform: {"acting", "base_url", "mlflow_uri", "status", "flush_ledger", "flush_audit", "resume_audit"},
     "Tables": {"acting", "run_id"},
     "Indexes": {"acting", "list", "query_async"},  # the last two have tests of their own below
+    "Serving": {"list", "state"},  # `state` is of an endpoint that one has got
 }
 """What names nothing that anybody could own."""
 
@@ -85,7 +93,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     made.tables.create(TABLE, SCHEMA, primary_key="id", owner="admin")
     catalog.put_index(INDEX, table=TABLE, spec=index(INDEX).model_dump(mode="json"), owner="admin")
     catalog.create_model(MODEL, owner="admin")
-    catalog.put_endpoint("closed", config=endpoint("closed").model_dump(), owner="admin")
+    catalog.endpoints.put("closed", config=endpoint("closed").model_dump(), owner="admin")
     catalog.create_token("eve")
     return made
 
@@ -99,7 +107,7 @@ def eves(parts: Parts) -> Platform:
     ("way", "call"),
     [
         (f"{noun}.{name}", call)
-        for noun, ways in (("platform", PLATFORM), ("tables", TABLES), ("indexes", INDEXES))
+        for noun, ways in (("platform", PLATFORM), ("tables", TABLES), ("indexes", INDEXES), ("serving", SERVING))
         for name, call in ways.items()
     ],
 )
@@ -116,6 +124,7 @@ def test_every_way_in_is_in_the_lists_above(eves: Platform) -> None:
         (eves, PLATFORM, {*UNCHECKED[Platform], "why", "impact", "sql"}),
         (eves.tables, TABLES, UNCHECKED["Tables"]),
         (eves.indexes, INDEXES, UNCHECKED["Indexes"]),
+        (eves.serving, SERVING, UNCHECKED["Serving"]),
     ):
         public = {name for name, _ in inspect.getmembers(type(of)) if not name.startswith("_")}
         assert public - unchecked == set(checked), f"{type(of).__name__} has a way in that no test knows of"
@@ -138,12 +147,12 @@ def test_an_endpoint_serves_only_what_its_maker_may_use(parts: Parts, eves: Plat
     try:
         tuned = EndpointSettings(name="mine", served_entities=[ServedEntity(name="e", model=f"{MODEL}@champion")])
         with pytest.raises(PermissionDenied, match=f"missing USE SCHEMA on schema main.docs, EXECUTE on model {MODEL}"):
-            eves.create_endpoint(tuned)
+            eves.serving.put(tuned)
         looking_up = endpoint("mine", retrieval=Retrieval(index=INDEX))
         with pytest.raises(PermissionDenied, match=f"SELECT on index {INDEX}"):
-            eves.create_endpoint(looking_up)
+            eves.serving.put(looking_up)
         with pytest.raises(PermissionDenied, match=r"may not MANAGE on endpoint 'main\.serving\.closed'"):
-            eves.create_endpoint(endpoint("closed"))
+            eves.serving.put(endpoint("closed"))
     finally:
         grants.revoke("catalog", "main", "eve", ["USE CATALOG"], by="admin")
 

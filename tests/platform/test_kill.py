@@ -61,8 +61,8 @@ def notes(platform: Platform) -> Platform:
     rows = {"note_id": [f"n{n}" for n in range(len(TEXTS))], "text": TEXTS}
     platform.tables.append(TABLE, pa.Table.from_pydict(rows, schema=SCHEMA))
     minilm = [ServedEntity(name="minilm", model="all-minilm-l6-v2")]
-    platform.create_endpoint(EndpointSettings(name="minilm", task="embed", served_entities=minilm))
-    platform.wait_until_ready("minilm")
+    platform.serving.put(EndpointSettings(name="minilm", task="embed", served_entities=minilm))
+    platform.serving.wait("minilm")
     platform.indexes.create(
         IndexSettings(
             name=INDEX,
@@ -75,13 +75,14 @@ def notes(platform: Platform) -> Platform:
         owner="admin",
     )
     platform.indexes.sync(INDEX)
-    platform.create_endpoint(
+    platform.serving.put(
         EndpointSettings(
             name="notes",
             served_entities=[ServedEntity(name="echo", model="echo")],
             retrieval=Retrieval(index=INDEX, num_results=1, entry_template="{text}"),
         )
     )
+    platform.serving.wait("notes")
     return platform
 
 

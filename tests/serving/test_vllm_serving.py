@@ -11,7 +11,7 @@ from openai import OpenAI
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mosaic.errors import BadRequest, NotFound
+from mosaic.errors import BadRequest, NotFound, Unavailable
 from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
 
@@ -42,8 +42,9 @@ def tuned(platform: Platform, tiny_chat: Path, tmp_path_factory: pytest.TempPath
         "tiny-tuned": [ServedEntity(name="tuned", model=f"{MODEL}@champion")],
         "tiny-second": [ServedEntity(name="second", model=f"{MODEL}/2")],
     }.items():
-        platform.create_endpoint(EndpointSettings(name=name, served_entities=entities))
-    platform.wait_until_ready("tiny-tuned")
+        platform.serving.put(EndpointSettings(name=name, served_entities=entities))
+    for name in ("tiny-base", "tiny-tuned", "tiny-second"):
+        platform.serving.wait(name)
     return platform
 
 
@@ -108,20 +109,25 @@ def test_changed_adapter_files_are_not_served(tuned: Platform, client: OpenAI, t
         checksums={"adapter_model.safetensors": "0" * 64},
     )
     entities = [ServedEntity(name="changed", model=version.full_name)]
-    tuned.create_endpoint(EndpointSettings(name="tiny-changed", served_entities=entities))
-    with pytest.raises(openai.APIStatusError) as refused:
+    tuned.serving.put(EndpointSettings(name="tiny-changed", served_entities=entities))
+    with pytest.raises(Unavailable, match=r"config 1 of .*'tiny-changed' failed: .*not those that were"):
+        tuned.serving.wait("tiny-changed")
+    with pytest.raises(
+        openai.InternalServerError, match=r"has no configuration that runs: .*not those that were"
+    ) as told:
         complete(client, "tiny-changed")
-    assert "not those that were registered" in refused.value.message
+    assert told.value.status_code == 503
+    tuned.serving.delete("tiny-changed")
 
 
 def test_endpoints_are_checked_before_anything_starts(platform: Platform) -> None:
     arm = ServedEntity(name="a", model="echo")
     with pytest.raises(NotFound, match=r"no model"):
-        platform.create_endpoint(
+        platform.serving.put(
             EndpointSettings(name="x", served_entities=[ServedEntity(name="a", model="main.none.bot/1")])
         )
     with pytest.raises(NotFound, match=r"no index .main\.none\.index."):
-        platform.create_endpoint(
+        platform.serving.put(
             EndpointSettings(name="x", served_entities=[arm], retrieval=Retrieval(index="main.none.index"))
         )
     with pytest.raises(BadRequest, match="add up to 90, not to 100"):

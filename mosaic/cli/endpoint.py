@@ -1,0 +1,128 @@
+"""`mosaic endpoint`: what models answer under which names."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from mosaic.catalog.records import Endpoint
+from mosaic.cli.options import ADMIN, chosen, json_option, listed, settings_options, together
+from mosaic.cli.show import show, show_one, tell
+from mosaic.errors import BadRequest
+
+if TYPE_CHECKING:
+    from mosaic.serving.endpoint import EndpointSettings
+    from mosaic.serving.service import Serving
+
+_change = together(
+    click.option(
+        "-f",
+        "--file",
+        "spec",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        required=True,
+        help="What is to be served: endpoint.yaml (docs/serving.md).",
+    ),
+    click.option("--wait/--no-wait", default=True, help="Return when it answers, or at once.  [default: --wait]"),
+    json_option,
+)
+_with_settings = together(
+    # Elsewhere -f names the platform's settings; here it is the endpoint that people have in a file.
+    click.option("--settings", type=click.Path(dir_okay=False, path_type=Path), help="YAML settings of the platform."),
+    *settings_options[1:],
+)
+
+
+@click.group()
+def endpoint() -> None:
+    """Serving endpoints: what models answer under which names."""
+
+
+def with_serving(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which platform, which must run; the command gets its `Serving` first."""
+
+    @functools.wraps(command)
+    def opened(*, settings: Path | None, storage: str | None, home: str | None, **given: Any) -> None:
+        from mosaic.platform.lifecycle import join
+
+        command(join(chosen(settings, storage, home).home_folder).acting(ADMIN).serving, **given)
+
+    return _with_settings(opened)
+
+
+@endpoint.command("list")
+@with_serving
+@listed
+def list_(serving: "Serving", as_json: bool, limit: int | None) -> None:
+    """Show the endpoints, by name, and how they are."""
+    found = [{**one.model_dump(), "state": serving.state(one).model_dump()} for one in serving.list()]
+    columns = ("name", "owner", "config_version", "state.ready", "state.config_update", "updated_at")
+    show(found, columns, as_json, what="endpoints", limit=limit)
+
+
+@endpoint.command()
+@with_serving
+@_change
+def create(serving: "Serving", spec: Path, wait: bool, as_json: bool) -> None:
+    """Make an endpoint and start what it serves."""
+    _done(serving, serving.create(_read(spec)), wait, as_json)
+
+
+@endpoint.command()
+@with_serving
+@_change
+def update(serving: "Serving", spec: Path, wait: bool, as_json: bool) -> None:
+    """Give an endpoint another configuration; the one before answers until this one does."""
+    _done(serving, serving.update(_read(spec)), wait, as_json)
+
+
+@endpoint.command()
+@with_serving
+@json_option
+@click.argument("name")
+def get(serving: "Serving", name: str, as_json: bool) -> None:
+    """Show the endpoint called NAME, and how it is."""
+    found = serving.get(name)
+    show_one(found, as_json, state=serving.state(found))
+
+
+@endpoint.command()
+@with_serving
+@listed
+@click.argument("name")
+def configs(serving: "Serving", name: str, as_json: bool, limit: int | None) -> None:
+    """Show every configuration that the endpoint called NAME had or was to have, oldest first."""
+    columns = ("version", "state", "reason", "created_by", "created_at", "decided_at")
+    show(serving.configs(name), columns, as_json, what="configurations", limit=limit)
+
+
+@endpoint.command()
+@with_serving
+@click.argument("name")
+def delete(serving: "Serving", name: str) -> None:
+    """Delete the endpoint called NAME; requests on their way are answered."""
+    serving.delete(name)
+    click.echo(f"deleted endpoint {name}")
+
+
+def _read(spec: Path) -> "EndpointSettings":
+    from mosaic.serving.endpoint import EndpointSettings
+
+    try:
+        given = yaml.safe_load(spec.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{spec} is not YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise BadRequest(f"{spec} must hold fields such as name and served_entities, not {type(given).__name__}")
+    return EndpointSettings.parse(given, source=str(spec))
+
+
+def _done(serving: "Serving", made: Endpoint, wait: bool, as_json: bool) -> None:
+    if wait:
+        made = serving.wait(made.name)
+    config = made.pending
+    told = f"config {config.version} is being rolled out" if config else f"config {made.config_version} is live"
+    tell(f"endpoint {made.served_name}: {told}", made, as_json)

@@ -1,0 +1,123 @@
+"""Engines as Ray Serve applications: starting, watching, probing and ending them."""
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from mosaic.catalog import Catalog
+from mosaic.errors import EngineFailed, Unavailable
+from mosaic.ids import new_id
+from mosaic.protocol import EngineRequest
+from mosaic.serving.deploy import start_engine
+from mosaic.serving.endpoint import EndpointSettings, Unit, adapter_of
+from mosaic.serving.engine import ServeEngine
+from mosaic.serving.rollout import AppState
+from mosaic.serving.settings import EngineSettings
+
+_PROBE_SECONDS = 300
+_EMBEDDER_CPUS = 0.2
+
+
+class ServeApps:
+    """`rollout.Apps` on the Ray cluster that this process has joined.
+
+    `engines` are the platform's settings by model; `resolve` turns a model's name into a local folder and must pickle;
+    `check` raises for a name that is none.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        engines: Mapping[str, EngineSettings],
+        resolve: Callable[[str], Path],
+        check: Callable[[str], None],
+    ) -> None:
+        self._catalog, self._engines, self._resolve, self._check = catalog, engines, resolve, check
+
+    def states(self) -> dict[str, AppState]:
+        found = {}
+        for name, application in serve.status().applications.items():
+            told = [one.message for one in application.deployments.values() if one.message]
+            reason = "\n".join([application.message, *told])
+            match application.status:
+                case "RUNNING":
+                    found[name] = AppState("running")
+                case "DEPLOY_FAILED" | "UNHEALTHY":
+                    found[name] = AppState("failed", reason)
+                case "DELETING":
+                    found[name] = AppState("ending")
+                case _:
+                    found[name] = AppState("starting", reason)
+        return found
+
+    def start(self, unit: Unit) -> None:
+        start_engine(unit, self.settings_of(unit), self._resolve)
+
+    def end(self, app_name: str) -> None:
+        serve.delete(app_name, _blocking=False)
+
+    def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
+        if settings.task == "chat":
+            body: dict[str, object] = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
+        else:
+            body = {"input": ["ping"]}
+        request = EngineRequest(
+            request_id=new_id("req"), task=settings.task, body=body, adapter=adapter_of(self._catalog, model)
+        )
+        answer = asyncio.run_coroutine_threadsafe(_first(ServeEngine(app_name), request), self._loop)
+        try:
+            answer.result(_PROBE_SECONDS)
+        except TimeoutError:
+            answer.cancel()
+            raise EngineFailed(f"no answer within {_PROBE_SECONDS} s") from None
+
+    @functools.cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """One loop for all probes: Serve's handles hold on to the first that they see."""
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, name="probes", daemon=True).start()
+        return loop
+
+    def settings_of(self, unit: Unit) -> EngineSettings:
+        return unit.settings or self._engines.get(unit.model, EngineSettings())
+
+    def cpus_of(self, unit: Unit) -> float:
+        """Logical CPUs that its replicas reserve."""
+        if unit.model in ("echo", "all-minilm-l6-v2"):
+            return _EMBEDDER_CPUS
+        settings = self.settings_of(unit)
+        return 0.0 if settings.num_gpus else settings.num_cpus * settings.num_replicas
+
+    def require_model(self, unit: Unit) -> None:
+        """Raises NotFound with the models that there are."""
+        if unit.model != "echo":
+            self._check(unit.model)
+
+    def require_room(self, units: set[Unit]) -> None:
+        """Raises Unavailable with the sum (`does_not_fit`) if those that do not run yet find no free logical CPUs."""
+        states = self.states()
+        missing = [unit for unit in sorted(units) if states.get(unit.app_name, AppState("ending")).state == "ending"]
+        wanted = {f"engine {unit.model}": self.cpus_of(unit) for unit in missing}
+        require_fit(wanted, ray.available_resources().get("CPU", 0.0), "free")
+
+
+async def _first(engine: ServeEngine, request: EngineRequest) -> None:
+    answers = engine.answer(request)
+    async for _ in answers:
+        break
+    await answers.aclose()  # type: ignore[attr-defined]  # a generator, whose end tells the engine
+
+
+def require_fit(wanted: Mapping[str, float], available: float, where: str) -> None:
+    """Raise Unavailable with the sum when the logical CPUs do not suffice."""
+    total = sum(wanted.values())
+    if total > available + 1e-6:
+        listed = " + ".join(f"{cpus:g} ({name})" for name, cpus in wanted.items())
+        raise Unavailable(
+            f"{listed} = {total:g} logical CPUs are wanted, {available:g} are {where}", code="does_not_fit"
+        )

@@ -1,0 +1,261 @@
+"""Serving endpoints over HTTP in Databricks' 2.0 shapes, as databricks-sdk's `serving_endpoints` asks for them.
+
+Beside Databricks' fields a configuration may have `task` and `retrieval`, and a served entity `engine`, as in
+endpoint.yaml. The sizes of Databricks' machines (`workload_size`, `workload_type`) are taken and mean nothing here:
+`engine` says what an engine runs with.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import Field
+from starlette.routing import Route
+
+from mosaic.catalog import names
+from mosaic.catalog.records import Endpoint, EndpointConfig
+from mosaic.catalog.unity.call import Call, route
+from mosaic.catalog.unity.shapes import Answer, Asked, Nothing
+from mosaic.catalog.unity.surface import milliseconds
+from mosaic.errors import BadRequest
+from mosaic.protocol import Principal
+from mosaic.serving.endpoint import EndpointSettings
+from mosaic.serving.service import EndpointState, Serving
+
+BASE = "/2.0/serving-endpoints"
+
+
+class AskedEntity(Asked):
+    name: str | None = Field(default=None, max_length=255)
+    entity_name: str = Field(max_length=1000)
+    entity_version: str | None = Field(default=None, max_length=20)
+    engine: dict[str, Any] | None = None
+    scale_to_zero_enabled: Literal[False] = False
+    workload_size: str | None = None
+    workload_type: str | None = None
+
+
+class TrafficRoute(Asked):
+    served_entity_name: str | None = None
+    served_model_name: str | None = None
+    """Databricks' older word for the same."""
+    traffic_percentage: int
+
+
+class TrafficConfig(Asked):
+    routes: list[TrafficRoute] = Field(max_length=10)
+
+
+class AskedConfig(Asked):
+    name: str | None = None
+    served_entities: list[AskedEntity] = Field(min_length=1, max_length=10)
+    traffic_config: TrafficConfig | None = None
+    task: str | None = None
+    retrieval: dict[str, Any] | None = None
+
+
+class CreateEndpoint(Asked):
+    name: str
+    config: AskedConfig
+
+
+class EntityState(Answer):
+    deployment: Literal["DEPLOYMENT_CREATING", "DEPLOYMENT_READY", "DEPLOYMENT_FAILED", "DEPLOYMENT_ABORTED"]
+    deployment_state_message: str
+
+
+class AnsweredEntity(Answer):
+    name: str
+    entity_name: str
+    entity_version: str | None
+    engine: dict[str, Any] | None
+    state: EntityState
+
+
+class AnsweredConfig(Answer):
+    config_version: int
+    served_entities: list[AnsweredEntity]
+    traffic_config: TrafficConfig
+    task: str
+    retrieval: dict[str, Any] | None
+
+
+class PendingConfig(AnsweredConfig):
+    start_time: int
+
+
+class State(Answer):
+    ready: Literal["READY", "NOT_READY"]
+    config_update: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"]
+
+
+class EndpointInfo(Answer):
+    id: str
+    name: str
+    creator: str
+    creation_timestamp: int
+    last_updated_timestamp: int
+    state: State
+    state_message: str | None
+    """Why it is not ready, or why the last update failed."""
+    task: str
+    config: AnsweredConfig | None
+    pending_config: PendingConfig | None
+
+
+class ListedEndpoints(Answer):
+    endpoints: list[EndpointInfo]
+
+
+class ServingRoutes:
+    def __init__(self, serving: Callable[[Principal], Serving]) -> None:
+        """`serving` gives what acts for a principal."""
+        self._serving = serving
+
+    def routes(self) -> list[Route]:
+        one = f"{BASE}/{{name}}"
+        return [
+            route("POST", BASE, self.create, asked=CreateEndpoint),
+            route("GET", BASE, self.list),
+            route("GET", one, self.get),
+            route("PUT", f"{one}/config", self.update, asked=AskedConfig),
+            route("DELETE", one, self.delete),
+        ]
+
+    def create(self, call: Call) -> EndpointInfo:
+        asked = call.parse(CreateEndpoint)
+        serving = self._serving(call.principal)
+        return _info(serving, serving.create(_settings(asked.name, asked.config)))
+
+    def list(self, call: Call) -> ListedEndpoints:
+        serving = self._serving(call.principal)
+        return ListedEndpoints(endpoints=[_info(serving, one) for one in serving.list()])
+
+    def get(self, call: Call) -> EndpointInfo:
+        serving = self._serving(call.principal)
+        return _info(serving, serving.get(call.path["name"]))
+
+    def update(self, call: Call) -> EndpointInfo:
+        asked = call.parse(AskedConfig, name=call.path["name"])
+        serving = self._serving(call.principal)
+        return _info(serving, serving.update(_settings(call.path["name"], asked)))
+
+    def delete(self, call: Call) -> Nothing:
+        self._serving(call.principal).delete(call.path["name"])
+        return Nothing()
+
+
+def _settings(name: str, asked: AskedConfig) -> EndpointSettings:
+    shares = _shares(asked)
+    entities = []
+    for number, entity in enumerate(asked.served_entities):
+        given: dict[str, Any] = {"model": _model(entity), "name": _entity_name(entity, number)}
+        given["traffic_percentage"] = shares.pop(given["name"], 0 if shares or asked.traffic_config else 100)
+        entities.append(given | ({} if entity.engine is None else {"engine": entity.engine}))
+    if shares:
+        raise BadRequest(
+            f"traffic_config routes to {sorted(shares)}, and the served entities are "
+            f"{[entity['name'] for entity in entities]}",
+            param="traffic_config",
+        )
+    if asked.traffic_config is None and len(entities) > 1:
+        raise BadRequest("traffic_config must say the share of each served entity", param="traffic_config")
+    more = {"task": asked.task, "retrieval": asked.retrieval}
+    told = {"name": name, "served_entities": entities, **{key: one for key, one in more.items() if one is not None}}
+    return EndpointSettings.parse(told, source="config")
+
+
+def _shares(asked: AskedConfig) -> dict[str, int]:
+    shares: dict[str, int] = {}
+    for one in asked.traffic_config.routes if asked.traffic_config else ():
+        to = one.served_entity_name or one.served_model_name
+        if to is None:
+            raise BadRequest("a route of traffic_config needs served_entity_name", param="traffic_config")
+        if to in shares:
+            raise BadRequest(f"traffic_config has two routes to {to!r}", param="traffic_config")
+        shares[to] = one.traffic_percentage
+    return shares
+
+
+def _entity_name(entity: AskedEntity, number: int) -> str:
+    """As Databricks makes it: the last part of the model's name, with its version."""
+    if entity.name is not None:
+        return entity.name
+    last = entity.entity_name.rpartition(".")[2].replace("@", "-").replace("/", "-")
+    return f"{last}-{entity.entity_version}" if entity.entity_version else f"{last}-{number + 1}"
+
+
+def _model(entity: AskedEntity) -> str:
+    if entity.entity_version is None:
+        return entity.entity_name
+    if not (entity.entity_version.isascii() and entity.entity_version.isdigit()):
+        raise BadRequest(
+            f"entity_version = {entity.entity_version!r} must be the number of a version", param="entity_version"
+        )
+    return f"{entity.entity_name}/{entity.entity_version}"
+
+
+def _info(serving: Serving, endpoint: Endpoint) -> EndpointInfo:
+    state = serving.state(endpoint)
+    pending = endpoint.pending
+    live = _config(endpoint.config, endpoint.config_version, _live_state(state)) if endpoint.config_version else None
+    creating = EntityState(deployment="DEPLOYMENT_CREATING", deployment_state_message="")
+    newest = endpoint.config if live is not None else _newest(endpoint)
+    return EndpointInfo(
+        id=endpoint.id,
+        name=endpoint.served_name,
+        creator=endpoint.owner,
+        creation_timestamp=milliseconds(endpoint.created_at),
+        last_updated_timestamp=milliseconds(endpoint.updated_at),
+        state=State(ready=state.ready, config_update=state.config_update),
+        state_message=state.reason,
+        task=f"llm/v1/{newest.get('task', 'chat')}",
+        config=live,
+        pending_config=None if pending is None else _pending(pending, creating),
+    )
+
+
+def _newest(endpoint: Endpoint) -> dict[str, Any]:
+    there = endpoint.pending or endpoint.failed
+    return {} if there is None else there.config
+
+
+def _live_state(state: EndpointState) -> EntityState:
+    if state.ready == "READY":
+        return EntityState(deployment="DEPLOYMENT_READY", deployment_state_message="")
+    return EntityState(deployment="DEPLOYMENT_FAILED", deployment_state_message=state.reason or "")
+
+
+def _pending(pending: EndpointConfig, state: EntityState) -> PendingConfig:
+    told = _config(pending.config, pending.version, state)
+    same = {name: getattr(told, name) for name in AnsweredConfig.model_fields}
+    return PendingConfig(**same, start_time=milliseconds(pending.created_at))
+
+
+def _config(config: dict[str, Any], version: int, state: EntityState) -> AnsweredConfig:
+    settings = EndpointSettings.parse(config, source="the endpoint")
+    entities, routes = [], []
+    for entity in settings.served_entities:
+        name, _, number = entity.model.partition("/")
+        if not names.is_model_version(entity.model):
+            name, number = entity.model, ""
+        engine = None if entity.engine is None else entity.engine.model_dump(mode="json")
+        entities.append(
+            AnsweredEntity(
+                name=entity.name, entity_name=name, entity_version=number or None, engine=engine, state=state
+            )
+        )
+        routes.append(
+            TrafficRoute(
+                served_entity_name=entity.name,
+                served_model_name=entity.name,
+                traffic_percentage=entity.traffic_percentage,
+            )
+        )
+    retrieval = None if settings.retrieval is None else settings.retrieval.model_dump(mode="json")
+    return AnsweredConfig(
+        config_version=version,
+        served_entities=entities,
+        traffic_config=TrafficConfig(routes=routes),
+        task=settings.task,
+        retrieval=retrieval,
+    )

@@ -1,0 +1,168 @@
+"""Serving endpoints as their users handle them: made, changed, looked at, waited for and deleted, within grants."""
+
+import time
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from mosaic.catalog import Catalog
+from mosaic.catalog.names import is_model_version, parse_model_version
+from mosaic.catalog.records import Endpoint, EndpointConfig
+from mosaic.errors import NotFound, PermissionDenied, Unavailable
+from mosaic.protocol import Principal, Wire
+from mosaic.serving.endpoint import EndpointSettings, Unit, pins_of, unit_of
+from mosaic.serving.rollout import AppState, short_reason
+
+_POLL_SECONDS = 0.1
+
+
+class Engines(Protocol):
+    """What is asked about the engines before a configuration is proposed; `serving.apps.ServeApps` is one."""
+
+    def states(self) -> dict[str, AppState]: ...
+
+    def require_model(self, unit: Unit) -> None: ...
+
+    def require_room(self, units: set[Unit]) -> None: ...
+
+
+class EndpointState(Wire):
+    """How an endpoint is, in Databricks' words."""
+
+    ready: Literal["READY", "NOT_READY"]
+    """Whether the live configuration's engines run; without one it is not ready."""
+    config_update: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"]
+    reason: str | None = None
+    """Why it is not ready, or the last update failed."""
+
+
+class Serving:
+    """`platform.serving`: acts for a principal, within its grants."""
+
+    def __init__(self, catalog: Catalog, engines: Engines, principal: Principal) -> None:
+        self._catalog, self._engines, self._principal = catalog, engines, principal
+
+    def create(self, settings: EndpointSettings) -> Endpoint:
+        """A new endpoint; returns at once, while its engines start (see `wait`).
+
+        Raises AlreadyExists, NotFound for a model or index that is not there, PermissionDenied, and Unavailable for
+        engines that do not fit, with the sum.
+        """
+        return self._propose(settings, new=True)
+
+    def update(self, settings: EndpointSettings) -> Endpoint:
+        """Another configuration for an endpoint; the one before serves until this one is rolled out.
+
+        Raises as `create`, and NotFound if there is none of the name.
+        """
+        return self._propose(settings, new=False)
+
+    def put(self, settings: EndpointSettings) -> Endpoint:
+        """`create`, or `update` if there is one of the name."""
+        return self._propose(settings, new=self._catalog.endpoints.find(settings.name) is None)
+
+    def get(self, name: str) -> Endpoint:
+        """Raises NotFound, PermissionDenied without BROWSE."""
+        full = self._catalog.endpoints.full_name(name)
+        self._catalog.grants.check(self._principal, "BROWSE", "endpoint", full, action="getServingEndpoint")
+        return self._catalog.endpoints.get(full)
+
+    def list(self) -> Sequence[Endpoint]:
+        """Those that the principal may know of, by name."""
+        may = self._catalog.grants.is_allowed
+        found = self._catalog.endpoints.list()
+        return [one for one in found if may(self._principal, "BROWSE", "endpoint", one.name)]
+
+    def configs(self, name: str) -> Sequence[EndpointConfig]:
+        """Every configuration that it had or was to have, oldest first. Raises as `get`."""
+        return self._catalog.endpoints.configs(self.get(name).name)
+
+    def delete(self, name: str) -> None:
+        """Its engines end once their last requests have, if nothing else is served by them. Raises NotFound."""
+        full = self._catalog.endpoints.full_name(name)
+        check = self._catalog.grants.check
+        by = check(self._principal, "MANAGE", "endpoint", full, action="deleteServingEndpoint")
+        self._catalog.endpoints.delete(full, by=by)
+
+    def state(self, endpoint: Endpoint) -> EndpointState:
+        """How it is now."""
+        not_running = self._not_running(endpoint)
+        told = endpoint.failed.reason if endpoint.failed is not None else not_running
+        updating: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"] = "NOT_UPDATING"
+        if endpoint.pending is not None:
+            updating = "IN_PROGRESS"
+        elif endpoint.failed is not None:
+            updating = "UPDATE_FAILED"
+        return EndpointState(ready="READY" if not_running is None else "NOT_READY", config_update=updating, reason=told)
+
+    def wait(self, name: str, *, timeout_seconds: float = 1800) -> Endpoint:
+        """Until the endpoint's last configuration is live and its engines run.
+
+        Raises Unavailable with the engine's own reason (`engine_failed`) if that failed, or at the time limit.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            endpoint = self.get(name)
+            if endpoint.failed is not None:
+                raise Unavailable(
+                    f"config {endpoint.failed.version} of endpoint {name!r} failed: {endpoint.failed.reason}",
+                    code="engine_failed",
+                )
+            told = "it is being rolled out" if endpoint.pending is not None else self._not_running(endpoint)
+            if told is None:
+                return endpoint
+            if time.monotonic() > deadline:
+                raise Unavailable(f"endpoint {name!r} is not ready after {timeout_seconds:g} s: {told}")
+            time.sleep(_POLL_SECONDS)
+
+    def _not_running(self, endpoint: Endpoint) -> str | None:
+        """What of the live configuration does not run; None if all does."""
+        if not endpoint.config_version:
+            return "no configuration of it is live yet"
+        states = self._engines.states()
+        for entity in EndpointSettings.parse(endpoint.config, source=f"endpoint {endpoint.name}").served_entities:
+            try:
+                unit = unit_of(self._catalog, entity, endpoint.pinned)
+            except NotFound as error:
+                return error.message
+            there = states.get(unit.app_name, AppState("starting"))
+            if there.state != "running":
+                why = f": {short_reason(there.reason)}" if there.reason else ""
+                return f"the engine of {entity.name!r} is {there.state}{why}"
+        if endpoint.pinned and pins_of(self._catalog, endpoint.config) != endpoint.pinned:
+            return "an alias that it names has moved, and it follows"
+        return None
+
+    def _propose(self, settings: EndpointSettings, *, new: bool) -> Endpoint:
+        full = self._catalog.endpoints.full_name(settings.name)
+        by = self._check(full, settings, new=new)
+        units = {unit_of(self._catalog, entity, {}) for entity in settings.served_entities}
+        for unit in units:
+            self._engines.require_model(unit)
+        self._engines.require_room(units)
+        return self._catalog.endpoints.propose(
+            full, config=settings.model_dump(mode="json"), owner=self._principal.name, new=new, by=by
+        )
+
+    def _check(self, full: str, settings: EndpointSettings, *, new: bool) -> Principal:
+        """Who makes or changes it; raises PermissionDenied unless the principal may, and may use all that it serves."""
+        check = self._catalog.grants.check
+        if new:
+            schema = full.rpartition(".")[0]
+            by = check(self._principal, "CREATE MODEL", "schema", schema, action="createServingEndpoint")
+        else:
+            by = check(self._principal, "MANAGE", "endpoint", full, action="updateServingEndpoint")
+        for entity in settings.served_entities:
+            if is_model_version(entity.model):
+                model = parse_model_version(entity.model).model
+                by = check(by, "EXECUTE", "model", model, action="createServingEndpoint")
+            elif "/" in entity.model and not self._catalog.principals.is_administrator(self._principal):
+                error = PermissionDenied(
+                    f"model {entity.model!r} is a place, which only administrators may serve from; register it, and "
+                    "name its version, such as main.ml.bot/3",
+                    param="served_entities",
+                )
+                self._catalog.audit.deny("createServingEndpoint", {"full_name": full}, error, by=self._principal)
+                raise error
+        if settings.retrieval is not None:
+            by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
+        return by

@@ -1,0 +1,207 @@
+"""A rollout, step by step, without engines: what starts, what is probed, what goes live, what ends, what fails."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mosaic.catalog import Catalog
+from mosaic.errors import Conflict
+from mosaic.serving.doubles import InstantApps
+from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.rollout import AppState, Rollouts, RolloutSettings, short_reason
+from mosaic.serving.settings import EngineSettings
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    made = Catalog.open(f"sqlite:///{tmp_path}/c.db")
+    yield made
+    made.close()
+
+
+class Moves:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def propose(catalog: Catalog, *models: str, name: str = "bot", engine: EngineSettings | None = None) -> None:
+    shares = [100 - 10 * (len(models) - 1), *[10] * (len(models) - 1)]
+    entities = [
+        ServedEntity(name=f"e{n}", model=model, traffic_percentage=share, engine=engine)
+        for n, (model, share) in enumerate(zip(models, shares, strict=True))
+    ]
+    settings = EndpointSettings(name=name, served_entities=entities)
+    catalog.endpoints.propose(name, config=settings.model_dump(mode="json"), owner="ann")
+
+
+def until(rollouts: Rollouts, holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        rollouts.step()
+        time.sleep(0.01)
+
+
+def settled(catalog: Catalog, name: str = "bot") -> bool:
+    return catalog.endpoints.get(name).pending is None
+
+
+def test_engines_start_are_probed_and_only_then_is_it_live(catalog: Catalog) -> None:
+    apps = InstantApps()
+    rollouts = Rollouts(catalog, apps)
+    propose(catalog, "one", "two")
+    until(rollouts, lambda: settled(catalog))
+    assert catalog.endpoints.get("bot").config_version == 1
+    assert apps.told == [
+        *(("start", "engine-one"), ("start", "engine-two")),
+        *(("probe", "engine-one"), ("probe", "engine-two")),
+    ]
+
+
+def test_an_update_starts_what_is_missing_and_ends_what_nothing_names_after_a_while(catalog: Catalog) -> None:
+    apps, clock = InstantApps(), Moves()
+    rollouts = Rollouts(catalog, apps, RolloutSettings(grace_seconds=5), clock=clock)
+    propose(catalog, "one", "two")
+    propose(catalog, "two", name="other")
+    until(rollouts, lambda: settled(catalog) and settled(catalog, "other"))
+    propose(catalog, "three")
+    until(rollouts, lambda: settled(catalog))
+    rollouts.step()
+    assert sorted(apps.running) == ["engine-one", "engine-three", "engine-two"]  # gateways may not have seen it yet
+    clock.now = 4
+    rollouts.step()
+    assert "engine-one" in apps.running
+    clock.now = 6
+    rollouts.step()
+    assert sorted(apps.running) == ["engine-three", "engine-two"]  # `two` is still the other's
+    catalog.endpoints.delete("other")
+    rollouts.step()
+    clock.now = 20
+    rollouts.step()
+    assert sorted(apps.running) == ["engine-three"]
+    assert [one for one in apps.told if one[0] == "end"] == [("end", "engine-one"), ("end", "engine-two")]
+
+
+def test_other_engine_settings_are_another_engine(catalog: Catalog) -> None:
+    apps = InstantApps()
+    rollouts = Rollouts(catalog, apps)
+    propose(catalog, "one")
+    until(rollouts, lambda: settled(catalog))
+    propose(catalog, "one", engine=EngineSettings(max_model_len=2048))
+    until(rollouts, lambda: settled(catalog))
+    started = [app for told, app in apps.told if told == "start"]
+    assert started[0] == "engine-one" and started[1].startswith("engine-one-") and len(started) == 2
+
+
+@pytest.mark.parametrize(
+    ("apps", "reason"),
+    [
+        (
+            InstantApps({"new": "x\nValueError: no such flag"}),
+            "the engine of 'new' does not start: ValueError: no such",
+        ),
+        (InstantApps({"new": "starting"}), "not running after 0 s: engine-new is starting (waits for a GPU)"),
+        (InstantApps(probe_fails="out of memory"), "served entity 'e0' fails its probe: out of memory"),
+    ],
+)
+def test_what_fails_leaves_the_old_one_serving(catalog: Catalog, apps: InstantApps, reason: str) -> None:
+    propose(catalog, "old")
+    made = catalog.endpoints.get("bot")
+    catalog.endpoints.activate(made.id, 1)
+    propose(catalog, "new")
+    rollouts = Rollouts(catalog, apps, RolloutSettings(start_timeout_seconds=0, grace_seconds=0))
+    until(rollouts, lambda: settled(catalog))
+    after = catalog.endpoints.get("bot")
+    assert after.config_version == 1 and after.failed is not None and reason in str(after.failed.reason)
+    until(rollouts, lambda: "engine-new" not in apps.running)  # what only it needed
+
+
+def test_a_model_that_is_gone_by_then(catalog: Catalog) -> None:
+    propose(catalog, "main.ml.bot/1")
+    until(Rollouts(catalog, InstantApps()), lambda: settled(catalog))
+    failed = catalog.endpoints.get("bot").failed
+    assert failed is not None and "no model 'main.ml.bot'" in str(failed.reason)
+
+
+def models(catalog: Catalog) -> None:
+    catalog.ensure_schema("main.ml")
+    catalog.create_model("main.ml.bot", owner="ann")
+    for _ in range(3):
+        catalog.create_model_version("main.ml.bot", source="/m", kind="full")
+    catalog.set_alias("main.ml.bot", "champion", 1)
+
+
+def test_an_alias_that_moves_is_followed_once_the_new_version_answers(catalog: Catalog) -> None:
+    models(catalog)
+    apps = InstantApps({"main.ml.bot/2": "starting", "main.ml.bot/3": "ValueError: wrong architecture"})
+    rollouts = Rollouts(catalog, apps, RolloutSettings(grace_seconds=0))
+    propose(catalog, "main.ml.bot@champion")
+    until(rollouts, lambda: settled(catalog))
+    assert catalog.endpoints.get("bot").pinned == {"main.ml.bot@champion": "main.ml.bot/1"}
+
+    catalog.set_alias("main.ml.bot", "champion", 2)
+    until(rollouts, lambda: ("start", "engine-main-ml-bot-2") in apps.told)
+    during = catalog.endpoints.get("bot")
+    assert during.pinned == {"main.ml.bot@champion": "main.ml.bot/1"} and during.pending is not None
+    assert sorted(apps.running) == ["engine-main-ml-bot-1", "engine-main-ml-bot-2"]
+    with pytest.raises(Conflict, match=r"serves 'main\.ml\.bot/1'"):
+        catalog.registry.delete_version("main.ml.bot", 1, by="admin")
+    apps.running["engine-main-ml-bot-2"] = AppState("running")
+    until(rollouts, lambda: list(apps.running) == ["engine-main-ml-bot-2"])
+    after = catalog.endpoints.get("bot")
+    assert (after.pinned, after.config_version) == ({"main.ml.bot@champion": "main.ml.bot/2"}, 2)
+    catalog.registry.delete_version("main.ml.bot", 1, by="admin")
+
+    catalog.set_alias("main.ml.bot", "champion", 3)
+    until(rollouts, lambda: catalog.endpoints.get("bot").failed is not None)
+    for _ in range(5):  # what has failed is not tried for ever
+        catalog.ensure_schema(f"main.s{_}")
+        rollouts.step()
+    assert [one.state for one in catalog.endpoints.configs("bot")] == ["replaced", "live", "failed"]
+    assert catalog.endpoints.get("bot").pinned == {"main.ml.bot@champion": "main.ml.bot/2"}
+    catalog.set_alias("main.ml.bot", "champion", 2)
+    rollouts.step()
+    assert len(catalog.endpoints.configs("bot")) == 3  # it serves that already
+
+
+def test_one_that_is_replaced_while_it_starts_is_given_up(catalog: Catalog) -> None:
+    apps = InstantApps({"slow": "starting"})
+    rollouts = Rollouts(catalog, apps, RolloutSettings(grace_seconds=0))
+    propose(catalog, "slow")
+    until(rollouts, lambda: ("start", "engine-slow") in apps.told)
+    propose(catalog, "fast")
+    until(rollouts, lambda: settled(catalog) and "engine-slow" not in apps.running)
+    assert [(one.version, one.state) for one in catalog.endpoints.configs("bot")] == [(1, "replaced"), (2, "live")]
+
+
+def test_another_process_goes_on_after_a_crash(catalog: Catalog) -> None:
+    propose(catalog, "slow")
+    dead = InstantApps({"slow": "starting"})
+    first = Rollouts(catalog, dead)
+    until(first, lambda: ("start", "engine-slow") in dead.told)
+    apps = InstantApps()
+    until(Rollouts(catalog, apps), lambda: settled(catalog))
+    assert catalog.endpoints.get("bot").config_version == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "short"),
+    [
+        (
+            "ray::VllmReplica.__init__()\n  File x\nray.exceptions.RayTaskError(ValueError): y\n"
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+        ),
+        ("The deployment failed to start 3 times in a row", "The deployment failed to start 3 times in a row"),
+        ("", "no reason was given"),
+    ],
+)
+def test_the_engines_own_words(told: str, short: str) -> None:
+    assert short_reason(told) == short

@@ -1,0 +1,44 @@
+"""databricks-sdk's `serving_endpoints`, in the clients' environment: `with_databricks_sdk.py ADDRESS TOKEN`."""
+
+import sys
+
+from databricks.sdk import WorkspaceClient
+from databricks.sdk.service import serving as s
+
+workspace = WorkspaceClient(host=sys.argv[1], token=sys.argv[2], auth_type="pat")
+endpoints = workspace.serving_endpoints
+
+
+def entities(*names: str) -> list[s.ServedEntityInput]:
+    return [
+        s.ServedEntityInput(name=name, entity_name="echo", workload_size="Small", scale_to_zero_enabled=False)
+        for name in names
+    ]
+
+
+def routes(**shares: int) -> s.TrafficConfig:
+    return s.TrafficConfig(
+        routes=[s.Route(served_model_name=name, traffic_percentage=share) for name, share in shares.items()]
+    )
+
+
+config = s.EndpointCoreConfigInput(name="by-sdk", served_entities=entities("a"))
+made = endpoints.create_and_wait("by-sdk", config=config)
+assert made.state.ready == s.EndpointStateReady.READY and made.config.config_version == 1, made
+
+hi = s.ChatMessage(role=s.ChatMessageRole.USER, content="hi you")
+answer = endpoints.query("by-sdk", messages=[hi], max_tokens=5)
+assert answer.choices[0].message.content == "hi you", answer
+
+changed = endpoints.update_config_and_wait(
+    "by-sdk", served_entities=entities("a", "b"), traffic_config=routes(a=40, b=60)
+)
+shares = [(one.served_model_name, one.traffic_percentage) for one in changed.config.traffic_config.routes]
+assert shares == [("a", 40), ("b", 60)], changed
+assert changed.state.config_update == s.EndpointStateConfigUpdate.NOT_UPDATING, changed
+
+assert "by-sdk" in [one.name for one in endpoints.list()]
+assert endpoints.get("by-sdk").config.served_entities[1].entity_name == "echo"
+endpoints.delete("by-sdk")
+assert "by-sdk" not in [one.name for one in endpoints.list()]
+print("done")
