@@ -99,9 +99,10 @@ class EngineRequest(Wire):
     """What the gateway asks of an engine."""
 
     request_id: str
-    task: Literal["chat", "embed"]
+    task: Literal["chat", "embed", "predict"]
     body: dict[str, Any]
-    """For `chat` OpenAI's fields, without `model`; for `embed` {"input": [text, ...]}."""
+    """For `chat` OpenAI's fields, without `model`; for `embed` {"input": [text, ...]}; for `predict`
+    MLflow's, such as {"dataframe_records": [...]}, and an empty one asks for the model's own example."""
     adapter: Adapter | None = None
     stream: bool = False
 
@@ -121,8 +122,8 @@ class Engine(Protocol):
 
     `chat` yields OpenAI `chat.completion.chunk` objects if `request.stream`, of which the last carries `usage`;
     otherwise exactly one `chat.completion` object. `embed` yields exactly one {"embeddings": [[float, ...], ...],
-    "prompt_tokens": int}. Raises BadRequest for what the model cannot take (too long), EngineFailed for its own
-    failures.
+    "prompt_tokens": int}, `predict` exactly one {"predictions": ...}. Raises BadRequest for what the model cannot take
+    (too long, not of its signature), EngineFailed for its own failures.
     """
 
     def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]: ...

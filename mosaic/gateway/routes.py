@@ -14,6 +14,7 @@ from mosaic.errors import BadRequest, UnsupportedField
 from mosaic.gateway.chat import Chat
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
+from mosaic.gateway.predict import Predictions
 from mosaic.ids import new_id
 from mosaic.monitoring import Exchange, Ledger
 from mosaic.monitoring.record import compact_json
@@ -22,14 +23,26 @@ from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import header, read_json
 from mosaic.settings import explain
 
+_INPUTS = ("dataframe_split", "dataframe_records", "inputs", "instances")
+"""MLflow's ways to say what is to be predicted from."""
+
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class GatewayRoutes:
     """`/v1/*` in OpenAI's shape, and Databricks' `invocations`."""
 
-    def __init__(self, endpoints: Endpoints, chat: Chat, embeddings: Embeddings, *, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        chat: Chat,
+        embeddings: Embeddings,
+        predictions: Predictions,
+        *,
+        max_body_bytes: int,
+    ) -> None:
         self._endpoints, self._chat, self._embeddings = endpoints, chat, embeddings
+        self._predictions = predictions
         self._max_body_bytes = max_body_bytes
 
     def routes(self) -> list[Route]:
@@ -53,10 +66,15 @@ class GatewayRoutes:
         """Databricks' one path for every task; what is asked is told by the fields of the body."""
         name = http.path_params["name"]
         exchange, body = await self._accept(http, model=name)
-        if not isinstance(body, dict) or not {"messages", "input"} & body.keys():
-            raise BadRequest("the body needs `messages` for a chat, or `input` for embeddings", param="messages")
+        if not isinstance(body, dict) or not {"messages", "input", *_INPUTS} & body.keys():
+            raise BadRequest(
+                f"the body needs messages (for a chat), input (for embeddings), or one of {list(_INPUTS)} (to predict)"
+            )
         if "messages" in body:
             return await self._chat_answer(exchange, parse(ChatRequest, body))
+        if "input" not in body:
+            asked = {field: value for field, value in body.items() if field != "model"}
+            return JSONResponse(await self._predictions.answer(name, asked, exchange))
         return JSONResponse(await self._embeddings.answer(parse(EmbeddingRequest, body), exchange))
 
     async def _chat_answer(self, exchange: Exchange, request: ChatRequest) -> Response:

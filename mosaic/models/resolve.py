@@ -19,6 +19,10 @@ _CATALOG_VERSION = re.compile(r"[^/@.]+\.[^/@.]+\.[^/@.]+(/\d+|@[^/@]+)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+_MARKS = ("config.json", "adapter_config.json", "MLmodel")
+"""A model, an adapter, or a model of MLflow's has one of these."""
+
+
 class ModelSource(Wire):
     """Where the files of a registered model version are."""
 
@@ -124,13 +128,13 @@ class ModelResolver:
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """The folder, if it holds a model or an adapter."""
+    """The folder, if it holds a model, an adapter or a model of MLflow's."""
     if not folder.is_dir():
         raise NotFound(f"no folder {str(folder)!r} for model {name!r}", param="model", code="model_not_found")
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if not any((folder / name).is_file() for name in _MARKS):
         there = sorted(path.name for path in folder.iterdir())[:20]
         raise BadRequest(
-            f"{name!r} is no model folder: it has neither config.json nor adapter_config.json; it holds {there}",
+            f"{name!r} is no model folder: it has none of {[*_MARKS]}; it holds {there}",
             param="model",
         )
     return folder

@@ -18,7 +18,7 @@ from mosaic.catalog.names import INTERNAL
 from mosaic.data import Log
 from mosaic.data.retention import purge
 from mosaic.errors import NotFound, Unavailable
-from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, gateway_app
+from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, Predictions, gateway_app
 from mosaic.ids import new_id
 from mosaic.monitoring import Ledger
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
@@ -65,6 +65,7 @@ class Gateway:
             endpoints,
             Chat(endpoints, engine, retrieve),
             Embeddings(endpoints, engine),
+            Predictions(endpoints, engine),
             max_body_bytes=settings.max_body_bytes,
         )
         self._app = gateway_app(routes, self._ledger, parts.catalog)

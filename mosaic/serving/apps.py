@@ -64,8 +64,10 @@ class ServeApps:
     def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
         if settings.task == "chat":
             body: dict[str, object] = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
-        else:
+        elif settings.task == "embed":
             body = {"input": ["ping"]}
+        else:
+            body = {}
         request = EngineRequest(
             request_id=new_id("req"), task=settings.task, body=body, adapter=adapter_of(self._catalog, model)
         )

@@ -16,6 +16,7 @@ from mosaic.errors import BadRequest
 from mosaic.protocol import Wire
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import Unit
+from mosaic.serving.pyfunc import Pyfunc
 from mosaic.serving.settings import EngineSettings
 
 
@@ -24,7 +25,7 @@ class EngineApp(Wire):
 
     app_name: str
     model: str
-    kind: Literal["vllm", "embedder", "echo"]
+    kind: Literal["vllm", "embedder", "pyfunc", "echo"]
 
 
 def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
@@ -37,13 +38,16 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     if unit.model == "echo":
         return deploy_echo(unit)
     folder = resolve(unit.model)
+    if (folder / "MLmodel").is_file():
+        return deploy_pyfunc(unit, folder, settings)
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
         return deploy_vllm(unit, folder, settings, resolve)
     if architectures == ["BertModel"]:
         return deploy_embedder(unit, folder, threads=settings.threads or 2)
     raise BadRequest(
-        f"model {unit.model!r} is a {architectures}; served are causal language models and BertModel encoders"
+        f"model {unit.model!r} is a {architectures}; served are causal language models, BertModel encoders "
+        "and models of MLflow's"
     )
 
 
@@ -112,6 +116,19 @@ def _deploy_embedder(app_name: str, model: str, folder: str, num_cpus: float, th
         Embedder, name="Embedder", ray_actor_options={"num_cpus": num_cpus}, max_ongoing_requests=64
     )
     _start(deployment.bind(folder, model, threads=threads), app_name)
+
+
+def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
+    """Start (or update) the application of an MLflow model; returns at once."""
+    deployment = serve.deployment(
+        Pyfunc,
+        name="Pyfunc",
+        num_replicas=settings.num_replicas,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        max_ongoing_requests=256,
+    )
+    _start(deployment.bind(str(folder), unit.model, max_batch_size=settings.max_batch_size), unit.app_name)
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="pyfunc")
 
 
 def deploy_echo(unit: Unit, *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:

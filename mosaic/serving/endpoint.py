@@ -56,8 +56,8 @@ class EndpointSettings(Settings):
 
     name: str
     """Name in the catalog; without dots it is in `main.serving`."""
-    task: Literal["chat", "embed"] = "chat"
-    """What it is asked for: /v1/chat/completions or /v1/embeddings."""
+    task: Literal["chat", "embed", "predict"] = "chat"
+    """What it is asked for: /v1/chat/completions, /v1/embeddings, or the predictions of an MLflow model."""
     served_entities: list[ServedEntity] = Field(min_length=1, max_length=10)
     """Who answers; the shares add up to 100."""
     retrieval: Retrieval | None = None

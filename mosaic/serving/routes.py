@@ -22,6 +22,7 @@ from mosaic.serving.endpoint import EndpointSettings
 from mosaic.serving.service import EndpointState, Serving
 
 BASE = "/2.0/serving-endpoints"
+_TASKS = {"chat": "llm/v1/chat", "embed": "llm/v1/embeddings"}
 
 
 class AskedEntity(Asked):
@@ -97,7 +98,8 @@ class EndpointInfo(Answer):
     state: State
     state_message: str | None
     """Why it is not ready, or why the last update failed."""
-    task: str
+    task: str | None
+    """Databricks' word for it; none for a custom model."""
     config: AnsweredConfig | None
     pending_config: PendingConfig | None
 
@@ -208,7 +210,7 @@ def _info(serving: Serving, endpoint: Endpoint) -> EndpointInfo:
         last_updated_timestamp=milliseconds(endpoint.updated_at),
         state=State(ready=state.ready, config_update=state.config_update),
         state_message=state.reason,
-        task=f"llm/v1/{newest.get('task', 'chat')}",
+        task=_TASKS.get(newest.get("task", "chat")),
         config=live,
         pending_config=None if pending is None else _pending(pending, creating),
     )

@@ -9,7 +9,7 @@ from mosaic.catalog.names import is_model_version, parse_model_version
 from mosaic.catalog.records import Endpoint, EndpointConfig
 from mosaic.errors import NotFound, PermissionDenied, Unavailable
 from mosaic.protocol import Principal, Wire
-from mosaic.serving.endpoint import EndpointSettings, Unit, pins_of, unit_of
+from mosaic.serving.endpoint import EndpointSettings, Unit, answering, pins_of, unit_of
 from mosaic.serving.rollout import AppState, short_reason
 
 _POLL_SECONDS = 0.1
@@ -135,6 +135,8 @@ class Serving:
     def _propose(self, settings: EndpointSettings, *, new: bool) -> Endpoint:
         full = self._catalog.endpoints.full_name(settings.name)
         by = self._check(full, settings, new=new)
+        if "task" not in settings.model_fields_set and self._are_custom(settings):
+            settings = settings.model_copy(update={"task": "predict"})
         units = {unit_of(self._catalog, entity, {}) for entity in settings.served_entities}
         for unit in units:
             self._engines.require_model(unit)
@@ -142,6 +144,11 @@ class Serving:
         return self._catalog.endpoints.propose(
             full, config=settings.model_dump(mode="json"), owner=self._principal.name, new=new, by=by
         )
+
+    def _are_custom(self, settings: EndpointSettings) -> bool:
+        """Whether all that is served are models of MLflow's, which predict."""
+        versions = [answering(self._catalog, entity.model).version for entity in settings.served_entities]
+        return all(version is not None and version.kind == "mlflow" for version in versions)
 
     def _check(self, full: str, settings: EndpointSettings, *, new: bool) -> Principal:
         """Who makes or changes it; raises PermissionDenied unless the principal may, and may use all that it serves."""

@@ -18,6 +18,8 @@ class EngineSettings(Settings):
     """GPUs of a replica; 0 runs it on the CPU."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of a CPU engine's arithmetic; None: one per core of the machine that it starts on."""
+    max_batch_size: int = Field(default=1, ge=1, le=1024)
+    """Requests that a custom model (MLflow's) answers at once; more than 1 only for models that answer row by row."""
     max_model_len: int = 1024
     """Tokens of prompt and answer together."""
     max_lora_rank: int = 16

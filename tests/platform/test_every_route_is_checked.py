@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosaic.catalog.unity.routes import NOT_SPOKEN
 from mosaic.data import Log
-from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, gateway_app
+from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, Predictions, gateway_app
 from mosaic.monitoring import Ledger
 from mosaic.platform.control import control_app, control_routes
 from mosaic.platform.parts import Parts, build_parts
@@ -284,7 +284,11 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
         raise AssertionError(f"index {index} was asked for somebody who may not")
 
     routes = GatewayRoutes(
-        endpoints, Chat(endpoints, engine, retrieve), Embeddings(endpoints, engine), max_body_bytes=10_000
+        endpoints,
+        Chat(endpoints, engine, retrieve),
+        Embeddings(endpoints, engine),
+        Predictions(endpoints, engine),
+        max_body_bytes=10_000,
     )
     ledger = Ledger(Log(tmp_path, owner="gateway"), "gateway")
     app = gateway_app(routes, ledger, parts.catalog)

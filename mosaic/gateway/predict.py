@@ -1,0 +1,32 @@
+"""One prediction by a custom model, in order: resolve the endpoint, check the grant, choose who answers, ask."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mosaic.errors import EngineFailed, Unprocessable
+from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.monitoring import Exchange
+from mosaic.monitoring.record import compact_json
+from mosaic.protocol import Engine, EngineRequest
+
+
+class Predictions:
+    """Answers in MLflow's scoring protocol, as Databricks' custom endpoints do."""
+
+    def __init__(self, endpoints: Endpoints, engine: Callable[[str], Engine]) -> None:
+        self._endpoints, self._engine = endpoints, engine
+
+    async def answer(self, name: str, body: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
+        """{"predictions": ...} for a body such as {"dataframe_records": [...]}; the model's signature says the rest."""
+        endpoint = await self._endpoints.use(name, exchange.principal, exchange.request_id)
+        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        if endpoint.task != "predict":
+            raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for predictions", param="model")
+        entity = choose(endpoint, exchange.request_id)
+        exchange.note(**entity.columns())
+        asked = EngineRequest(request_id=exchange.request_id, task="predict", body=body)
+        async for answer in self._engine(entity.app_name).answer(asked):
+            exchange.note_first_token()
+            exchange.note(response=compact_json(answer))
+            return answer
+        raise EngineFailed("the model ended without an answer")
