@@ -52,7 +52,7 @@ def test_local_folders(resolver: ModelResolver, tmp_path: Path, monkeypatch: pyt
     assert resolver.resolve("./here/bot") == folder
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme").touch()
-    with pytest.raises(BadRequest, match=r"neither config.json nor adapter_config.json; it holds \['readme'\]"):
+    with pytest.raises(BadRequest, match=r"has none of \['config.json', .*\]; it holds \['readme'\]"):
         resolver.resolve("./empty")
     with pytest.raises(NotFound, match=r"no folder .*/missing' for model '\./missing'"):
         resolver.resolve("./missing")
