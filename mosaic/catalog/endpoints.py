@@ -282,17 +282,14 @@ def _live_and_newest(
     connection: sa.Connection, ids: Sequence[str]
 ) -> tuple[dict[str, EndpointConfig], dict[str, EndpointConfig]]:
     """The live configuration of each endpoint that has one, and the last one of each."""
+    newest = sa.select(endpoint_config.c.endpoint_id, sa.func.max(endpoint_config.c.version).label("version"))
+    newest = newest.group_by(endpoint_config.c.endpoint_id)
     query = sa.select(endpoint_config).order_by(endpoint_config.c.version)
     if len(ids) == 1:
-        query = query.where(endpoint_config.c.endpoint_id == ids[0])
-    else:
-        last = (
-            sa.select(endpoint_config.c.endpoint_id, sa.func.max(endpoint_config.c.version).label("version"))
-            .group_by(endpoint_config.c.endpoint_id)
-            .subquery()
-        )
-        query = query.join(last, last.c.endpoint_id == endpoint_config.c.endpoint_id)
-        query = query.where((endpoint_config.c.state == "live") | (last.c.version == endpoint_config.c.version))
+        newest, query = (one.where(endpoint_config.c.endpoint_id == ids[0]) for one in (newest, query))
+    last = newest.subquery()
+    query = query.join(last, last.c.endpoint_id == endpoint_config.c.endpoint_id)
+    query = query.where((endpoint_config.c.state == "live") | (last.c.version == endpoint_config.c.version))
     rows = connection.execute(query).all() if ids else []
     live = {row.endpoint_id: _as_config(row) for row in rows if row.state == "live"}
     return live, {row.endpoint_id: _as_config(row) for row in rows}

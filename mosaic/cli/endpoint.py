@@ -58,7 +58,8 @@ def with_serving(command: Callable[..., Any]) -> Callable[..., Any]:
 @listed
 def list_(serving: "Serving", as_json: bool, limit: int | None) -> None:
     """Show the endpoints, by name, and how they are."""
-    found = [{**one.model_dump(), "state": serving.state(one).model_dump()} for one in serving.list()]
+    states = serving.states()
+    found = [{**one.model_dump(), "state": serving.state(one, states).model_dump()} for one in serving.list()]
     columns = ("name", "owner", "config_version", "state.ready", "state.config_update", "updated_at")
     show(found, columns, as_json, what="endpoints", limit=limit)
 

@@ -10,7 +10,6 @@ from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
-from mosaic.catalog.records import Endpoint as Record
 from mosaic.errors import NotFound, Unavailable, not_found
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
@@ -90,19 +89,20 @@ class Endpoints:
     async def use(self, name: str, principal: Principal, request_id: str) -> Endpoint:
         """The endpoint for a request of that principal.
 
-        Raises NotFound (`model_not_found`) listing what the principal may use, and PermissionDenied without EXECUTE.
+        Raises NotFound (`model_not_found`) listing what the principal may use, PermissionDenied without EXECUTE, and
+        Unavailable (`endpoint_not_ready`) while no configuration of it is live.
         """
         await self._renew()
         endpoint = await self._get(name, principal)
         if principal.name in self._trusted:
-            return endpoint
+            return _ready(endpoint)
         # By reference, as in `_get`: what is checked while others see a new revision is not kept for that one.
         allowed, asked = self._allowed, (principal.name, principal.is_admin, endpoint.name)
         if asked not in allowed:
             check = functools.partial(self._catalog.grants.check, action="queryEndpoint")
             await asyncio.to_thread(check, principal, EXECUTE, "endpoint", endpoint.name)
             allowed.add(asked)
-        return endpoint
+        return _ready(endpoint)
 
     async def _get(self, name: str, principal: Principal) -> Endpoint:
         kept = self._kept
@@ -147,7 +147,8 @@ class Endpoints:
     def _read(self, name: str) -> Endpoint:
         record = self._catalog.endpoints.get(name)
         if not record.config_version:
-            raise Unavailable(_not_ready(record), param="model", code="endpoint_not_ready")
+            created = int(record.created_at.timestamp())
+            return Endpoint(record.name, record.served_name, 0, "none", (), None, created)
         settings = EndpointSettings.parse(record.config, source=f"endpoint {record.name}")
         return Endpoint(
             name=record.name,
@@ -176,10 +177,12 @@ class Endpoints:
         )
 
 
-def _not_ready(record: Record) -> str:
-    if record.failed is not None:
-        return f"endpoint {record.served_name!r} has no configuration that runs: {record.failed.reason}"
-    return f"endpoint {record.served_name!r} is not ready: its first configuration is being rolled out"
+def _ready(endpoint: Endpoint) -> Endpoint:
+    """Without the reason, which may name what the caller is not meant to know."""
+    if not endpoint.config_version:
+        told = f"endpoint {endpoint.served_name!r} is not ready: no configuration of it runs yet"
+        raise Unavailable(f"{told}; `mosaic endpoint get` says why", param="model", code="endpoint_not_ready")
+    return endpoint
 
 
 def choose(endpoint: Endpoint, request_id: str) -> LiveEntity:

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "mosaic"
 PLATFORM_ACTOR = "platform"
 _PURGE_EVERY_SECONDS = 3600
+_MOST_ENGINES = 1000
+"""That a gateway keeps ways to: every version and every setting is another one."""
 
 
 @serve.ingress()
@@ -51,7 +53,11 @@ class Gateway:
         engines: dict[str, ServeEngine] = {}
 
         def engine(app_name: str) -> ServeEngine:
-            return engines.setdefault(app_name, ServeEngine(app_name))
+            found = engines.pop(app_name) if app_name in engines else ServeEngine(app_name)
+            engines[app_name] = found
+            if len(engines) > _MOST_ENGINES:
+                del engines[next(iter(engines))]  # the one that was not asked for the longest time
+            return found
 
         async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
             found = await parts.indexes.query_async(index, text, k, request_id=request_id)
@@ -103,8 +109,8 @@ class PlatformActor:
         self._audit = Shipping(functools.partial(build_audit_shipper, settings))
         threading.Thread(target=_purge_now_and_then, args=(settings,), name="purge", daemon=True).start()
         parts = build_parts(settings)
-        rollouts = Rollouts(parts.catalog, parts.engines)
-        threading.Thread(target=rollouts.run, name="rollouts", daemon=True).start()
+        self._rollouts = Rollouts(parts.catalog, parts.engines)
+        threading.Thread(target=self._rollouts.run, name="rollouts", daemon=True).start()
 
     def settings(self) -> PlatformSettings:
         return self._settings
@@ -119,6 +125,10 @@ class PlatformActor:
 
     def flush_audit(self) -> int:
         return self._audit.flush()
+
+    def stop_rollouts(self) -> None:
+        """Before engines end for good: a missing one would be started again."""
+        self._rollouts.stop()
 
     def audit_status(self) -> dict[str, Any]:
         return self._audit.status()

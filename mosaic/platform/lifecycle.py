@@ -223,9 +223,6 @@ def _start_parts(
     deployments.wait_for_platform_actor(platform_actor)
     _wait_for_http(f"{settings.base_url}/v1/models", 60)
     on_progress("endpoints and indexes of the catalog")
-    live = [one for one in parts.catalog.endpoints.list() if one.config_version]
-    for unit in sorted({unit for one in live for unit in units_of(parts.catalog, one.config, one.pinned)}):
-        parts.engines.start(unit)
     for index in parts.catalog.list_indexes():
         parts.indexes.start(index.name)
     return first_token
@@ -333,9 +330,10 @@ def _needed(parts: Parts) -> dict[str, float]:
     settings = parts.settings
     needed = {name: cpus for name, cpus in CPUS.items() if name != "gateway replica"}
     needed["gateway"] = CPUS["gateway replica"] * settings.gateway_replicas
-    in_use = [used for one in parts.catalog.endpoints.list() for used in one.in_use]
-    units = {unit for used in in_use for unit in units_of(parts.catalog, *used)}
-    needed |= {f"engine {unit.model}": parts.engines.cpus_of(unit) for unit in sorted(units)}
+    # Not those of pending configurations: what does not fit then fails by itself, and nothing else with it.
+    live = [one for one in parts.catalog.endpoints.list() if one.config_version]
+    units = {unit for one in live for unit in units_of(parts.catalog, one.config, one.pinned)}
+    needed |= {unit.app_name: parts.engines.cpus_of(unit) for unit in sorted(units)}
     needed |= {f"index {index.name}": CPUS_PER_INDEX for index in parts.catalog.list_indexes()}
     return {**needed, "kept for Ray Data": CPUS_FOR_DATA}
 
@@ -418,6 +416,9 @@ def _shippers() -> list[Any]:
 
 def _stop_applications(settings: PlatformSettings) -> None:
     """Let requests end, then ship every log that the gateways leave."""
+    actor = deployments.find_platform_actor()
+    if actor is not None:
+        ray.get(actor.stop_rollouts.remote(), timeout=60)
     for name in serve.status().applications:
         serve.delete(name, _blocking=name in ("gateway", "gateway-internal"))
     for actor in _shippers():

@@ -47,11 +47,11 @@ class ServeApps:
             match application.status:
                 case "RUNNING":
                     found[name] = AppState("running")
-                case "DEPLOY_FAILED" | "UNHEALTHY":
+                case "DEPLOY_FAILED":
                     found[name] = AppState("failed", reason)
                 case "DELETING":
                     found[name] = AppState("ending")
-                case _:
+                case _:  # also UNHEALTHY: Serve starts replicas that died by itself
                     found[name] = AppState("starting", reason)
         return found
 
@@ -103,8 +103,9 @@ class ServeApps:
     def require_room(self, units: set[Unit]) -> None:
         """Raises Unavailable with the sum (`does_not_fit`) if those that do not run yet find no free logical CPUs."""
         states = self.states()
-        missing = [unit for unit in sorted(units) if states.get(unit.app_name, AppState("ending")).state == "ending"]
-        wanted = {f"engine {unit.model}": self.cpus_of(unit) for unit in missing}
+        gone = ("ending", "failed")
+        missing = [unit for unit in sorted(units) if states.get(unit.app_name, AppState("ending")).state in gone]
+        wanted = {unit.app_name: self.cpus_of(unit) for unit in missing}
         require_fit(wanted, ray.available_resources().get("CPU", 0.0), "free")
 
 

@@ -19,6 +19,9 @@ from mosaic.serving.endpoint import Unit
 from mosaic.serving.pyfunc import Pyfunc
 from mosaic.serving.settings import EngineSettings
 
+DRAIN_SECONDS = 600
+"""How long an engine that ends may take for its last requests; no request takes longer (`request_timeout_s`)."""
+
 
 class EngineApp(Wire):
     """A served model's application."""
@@ -95,6 +98,7 @@ def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, 
             "num_replicas": settings.num_replicas,
             "ray_actor_options": {"num_cpus": 0},
             "max_ongoing_requests": 256,
+            "graceful_shutdown_timeout_s": DRAIN_SECONDS,
         },
         "runtime_env": {"env_vars": {} if on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}},
         "experimental_configs": {"stream_batching_interval_ms": 0},
@@ -113,7 +117,11 @@ def _deploy_embedder(app_name: str, model: str, folder: str, num_cpus: float, th
     from mosaic.serving.embedder import Embedder  # brings torch: see above
 
     deployment = serve.deployment(
-        Embedder, name="Embedder", ray_actor_options={"num_cpus": num_cpus}, max_ongoing_requests=64
+        Embedder,
+        name="Embedder",
+        ray_actor_options={"num_cpus": num_cpus},
+        max_ongoing_requests=64,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     _start(deployment.bind(folder, model, threads=threads), app_name)
 
@@ -126,6 +134,7 @@ def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineA
         num_replicas=settings.num_replicas,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=256,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     _start(deployment.bind(str(folder), unit.model, max_batch_size=settings.max_batch_size), unit.app_name)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="pyfunc")
@@ -134,7 +143,11 @@ def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineA
 def deploy_echo(unit: Unit, *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:
     """Start the echo double as an application."""
     deployment = serve.deployment(
-        EchoEngine, name="EchoEngine", ray_actor_options={"num_cpus": num_cpus}, max_ongoing_requests=256
+        EchoEngine,
+        name="EchoEngine",
+        ray_actor_options={"num_cpus": num_cpus},
+        max_ongoing_requests=256,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     _start(deployment.bind(delay_seconds), unit.app_name)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="echo")

@@ -1,16 +1,19 @@
 """An endpoint's settings, as the catalog keeps them: who answers, in what shares, with what looked up first."""
 
 import hashlib
+import json
 import re
+import string
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mosaic.catalog import Catalog, ModelVersion
-from mosaic.errors import NotFound
+from mosaic.catalog.names import is_model_version
+from mosaic.errors import NotFound, Unprocessable
 from mosaic.protocol import Adapter, Message
 from mosaic.serving.settings import EngineSettings
 from mosaic.settings import Settings
@@ -44,10 +47,27 @@ class Retrieval(Settings):
     prompt_template: str = "Reference:\n{entries}\n\nQuestion: {question}"
     """The user message that the model sees."""
 
+    @field_validator("entry_template", "prompt_template")
+    @classmethod
+    def _plain(cls, template: str, info: ValidationInfo) -> str:
+        allowed = ("entries", "question") if info.field_name == "prompt_template" else None
+        for _, name, spec, conversion in string.Formatter().parse(template):
+            if name is None:
+                continue
+            if not name.isidentifier() or spec or conversion or (allowed and name not in allowed):
+                what = f"one of {list(allowed)}" if allowed else "the name of a column, such as {text}"
+                raise ValueError(f"{{{name}}} must be {what}, without more")
+        return template
+
     def messages(self, question: str, entries: Sequence[Mapping[str, Any]]) -> list[Message]:
         """The system and user message for one question; also what fine-tuning on this endpoint's task renders."""
-        listed = "\n".join(self.entry_template.format(number=n, **entry) for n, entry in enumerate(entries, 1))
-        prompt = self.prompt_template.format(entries=listed, question=question)
+        try:
+            shown = [self.entry_template.format(**{**entry, "number": n}) for n, entry in enumerate(entries, 1)]
+        except KeyError as error:
+            raise Unprocessable(
+                f"entry_template names {error.args[0]!r}, which index {self.index!r} does not keep", param="retrieval"
+            ) from None
+        prompt = self.prompt_template.format(entries="\n".join(shown), question=question)
         return [Message(role="system", content=self.system_prompt), Message(role="user", content=prompt)]
 
 
@@ -76,6 +96,16 @@ class EndpointSettings(Settings):
         return self
 
 
+APP_PREFIX = "engine-"
+"""Of the Serve applications that are endpoints' engines."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def is_place(model: str) -> bool:
+    """Whether a model is named by where its files are: a folder, an address, a model of the hub."""
+    return not is_model_version(model) and _PLAIN_NAME.fullmatch(model) is None
+
+
 @dataclass(frozen=True, order=True)
 class Unit:
     """An engine to be: entities that name the same one share it, also of several endpoints."""
@@ -87,10 +117,13 @@ class Unit:
 
     @property
     def app_name(self) -> str:
-        """The Serve application: `engine-smollm2-135m-instruct`, with a mark of its settings if it has some."""
-        name = "engine-" + re.sub(r"[^a-z0-9]+", "-", self.model.lower()).strip("-")
-        mark = hashlib.sha256(self.settings_json.encode()).hexdigest()[:8]
-        return f"{name}-{mark}" if self.settings_json else name
+        """The Serve application: `engine-smollm2-135m-instruct`; with a mark where the name alone would not tell it
+        from another's, or it has settings of its own."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.model.lower()).strip("-")
+        if slug == self.model and not self.settings_json:
+            return f"{APP_PREFIX}{slug}"
+        told = json.dumps([self.model, self.settings_json])
+        return f"{APP_PREFIX}{slug[-60:]}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
     @property
     def settings(self) -> EngineSettings | None:
@@ -151,7 +184,7 @@ def answering(catalog: Catalog, model: str) -> Answering:
 
     Raises NotFound for a version or alias that the catalog lacks.
     """
-    if "@" not in model and model.count(".") < 2:
+    if not is_model_version(model):
         return Answering(model, None)
     version = catalog.get_model_version(model)
     is_adapter = version.kind == "adapter"

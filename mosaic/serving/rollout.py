@@ -11,20 +11,26 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.records import Endpoint, EndpointConfig
-from mosaic.errors import EngineFailed, MosaicError, NotFound, Unavailable
+from mosaic.errors import BadRequest, MosaicError, NotFound
 from mosaic.protocol import Wire
-from mosaic.serving.endpoint import EndpointSettings, Unit, pins_of, unit_of, units_of
+from mosaic.serving.endpoint import APP_PREFIX, EndpointSettings, Unit, pins_of, unit_of, units_of
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
-_TRIES = 20
-"""For what is nobody's fault, such as a controller of Serve's that starts again."""
+_TIDY_SECONDS = 1.0
+_TRIES = 12
+"""About three minutes, for what is nobody's fault, such as a database that is away."""
+_LONGEST_PAUSE_SECONDS = 30
+_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 30, 600
+"""How long the engine of a live configuration is left alone after it was started again; twice as long each time."""
 _LONGEST_REASON = 600
 _EXCEPTION = re.compile(r"^(?:ray\.exceptions\.|[a-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Failed|Exit)\b.*)$")
 _WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "RuntimeError: Traceback")
@@ -62,7 +68,8 @@ class RolloutSettings(Wire):
 class Rollouts:
     """Carries every endpoint's pending configuration on, each in a thread of its own; one of these runs per platform.
 
-    All that it knows is in the catalog, so that after a crash another one goes on.
+    What is to run is in the catalog, and what runs is Serve's to tell, so that after a crash another one goes on. All
+    applications whose names begin with `engine-` are taken to be endpoints'.
     """
 
     def __init__(
@@ -75,76 +82,129 @@ class Rollouts:
     ) -> None:
         self._catalog, self._apps, self._settings, self._clock = catalog, apps, settings or RolloutSettings(), clock
         self._going: dict[tuple[str, int], threading.Thread] = {}
+        self._starts = _Starts(apps)
+        self._revision, self._endpoints = -1, dict[str, Endpoint]()
+        self._units: dict[str, tuple[set[Unit], set[Unit]]] = {}
+        """By endpoint: the engines of its live configuration, and of that and the pending one together."""
         self._unnamed_since: dict[str, float] = {}
-        self._ours: set[str] = set()
-        """Applications that an endpoint has named; no others are ended."""
-        self._named: set[str] = set()
-        """Those that one names now."""
-        self._seen_revision = -1
+        self._started_again: dict[str, tuple[int, float]] = {}
+        """By application that a live configuration lacked: how often it was started, and when it may be again."""
+        self._tidied_at = -_TIDY_SECONDS
 
     def run(self) -> None:
-        """For ever."""
-        while True:
+        """Until `stop`."""
+        while not self._starts.stopped.is_set():
             try:
                 self.step()
             except Exception:  # a boundary: catalog or Serve may be away for a while, and the next round tries again
                 logger.exception("rolling out failed")
-            time.sleep(_POLL_SECONDS)
+            self._starts.stopped.wait(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """No engine is started or ended from here on."""
+        self._starts.stopped.set()
 
     def step(self) -> None:
-        """Start the rollouts that are to be; restart what a live configuration lacks; end what nothing names."""
+        """Start the rollouts that are to be; follow aliases; start what a live configuration lacks; end what nothing
+        names."""
         revision = self._catalog.revision()
-        if revision == self._seen_revision and not self._going and self._ours == self._named:
-            return
-        endpoints = self._catalog.endpoints.list()
-        for endpoint in endpoints:
-            if endpoint.pending is not None and (endpoint.id, endpoint.pending.version) not in self._going:
-                key = (endpoint.id, endpoint.pending.version)
-                self._going[key] = threading.Thread(
-                    target=self._carry, args=(key, endpoint, endpoint.pending), name="rollout", daemon=True
-                )
-                self._going[key].start()
-            elif endpoint.pending is None and endpoint.pinned:
-                self._follow(endpoint)
-        self._named = {
-            unit.app_name for one in endpoints for used in one.in_use for unit in units_of(self._catalog, *used)
-        }
-        self._ours |= self._named
-        self._end_unnamed()
-        self._seen_revision = revision
+        if revision != self._revision:
+            self._read()
+            self._revision = revision
+        for endpoint in self._endpoints.values():
+            if endpoint.pending is not None:
+                self._begin(endpoint, endpoint.pending)
+        if self._clock() - self._tidied_at >= _TIDY_SECONDS:
+            self._tidied_at = self._clock()
+            self._tidy()
+
+    def _read(self) -> None:
+        self._endpoints = {one.id: one for one in self._catalog.endpoints.list()}
+        known, self._units = self._units, {}
+        for one in self._endpoints.values():
+            try:
+                live = units_of(self._catalog, one.config, one.pinned) if one.config_version else set()
+                used = {unit for config, pins in one.in_use for unit in units_of(self._catalog, config, pins)}
+                self._units[one.id] = live, used
+                if one.pending is None and one.config_version:
+                    self._follow(one)
+            except MosaicError:  # one configuration that cannot be read must not hold up the others
+                logger.exception("endpoint %s cannot be read", one.name)
+                self._units[one.id] = known.get(one.id, (set(), set()))
 
     def _follow(self, endpoint: Endpoint) -> None:
         """An alias that moved means another version: rolled out as any change, unless just that has failed."""
         pins, failed = pins_of(self._catalog, endpoint.config), endpoint.failed
         tried = failed is not None and (failed.config, failed.pinned) == (endpoint.config, pins)
-        if pins.keys() == endpoint.pinned.keys() and pins != endpoint.pinned and not tried:
+        if endpoint.pinned.keys() <= pins.keys() and pins != endpoint.pinned and not tried:
             self._catalog.endpoints.renew(endpoint.id, endpoint.config_version)
+
+    def _begin(self, endpoint: Endpoint, config: EndpointConfig) -> None:
+        key = (endpoint.id, config.version)
+        if key not in self._going:
+            thread = threading.Thread(target=self._carry, args=(key, endpoint, config), name="rollout", daemon=True)
+            self._going[key] = thread
+            thread.start()
 
     def _carry(self, key: tuple[str, int], endpoint: Endpoint, config: EndpointConfig) -> None:
         try:
-            for tries_left in reversed(range(_TRIES)):
+            for turn in range(_TRIES):
                 try:
-                    roll_out(self._catalog, self._apps, endpoint, config, self._settings, clock=self._clock)
+                    roll_out(
+                        self._catalog, self._apps, endpoint, config, self._settings, self._starts, clock=self._clock
+                    )
                     return
-                except Exception as error:  # a boundary, as above
+                except Exception as error:  # a boundary: the catalog or Serve may be away for a while
                     logger.exception("rolling out config %d of endpoint %s failed", config.version, endpoint.name)
-                    if not tries_left:
+                    if turn == _TRIES - 1:
                         self._catalog.endpoints.fail(endpoint.id, config.version, f"{type(error).__name__}: {error}")
-                    time.sleep(_POLL_SECONDS)
+                    time.sleep(min(_POLL_SECONDS * 2**turn, _LONGEST_PAUSE_SECONDS))
         finally:
+            self._revision = -1  # read again, also if nothing was settled
             self._going.pop(key, None)
 
-    def _end_unnamed(self) -> None:
-        unnamed = sorted(self._ours - self._named)
-        states = self._apps.states() if unnamed else {}
-        for app in unnamed:
-            if app not in states or states[app].state == "ending":
+    def _tidy(self) -> None:
+        states, now = self._apps.states(), self._clock()
+        lacking = {unit for live, _ in self._units.values() for unit in live if _is_missing(states, unit)}
+        for unit in sorted(lacking):
+            self._start_again(unit, now)
+        for app in self._started_again.keys() - {unit.app_name for unit in lacking}:
+            if states.get(app, AppState("failed")).state == "running":
+                del self._started_again[app]
+        named = {unit.app_name for _, used in self._units.values() for unit in used}
+        for app, there in states.items():
+            if not app.startswith(APP_PREFIX) or app in named or there.state == "ending":
                 self._unnamed_since.pop(app, None)
-                self._ours.discard(app)
-            elif self._clock() - self._unnamed_since.setdefault(app, self._clock()) >= self._settings.grace_seconds:
+            elif now - self._unnamed_since.setdefault(app, now) >= self._settings.grace_seconds:
                 self._apps.end(app)
-        for app in self._named:
-            self._unnamed_since.pop(app, None)
+
+    def _start_again(self, unit: Unit, now: float) -> None:
+        times, not_before = self._started_again.get(unit.app_name, (0, now))
+        if now >= not_before:
+            pause = min(_RESTART_SECONDS * 2**times, _LONGEST_RESTART_SECONDS)
+            self._started_again[unit.app_name] = times + 1, now + pause
+            threading.Thread(target=self._started_or_logged, args=(unit,), name="start", daemon=True).start()
+
+    def _started_or_logged(self, unit: Unit) -> None:
+        try:
+            self._starts.start(unit)
+        except Exception:  # a boundary: a model that is gone, or Serve away; tried again after a pause
+            logger.exception("the engine of %s cannot be started", unit.model)
+
+
+class _Starts:
+    """Starts of engines, one at a time for each: starting one twice would replace it under whoever it answers."""
+
+    def __init__(self, apps: Apps) -> None:
+        self._apps = apps
+        self.stopped = threading.Event()
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def start(self, unit: Unit) -> None:
+        """Unless it runs or starts already."""
+        with self._locks[unit.app_name]:
+            if not self.stopped.is_set() and _is_missing(self._apps.states(), unit):
+                self._apps.start(unit)
 
 
 def roll_out(
@@ -153,43 +213,61 @@ def roll_out(
     endpoint: Endpoint,
     config: EndpointConfig,
     settings: RolloutSettings,
+    starts: "_Starts | None" = None,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Until the configuration is live, has failed, or is pending no more since another one took its place."""
+    """Until the configuration is live, has failed, or is pending no more since another one took its place.
+
+    What the catalog itself raises is raised: it is no fault of the configuration.
+    """
+    starts = starts or _Starts(apps)
     try:
-        wanted = EndpointSettings.parse(config.config, source=f"endpoint {endpoint.name}")
-        pinned = pins_of(catalog, config.config)
-        units = {unit_of(catalog, entity, pinned) for entity in wanted.served_entities}
+        with _its_fault(NotFound, BadRequest):
+            wanted = EndpointSettings.parse(config.config, source=f"endpoint {endpoint.name}")
+            pinned = pins_of(catalog, config.config)
+            units = sorted({unit_of(catalog, entity, pinned) for entity in wanted.served_entities})
         if not catalog.endpoints.pin(endpoint.id, config.version, pinned):
             return
-        _start(apps, units)
+        for unit in units:
+            if not _is_pending(catalog, endpoint, config):
+                return
+            with _its_fault(MosaicError):
+                starts.start(unit)
         deadline = clock() + settings.start_timeout_seconds
         while not _all_run(apps, units):
             if clock() > deadline:
                 waiting = sorted(_told(apps, unit) for unit in units)
-                raise Unavailable(f"not running after {settings.start_timeout_seconds:g} s: {'; '.join(waiting)}")
+                raise _Fault(f"not running after {settings.start_timeout_seconds:g} s: {'; '.join(waiting)}")
             if not _is_pending(catalog, endpoint, config):
                 return
             sleep(_POLL_SECONDS)
         for entity in wanted.served_entities:
-            try:
-                apps.probe(unit_of(catalog, entity, pinned).app_name, wanted, pinned.get(entity.model, entity.model))
-            except MosaicError as error:
-                raise EngineFailed(f"served entity {entity.name!r} fails its probe: {error.message}") from error
-    except MosaicError as error:
-        catalog.endpoints.fail(endpoint.id, config.version, error.message)
+            app_name = unit_of(catalog, entity, pinned).app_name
+            with _its_fault(MosaicError, said=f"served entity {entity.name!r} fails its probe: "):
+                apps.probe(app_name, wanted, pinned.get(entity.model, entity.model))
+    except _Fault as error:
+        catalog.endpoints.fail(endpoint.id, config.version, str(error))
         return
     catalog.endpoints.activate(endpoint.id, config.version)
 
 
-def _start(apps: Apps, units: Iterable[Unit]) -> None:
-    states = apps.states()
-    for unit in sorted(units):
-        there = states.get(unit.app_name)
-        if there is None or there.state in ("failed", "ending"):
-            apps.start(unit)
+class _Fault(Exception):
+    """A configuration's own: why it cannot go live."""
+
+
+@contextmanager
+def _its_fault(*kinds: type[MosaicError], said: str = "") -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        raise _Fault(f"{said}{error.message}") from error
+
+
+def _is_missing(states: Mapping[str, AppState], unit: Unit) -> bool:
+    there = states.get(unit.app_name)
+    return there is None or there.state in ("failed", "ending")
 
 
 def _all_run(apps: Apps, units: Iterable[Unit]) -> bool:
@@ -197,7 +275,7 @@ def _all_run(apps: Apps, units: Iterable[Unit]) -> bool:
     for unit in units:
         there = states.get(unit.app_name, AppState("starting"))
         if there.state == "failed":
-            raise EngineFailed(f"the engine of {unit.model!r} does not start: {short_reason(there.reason)}")
+            raise _Fault(f"the engine of {unit.model!r} does not start: {short_reason(there.reason)}")
     return all(states.get(unit.app_name, AppState("starting")).state == "running" for unit in units)
 
 

@@ -5,7 +5,7 @@ endpoint.yaml. The sizes of Databricks' machines (`workload_size`, `workload_typ
 `engine` says what an engine runs with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -19,6 +19,7 @@ from mosaic.catalog.unity.surface import milliseconds
 from mosaic.errors import BadRequest
 from mosaic.protocol import Principal
 from mosaic.serving.endpoint import EndpointSettings
+from mosaic.serving.rollout import AppState
 from mosaic.serving.service import EndpointState, Serving
 
 BASE = "/2.0/serving-endpoints"
@@ -97,7 +98,7 @@ class EndpointInfo(Answer):
     last_updated_timestamp: int
     state: State
     state_message: str | None
-    """Why it is not ready, or why the last update failed."""
+    """Why it is not ready, or why the last update failed, for who may MANAGE it."""
     task: str | None
     """Databricks' word for it; none for a custom model."""
     config: AnsweredConfig | None
@@ -130,7 +131,9 @@ class ServingRoutes:
 
     def list(self, call: Call) -> ListedEndpoints:
         serving = self._serving(call.principal)
-        return ListedEndpoints(endpoints=[_info(serving, one) for one in serving.list()])
+        found = serving.list()
+        states = serving.states() if found else {}
+        return ListedEndpoints(endpoints=[_info(serving, one, states) for one in found])
 
     def get(self, call: Call) -> EndpointInfo:
         serving = self._serving(call.principal)
@@ -196,8 +199,8 @@ def _model(entity: AskedEntity) -> str:
     return f"{entity.entity_name}/{entity.entity_version}"
 
 
-def _info(serving: Serving, endpoint: Endpoint) -> EndpointInfo:
-    state = serving.state(endpoint)
+def _info(serving: Serving, endpoint: Endpoint, states: Mapping[str, AppState] | None = None) -> EndpointInfo:
+    state = serving.state(endpoint, states)
     pending = endpoint.pending
     live = _config(endpoint.config, endpoint.config_version, _live_state(state)) if endpoint.config_version else None
     creating = EntityState(deployment="DEPLOYMENT_CREATING", deployment_state_message="")

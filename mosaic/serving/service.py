@@ -1,15 +1,15 @@
 """Serving endpoints as their users handle them: made, changed, looked at, waited for and deleted, within grants."""
 
 import time
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal, NoReturn, Protocol
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.names import is_model_version, parse_model_version
 from mosaic.catalog.records import Endpoint, EndpointConfig
 from mosaic.errors import NotFound, PermissionDenied, Unavailable
 from mosaic.protocol import Principal, Wire
-from mosaic.serving.endpoint import EndpointSettings, Unit, answering, pins_of, unit_of
+from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place, pins_of, unit_of
 from mosaic.serving.rollout import AppState, short_reason
 
 _POLL_SECONDS = 0.1
@@ -32,7 +32,7 @@ class EndpointState(Wire):
     """Whether the live configuration's engines run; without one it is not ready."""
     config_update: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"]
     reason: str | None = None
-    """Why it is not ready, or the last update failed."""
+    """Why it is not ready, or the last update failed; told to who may MANAGE it."""
 
 
 class Serving:
@@ -68,13 +68,14 @@ class Serving:
 
     def list(self) -> Sequence[Endpoint]:
         """Those that the principal may know of, by name."""
-        may = self._catalog.grants.is_allowed
-        found = self._catalog.endpoints.list()
-        return [one for one in found if may(self._principal, "BROWSE", "endpoint", one.name)]
+        return [one for one in self._catalog.endpoints.list() if self._may("BROWSE", one)]
 
     def configs(self, name: str) -> Sequence[EndpointConfig]:
-        """Every configuration that it had or was to have, oldest first. Raises as `get`."""
-        return self._catalog.endpoints.configs(self.get(name).name)
+        """Every configuration that it had or was to have, oldest first. Raises NotFound, PermissionDenied without
+        MANAGE."""
+        full = self._catalog.endpoints.full_name(name)
+        self._catalog.grants.check(self._principal, "MANAGE", "endpoint", full, action="getServingEndpoint")
+        return self._catalog.endpoints.configs(full)
 
     def delete(self, name: str) -> None:
         """Its engines end once their last requests have, if nothing else is served by them. Raises NotFound."""
@@ -83,16 +84,24 @@ class Serving:
         by = check(self._principal, "MANAGE", "endpoint", full, action="deleteServingEndpoint")
         self._catalog.endpoints.delete(full, by=by)
 
-    def state(self, endpoint: Endpoint) -> EndpointState:
-        """How it is now."""
-        not_running = self._not_running(endpoint)
+    def state(self, endpoint: Endpoint, states: Mapping[str, AppState] | None = None) -> EndpointState:
+        """How it is now; `states` are the engines' if they are known already."""
+        not_running = self._not_running(endpoint, self._engines.states() if states is None else states)
         told = endpoint.failed.reason if endpoint.failed is not None else not_running
         updating: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"] = "NOT_UPDATING"
         if endpoint.pending is not None:
             updating = "IN_PROGRESS"
         elif endpoint.failed is not None:
             updating = "UPDATE_FAILED"
-        return EndpointState(ready="READY" if not_running is None else "NOT_READY", config_update=updating, reason=told)
+        return EndpointState(
+            ready="READY" if not_running is None else "NOT_READY",
+            config_update=updating,
+            reason=told if self._may("MANAGE", endpoint) else None,
+        )
+
+    def states(self) -> Mapping[str, AppState]:
+        """Of all engines, for several endpoints at once."""
+        return self._engines.states()
 
     def wait(self, name: str, *, timeout_seconds: float = 1800) -> Endpoint:
         """Until the endpoint's last configuration is live and its engines run.
@@ -107,29 +116,36 @@ class Serving:
                     f"config {endpoint.failed.version} of endpoint {name!r} failed: {endpoint.failed.reason}",
                     code="engine_failed",
                 )
-            told = "it is being rolled out" if endpoint.pending is not None else self._not_running(endpoint)
+            told = self._not_running(endpoint, self._engines.states())
+            if endpoint.pending is not None:
+                told = "it is being rolled out"
+            elif endpoint.config_version and pins_of(self._catalog, endpoint.config) != endpoint.pinned:
+                told = "an alias that it names has moved, and it follows"
             if told is None:
                 return endpoint
             if time.monotonic() > deadline:
                 raise Unavailable(f"endpoint {name!r} is not ready after {timeout_seconds:g} s: {told}")
             time.sleep(_POLL_SECONDS)
 
-    def _not_running(self, endpoint: Endpoint) -> str | None:
+    def _may(self, privilege: str, endpoint: Endpoint) -> bool:
+        try:
+            return self._catalog.grants.is_allowed(self._principal, privilege, "endpoint", endpoint.name)
+        except NotFound:  # dropped since it was read
+            return False
+
+    def _not_running(self, endpoint: Endpoint, states: Mapping[str, AppState]) -> str | None:
         """What of the live configuration does not run; None if all does."""
         if not endpoint.config_version:
             return "no configuration of it is live yet"
-        states = self._engines.states()
         for entity in EndpointSettings.parse(endpoint.config, source=f"endpoint {endpoint.name}").served_entities:
             try:
                 unit = unit_of(self._catalog, entity, endpoint.pinned)
-            except NotFound as error:
-                return error.message
+            except NotFound:
+                return f"the model of {entity.name!r} is gone"
             there = states.get(unit.app_name, AppState("starting"))
             if there.state != "running":
                 why = f": {short_reason(there.reason)}" if there.reason else ""
                 return f"the engine of {entity.name!r} is {there.state}{why}"
-        if endpoint.pinned and pins_of(self._catalog, endpoint.config) != endpoint.pinned:
-            return "an alias that it names has moved, and it follows"
         return None
 
     def _propose(self, settings: EndpointSettings, *, new: bool) -> Endpoint:
@@ -145,6 +161,22 @@ class Serving:
             full, config=settings.model_dump(mode="json"), owner=self._principal.name, new=new, by=by
         )
 
+    def _check_model(self, by: Principal, model: str) -> Principal:
+        """EXECUTE on a registered model, and on the base of an adapter, whose engine starts with it."""
+        check = self._catalog.grants.check
+        if is_model_version(model):
+            of = parse_model_version(model).model
+            by = check(by, "EXECUTE", "model", of, action="createServingEndpoint")
+            base = answering(self._catalog, model).engine_model
+            if is_model_version(base) and parse_model_version(base).model != of:
+                by = check(by, "EXECUTE", "model", parse_model_version(base).model, action="createServingEndpoint")
+        return by
+
+    def _deny(self, full: str, told: str) -> NoReturn:
+        error = PermissionDenied(told, param="served_entities")
+        self._catalog.audit.deny("createServingEndpoint", {"full_name": full}, error, by=self._principal)
+        raise error
+
     def _are_custom(self, settings: EndpointSettings) -> bool:
         """Whether all that is served are models of MLflow's, which predict."""
         versions = [answering(self._catalog, entity.model).version for entity in settings.served_entities]
@@ -158,18 +190,17 @@ class Serving:
             by = check(self._principal, "CREATE MODEL", "schema", schema, action="createServingEndpoint")
         else:
             by = check(self._principal, "MANAGE", "endpoint", full, action="updateServingEndpoint")
+        is_admin = self._catalog.principals.is_administrator(self._principal)
         for entity in settings.served_entities:
-            if is_model_version(entity.model):
-                model = parse_model_version(entity.model).model
-                by = check(by, "EXECUTE", "model", model, action="createServingEndpoint")
-            elif "/" in entity.model and not self._catalog.principals.is_administrator(self._principal):
-                error = PermissionDenied(
+            if is_place(entity.model) and not is_admin:
+                self._deny(
+                    full,
                     f"model {entity.model!r} is a place, which only administrators may serve from; register it, and "
                     "name its version, such as main.ml.bot/3",
-                    param="served_entities",
                 )
-                self._catalog.audit.deny("createServingEndpoint", {"full_name": full}, error, by=self._principal)
-                raise error
+            if entity.engine is not None and entity.engine.engine_kwargs and not is_admin:
+                self._deny(full, "engine_kwargs may load code, and only administrators may give them")
+            by = self._check_model(by, entity.model)
         if settings.retrieval is not None:
             by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
         return by

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from openai import OpenAI
 
-from mosaic.errors import Unavailable
+from mosaic.errors import BadRequest, Unavailable
 from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity, units_of
 from mosaic.serving.rollout import AppState
@@ -44,6 +44,27 @@ def test_the_page_shows_a_configuration_that_is_one() -> None:
     _, _, rest = (ROOT / "docs/serving.md").read_text().partition("```yaml\n")
     settings = EndpointSettings.parse(yaml.safe_load(rest.partition("```")[0]))
     assert [entity.traffic_percentage for entity in settings.served_entities] == [90, 10]
+
+
+@pytest.mark.parametrize(
+    ("field", "template"),
+    [
+        ("entry_template", "{text.__class__}"),
+        ("entry_template", "{text:>1000000000}"),
+        ("entry_template", "{0}"),
+        ("entry_template", "{text!r}"),
+        ("prompt_template", "{entries} {answer}"),
+    ],
+)
+def test_templates_only_put_columns_in(field: str, template: str) -> None:
+    with pytest.raises(BadRequest, match=f"retrieval.{field}"):
+        EndpointSettings.parse(
+            {
+                "name": "x",
+                "served_entities": [{"name": "e", "model": "echo"}],
+                "retrieval": {"index": "main.docs.ix", field: template},
+            }
+        )
 
 
 def test_updates_while_20_clients_ask_lose_no_request(platform: Platform, client: OpenAI, rolling: str) -> None:
@@ -184,6 +205,14 @@ def test_http_and_its_refusals(platform: Platform, maker: str, token: str) -> No
         ({"served_entities": []}, "served_entities"),
         ({"served_entities": [{**entity, "entity_name": "gpt-9"}]}, "no model 'gpt-9'; there are"),
         ({"served_entities": [{**entity, "entity_name": "/etc"}]}, "only administrators may serve from"),
+        ({"served_entities": [{**entity, "entity_name": "."}]}, "only administrators may serve from"),
+        (
+            {"served_entities": [{**entity, "engine": {"engine_kwargs": {"worker_cls": "odd.Worker"}}}]},
+            "only administrators may give them",
+        ),
+        ({"served_entities": [{**entity, "engine": {"num_replicas": 10**30}}]}, "num_replicas"),
+        ({"served_entities": [{**entity, "engine": {"num_cpus": -5}}]}, "num_cpus"),
+        ({"served_entities": [{**entity, "engine": {"engine_kwargs": {"a": [[[[[[[[[[[]]]]]]]]]]]}}}]}, "levels deep"),
         ({"served_entities": [{**entity, "entity_version": "x"}]}, "must be the number of a version"),
         ({"served_entities": [entity, {**entity, "name": "f"}]}, "traffic_config must say the share"),
         ({"served_entities": [{**entity, "engine": {"num_cpu": 1}}]}, "num_cpu"),

@@ -1,15 +1,18 @@
 """A rollout, step by step, without engines: what starts, what is probed, what goes live, what ends, what fails."""
 
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mosaic.catalog import Catalog
-from mosaic.errors import Conflict
+from mosaic.errors import Conflict, Unavailable
 from mosaic.serving.doubles import InstantApps
-from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.endpoint import EndpointSettings, ServedEntity, Unit, unit
 from mosaic.serving.rollout import AppState, Rollouts, RolloutSettings, short_reason
 from mosaic.serving.settings import EngineSettings
 
@@ -73,18 +76,18 @@ def test_an_update_starts_what_is_missing_and_ends_what_nothing_names_after_a_wh
     until(rollouts, lambda: settled(catalog) and settled(catalog, "other"))
     propose(catalog, "three")
     until(rollouts, lambda: settled(catalog))
-    rollouts.step()
     assert sorted(apps.running) == ["engine-one", "engine-three", "engine-two"]  # gateways may not have seen it yet
-    clock.now = 4
+    clock.now = 1
+    rollouts.step()
+    clock.now = 5
     rollouts.step()
     assert "engine-one" in apps.running
-    clock.now = 6
+    clock.now = 7
     rollouts.step()
     assert sorted(apps.running) == ["engine-three", "engine-two"]  # `two` is still the other's
     catalog.endpoints.delete("other")
-    rollouts.step()
-    clock.now = 20
-    rollouts.step()
+    for clock.now in (10, 20):
+        rollouts.step()
     assert sorted(apps.running) == ["engine-three"]
     assert [one for one in apps.told if one[0] == "end"] == [("end", "engine-one"), ("end", "engine-two")]
 
@@ -130,6 +133,9 @@ def test_a_model_that_is_gone_by_then(catalog: Catalog) -> None:
     assert failed is not None and "no model 'main.ml.bot'" in str(failed.reason)
 
 
+ONE, TWO = (unit(f"main.ml.bot/{version}").app_name for version in (1, 2))
+
+
 def models(catalog: Catalog) -> None:
     catalog.ensure_schema("main.ml")
     catalog.create_model("main.ml.bot", owner="ann")
@@ -147,14 +153,14 @@ def test_an_alias_that_moves_is_followed_once_the_new_version_answers(catalog: C
     assert catalog.endpoints.get("bot").pinned == {"main.ml.bot@champion": "main.ml.bot/1"}
 
     catalog.set_alias("main.ml.bot", "champion", 2)
-    until(rollouts, lambda: ("start", "engine-main-ml-bot-2") in apps.told)
+    until(rollouts, lambda: ("start", TWO) in apps.told)
     during = catalog.endpoints.get("bot")
     assert during.pinned == {"main.ml.bot@champion": "main.ml.bot/1"} and during.pending is not None
-    assert sorted(apps.running) == ["engine-main-ml-bot-1", "engine-main-ml-bot-2"]
+    assert set(apps.running) == {ONE, TWO}
     with pytest.raises(Conflict, match=r"serves 'main\.ml\.bot/1'"):
         catalog.registry.delete_version("main.ml.bot", 1, by="admin")
-    apps.running["engine-main-ml-bot-2"] = AppState("running")
-    until(rollouts, lambda: list(apps.running) == ["engine-main-ml-bot-2"])
+    apps.running[TWO] = AppState("running")
+    until(rollouts, lambda: list(apps.running) == [TWO])
     after = catalog.endpoints.get("bot")
     assert (after.pinned, after.config_version) == ({"main.ml.bot@champion": "main.ml.bot/2"}, 2)
     catalog.registry.delete_version("main.ml.bot", 1, by="admin")
@@ -205,3 +211,122 @@ def test_another_process_goes_on_after_a_crash(catalog: Catalog) -> None:
 )
 def test_the_engines_own_words(told: str, short: str) -> None:
     assert short_reason(told) == short
+
+
+def test_names_of_engines_are_as_different_as_the_models() -> None:
+    models = ["main.hr.pay/1", "main.hr_.pay/1", "main-hr-pay-1", "Main.hr.pay/1", "a.b-c.d/1", "a.b.c-d/1"]
+    units = [unit(model, settings) for model in models for settings in (None, EngineSettings(threads=1))]
+    assert len({one.app_name for one in units}) == len(units)
+    assert all(re.fullmatch(r"engine-[a-z0-9-]+", one.app_name) for one in units)
+
+
+class Slow(InstantApps):
+    """An application is there only once the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def start(self, unit: Unit) -> None:
+        self.told.append(("begin", unit.app_name))
+        assert self.go.wait(20)
+        super().start(unit)
+
+
+def test_an_engine_that_comes_up_after_its_endpoint_is_gone_ends(catalog: Catalog) -> None:
+    apps = Slow()
+    rollouts = Rollouts(catalog, apps, RolloutSettings(grace_seconds=0))
+    propose(catalog, "one")
+    until(rollouts, lambda: ("begin", "engine-one") in apps.told)
+    catalog.endpoints.delete("bot")
+    apps.go.set()
+    until(rollouts, lambda: ("end", "engine-one") in apps.told)
+
+
+def test_two_endpoints_start_the_engine_that_they_share_once(catalog: Catalog) -> None:
+    apps = Slow()
+    rollouts = Rollouts(catalog, apps)
+    for name in ("bot", "other"):
+        propose(catalog, "one", name=name)
+    until(rollouts, lambda: ("begin", "engine-one") in apps.told)
+    rollouts.step()
+    apps.go.set()
+    until(rollouts, lambda: settled(catalog) and settled(catalog, "other"))
+    assert apps.told.count(("start", "engine-one")) == 1
+
+
+def test_what_a_crash_left_behind_ends(catalog: Catalog) -> None:
+    apps = InstantApps()
+    first = Rollouts(catalog, apps)
+    propose(catalog, "one")
+    until(first, lambda: settled(catalog))
+    propose(catalog, "two")
+    until(first, lambda: settled(catalog))  # and dies before `one` has ended
+    apps.running["gateway"] = AppState("running")
+    until(Rollouts(catalog, apps, RolloutSettings(grace_seconds=0)), lambda: "engine-one" not in apps.running)
+    assert sorted(apps.running) == ["engine-two", "gateway"]
+
+
+def test_a_live_configuration_gets_back_what_it_lacks_but_not_without_pause(catalog: Catalog) -> None:
+    apps, clock = InstantApps(), Moves()
+    rollouts = Rollouts(catalog, apps, clock=clock)
+    propose(catalog, "one")
+    until(rollouts, lambda: settled(catalog))
+    for lost in range(1, 3):
+        apps.running.clear()
+        clock.now += 1000
+        until(rollouts, lambda: "engine-one" in apps.running)
+        assert apps.told.count(("start", "engine-one")) == 1 + lost
+        clock.now += 2
+        rollouts.step()  # sees that it runs
+    apps.fates["one"] = "OSError: its folder is gone"
+    apps.running.clear()
+    for _ in range(5):
+        clock.now += 2
+        rollouts.step()
+        time.sleep(0.02)
+    assert apps.told.count(("start", "engine-one")) == 4
+    clock.now += 61
+    until(rollouts, lambda: apps.told.count(("start", "engine-one")) == 5)
+    apps.fates.clear()
+    rollouts.stop()
+    apps.running.clear()
+    clock.now += 1000
+    rollouts.step()
+    time.sleep(0.1)
+    assert apps.running == {}  # the platform goes down
+
+
+def test_a_database_that_is_away_is_not_the_configurations_fault(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps, fails, pin = InstantApps(), [Unavailable("the catalog's database failed")] * 3, catalog.endpoints.pin
+
+    def flaky(*given: Any) -> bool:
+        if fails:
+            raise fails.pop()
+        return pin(*given)
+
+    monkeypatch.setattr(catalog.endpoints, "pin", flaky)
+    rollouts = Rollouts(catalog, apps)
+    propose(catalog, "one")
+    until(rollouts, lambda: settled(catalog))
+    assert catalog.endpoints.get("bot").config_version == 1 and not fails
+
+
+def test_one_that_cannot_be_read_does_not_hold_up_the_others(catalog: Catalog) -> None:
+    catalog.endpoints.put("odd", config={"name": "odd", "served_entities": []}, owner="ann")
+    apps = InstantApps()
+    propose(catalog, "one")
+    until(Rollouts(catalog, apps), lambda: settled(catalog))
+    assert catalog.endpoints.get("bot").config_version == 1
+
+
+def test_what_was_put_live_by_an_alias_is_pinned_and_follows(catalog: Catalog) -> None:
+    models(catalog)
+    settings = EndpointSettings(name="bot", served_entities=[ServedEntity(name="e", model="main.ml.bot@champion")])
+    catalog.endpoints.put("bot", config=settings.model_dump(mode="json"), owner="ann")  # as migrations leave it
+    rollouts = Rollouts(catalog, InstantApps())
+    until(rollouts, lambda: catalog.endpoints.get("bot").pinned == {"main.ml.bot@champion": "main.ml.bot/1"})
+    catalog.set_alias("main.ml.bot", "champion", 2)
+    until(rollouts, lambda: catalog.endpoints.get("bot").pinned == {"main.ml.bot@champion": "main.ml.bot/2"})

@@ -112,9 +112,7 @@ def test_changed_adapter_files_are_not_served(tuned: Platform, client: OpenAI, t
     tuned.serving.put(EndpointSettings(name="tiny-changed", served_entities=entities))
     with pytest.raises(Unavailable, match=r"config 1 of .*'tiny-changed' failed: .*not those that were"):
         tuned.serving.wait("tiny-changed")
-    with pytest.raises(
-        openai.InternalServerError, match=r"has no configuration that runs: .*not those that were"
-    ) as told:
+    with pytest.raises(openai.InternalServerError, match="no configuration of it runs yet") as told:
         complete(client, "tiny-changed")
     assert told.value.status_code == 503
     tuned.serving.delete("tiny-changed")
