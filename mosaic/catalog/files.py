@@ -18,6 +18,8 @@ from mosaic.protocol import Wire
 from mosaic.storage import Storage
 
 MLMODEL = "MLmodel"
+RULE = 2
+"""Grows when the rule finds more: what was found by an older one is looked for again."""
 _PICKLES = frozenset(
     [
         ".pkl",
@@ -37,8 +39,9 @@ _PICKLES = frozenset(
 )
 _NAMED = ("python_model", "model_code_path", "code", "pickled_model")
 """Where a flavor names a file that is unpickled or imported, whatever its suffix."""
-_SAFE_LOADERS = ("mlflow.onnx", "mlflow.catboost", "mlflow.transformers")
-"""Loaders of python_function that read weights and a configuration. Others unpickle or import, if not always."""
+_SAFE_LOADERS = ("mlflow.onnx", "mlflow.catboost")
+"""Loaders of python_function that read weights and a configuration. Others unpickle or import, if not always: that of
+transformers runs the model's own code where its classes are not the library's."""
 _LOADED = ("data", "model_path")
 """Where python_function says what its loader is given."""
 _SIGNATURE = ("inputs", "outputs", "params")
@@ -73,8 +76,8 @@ def look(storage: Storage, address: str) -> Looked:
 
 def pickles_of(storage: Storage, version: ModelVersion) -> tuple[str, ...]:
     """As they were found when the version was made, if its files cannot have changed since; otherwise as they are."""
-    kept = version.spec.get("pickles")
-    if isinstance(kept, list) and version.checksums:
+    kept, rule = version.spec.get("pickles"), version.spec.get("pickles_rule")
+    if isinstance(kept, list) and version.checksums and rule == RULE:
         return tuple(str(name) for name in kept)
     return look(storage, version.source).pickles
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -418,7 +419,8 @@ def _stop_applications(settings: PlatformSettings) -> None:
     """Let requests end, then ship every log that the gateways leave."""
     actor = deployments.find_platform_actor()
     if actor is not None:
-        ray.get(actor.stop_rollouts.remote(), timeout=60)
+        with suppress(ray.exceptions.RayError):  # one that does not answer starts nothing either
+            ray.get(actor.stop_rollouts.remote(), timeout=60)
     for name in serve.status().applications:
         serve.delete(name, _blocking=name in ("gateway", "gateway-internal"))
     for actor in _shippers():

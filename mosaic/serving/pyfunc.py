@@ -4,12 +4,13 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from typing import Any
 
 from ray import serve
 
-from mosaic.errors import BadRequest, EngineFailed, Unprocessable
+from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import EngineRequest
 
 INPUTS = ("dataframe_split", "dataframe_records", "inputs", "instances")
@@ -20,9 +21,9 @@ _BATCH_WAIT_SECONDS = 0.005
 class Pyfunc:
     """Answers from the folder of an MLflow model, whose signature every request is held against.
 
-    With `max_batch_size` over 1 that many requests are predicted from at once, as one table: only for models that
-    answer row by row. A batch waits at most 5 ms for more to come. Where the protocol is from: MLflow's documentation,
-    "Local inference spec".
+    With `max_batch_size` over 1 that many requests of one shape are predicted from at once, as one table: only for
+    models that answer row by row. A batch waits at most 5 ms for more to come. Where the protocol is from: MLflow's
+    documentation, "Local inference spec".
     """
 
     def __init__(self, folder: str, name: str, *, max_batch_size: int = 1) -> None:
@@ -33,7 +34,8 @@ class Pyfunc:
         self._model = mlflow.pyfunc.load_model(folder)
         self._schema = self._model.metadata.get_input_schema()
         self._example = Model.load(folder).load_input_example(folder) if _has_example(self._model) else None
-        self._turn = asyncio.Lock()
+        # One at a time, since models are not known to be safe for threads; also those that nobody waits for any more.
+        self._turns = ThreadPoolExecutor(1)
         if self._batches:
             self._in_batches.set_max_batch_size(max_batch_size)
 
@@ -48,7 +50,10 @@ class Pyfunc:
             return
         table, params = await asyncio.to_thread(self._read, request.body)
         if self._batches and params is None:
-            yield await self._in_batches(table)
+            answer = await self._in_batches(table)
+            if isinstance(answer, MosaicError):
+                raise answer
+            yield answer
         else:
             yield await self._predict(table, params)
 
@@ -74,12 +79,11 @@ class Pyfunc:
         return table, body.get("params")
 
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
-    async def _in_batches(self, tables: list[Any]) -> Sequence[dict[str, Any]]:
-        return await together(self._name, tables, lambda table: self._predict(table, None))
+    async def _in_batches(self, tables: list[Any]) -> Sequence[dict[str, Any] | MosaicError]:
+        return await together(tables, lambda table: self._predict(table, None))
 
     async def _predict(self, table: Any, params: dict[str, Any] | None) -> dict[str, Any]:
-        async with self._turn:  # models are not known to be safe for threads
-            return await asyncio.to_thread(self._predicted, table, params)
+        return await asyncio.get_running_loop().run_in_executor(self._turns, self._predicted, table, params)
 
     def _predicted(self, table: Any, params: dict[str, Any] | None) -> dict[str, Any]:
         from mlflow.exceptions import MlflowException
@@ -91,31 +95,63 @@ class Pyfunc:
             raise BadRequest(f"{self._name!r} refuses: {error.message}", param="params" if params else None) from None
         except Exception as error:
             raise EngineFailed(f"{self._name!r} failed: {type(error).__name__}: {error}") from error
-        written = StringIO()
-        predictions_to_json(found, written)
-        answered: dict[str, Any] = json.loads(written.getvalue())
+        try:
+            written = StringIO()
+            predictions_to_json(found, written)
+            # JSON has no word for NaN and infinity.
+            answered: dict[str, Any] = json.loads(written.getvalue(), parse_constant=lambda name: None)
+        except Exception as error:
+            raise EngineFailed(f"{self._name!r} answers what is no JSON: {type(error).__name__}: {error}") from error
         return answered
 
 
 async def together(
-    name: str, tables: list[Any], predict: Callable[[Any], Awaitable[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """The answer to each of several requests, of one prediction over all their rows.
+    tables: Sequence[Any], predict: Callable[[Any], Awaitable[dict[str, Any]]]
+) -> list[dict[str, Any] | MosaicError]:
+    """The answer to each of several requests, or why there is none, of one prediction over all rows of the same shape.
 
-    Raises EngineFailed for a model that does not answer with one prediction for each row.
+    What cannot be predicted together (other columns or types, an error, other than one prediction for each row) is
+    predicted apart, so that no request meets what is wrong with another's.
     """
+    answers: dict[int, dict[str, Any] | MosaicError] = {}
+    groups: dict[Any, list[int]] = {}
+    for place, table in enumerate(tables):
+        groups.setdefault(_shape(table) or place, []).append(place)
+    for places in groups.values():
+        found = await _of_group([tables[place] for place in places], predict) if len(places) > 1 else None
+        for number, place in enumerate(places):
+            answers[place] = found[number] if found else await _alone(tables[place], predict)
+    return [answers[place] for place in range(len(tables))]
+
+
+def _shape(table: Any) -> tuple[Any, ...] | None:
+    """Columns and types, which must be equal for rows to be put together unchanged; None for what is no table."""
     import pandas as pd
 
-    if len(tables) == 1 or not all(isinstance(one, pd.DataFrame) for one in tables):
-        return [await predict(table) for table in tables]
+    return (*table.columns, *map(str, table.dtypes)) if isinstance(table, pd.DataFrame) else None
+
+
+async def _of_group(
+    tables: Sequence[Any], predict: Callable[[Any], Awaitable[dict[str, Any]]]
+) -> list[dict[str, Any]] | None:
+    import pandas as pd
+
     rows = [len(table) for table in tables]
-    predictions = (await predict(pd.concat(tables, ignore_index=True)))["predictions"]
+    try:
+        predictions = (await predict(pd.concat(tables, ignore_index=True)))["predictions"]
+    except MosaicError:
+        return None
     if not isinstance(predictions, list) or len(predictions) != sum(rows):
-        raise EngineFailed(
-            f"{name!r} does not answer row by row, and cannot be asked in batches; set max_batch_size to 1"
-        )
-    ends = list(itertools.accumulate(rows))
+        return None
+    ends = itertools.accumulate(rows)
     return [{"predictions": predictions[end - count : end]} for count, end in zip(rows, ends, strict=True)]
+
+
+async def _alone(table: Any, predict: Callable[[Any], Awaitable[dict[str, Any]]]) -> dict[str, Any] | MosaicError:
+    try:
+        return await predict(table)
+    except MosaicError as error:
+        return error
 
 
 def _has_example(model: Any) -> bool:

@@ -13,12 +13,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple, Protocol
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.records import Endpoint, EndpointConfig
-from mosaic.errors import BadRequest, MosaicError, NotFound
+from mosaic.errors import BadRequest, MosaicError, NotFound, Unavailable
 from mosaic.protocol import Wire
 from mosaic.serving.endpoint import APP_PREFIX, EndpointSettings, Unit, pins_of, unit_of, units_of
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _TIDY_SECONDS = 1.0
+_STOP_SECONDS = 30
 _TRIES = 12
 """About three minutes, for what is nobody's fault, such as a database that is away."""
 _LONGEST_PAUSE_SECONDS = 30
@@ -101,8 +102,8 @@ class Rollouts:
             self._starts.stopped.wait(_POLL_SECONDS)
 
     def stop(self) -> None:
-        """No engine is started or ended from here on."""
-        self._starts.stopped.set()
+        """No engine is started or ended from here on; waits for what is being started."""
+        self._starts.stop()
 
     def step(self) -> None:
         """Start the rollouts that are to be; follow aliases; start what a live configuration lacks; end what nothing
@@ -119,18 +120,22 @@ class Rollouts:
             self._tidy()
 
     def _read(self) -> None:
-        self._endpoints = {one.id: one for one in self._catalog.endpoints.list()}
-        known, self._units = self._units, {}
-        for one in self._endpoints.values():
+        """Raises what the catalog raises if it is away, with nothing changed."""
+        endpoints = {one.id: one for one in self._catalog.endpoints.list()}
+        units: dict[str, tuple[set[Unit], set[Unit]]] = {}
+        for one in endpoints.values():
             try:
                 live = units_of(self._catalog, one.config, one.pinned) if one.config_version else set()
                 used = {unit for config, pins in one.in_use for unit in units_of(self._catalog, config, pins)}
-                self._units[one.id] = live, used
-                if one.pending is None and one.config_version:
-                    self._follow(one)
-            except MosaicError:  # one configuration that cannot be read must not hold up the others
+                units[one.id] = live, used
+            except (NotFound, BadRequest):  # one configuration that cannot be read must not hold up the others
                 logger.exception("endpoint %s cannot be read", one.name)
-                self._units[one.id] = known.get(one.id, (set(), set()))
+                units[one.id] = self._units.get(one.id, (set(), set()))
+        self._endpoints, self._units = endpoints, units
+        for one in endpoints.values():
+            if one.pending is None and one.config_version:
+                with suppress(NotFound, BadRequest):
+                    self._follow(one)
 
     def _follow(self, endpoint: Endpoint) -> None:
         """An alias that moved means another version: rolled out as any change, unless just that has failed."""
@@ -157,7 +162,8 @@ class Rollouts:
                 except Exception as error:  # a boundary: the catalog or Serve may be away for a while
                     logger.exception("rolling out config %d of endpoint %s failed", config.version, endpoint.name)
                     if turn == _TRIES - 1:
-                        self._catalog.endpoints.fail(endpoint.id, config.version, f"{type(error).__name__}: {error}")
+                        told = error.message if isinstance(error, MosaicError) else f"{type(error).__name__}: {error}"
+                        self._catalog.endpoints.fail(endpoint.id, config.version, told)
                     time.sleep(min(_POLL_SECONDS * 2**turn, _LONGEST_PAUSE_SECONDS))
         finally:
             self._revision = -1  # read again, also if nothing was settled
@@ -200,6 +206,12 @@ class _Starts:
         self.stopped = threading.Event()
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
+    def stop(self) -> None:
+        self.stopped.set()
+        for lock in list(self._locks.values()):
+            if lock.acquire(timeout=_STOP_SECONDS):
+                lock.release()
+
     def start(self, unit: Unit) -> None:
         """Unless it runs or starts already."""
         with self._locks[unit.app_name]:
@@ -224,7 +236,7 @@ def roll_out(
     """
     starts = starts or _Starts(apps)
     try:
-        with _its_fault(NotFound, BadRequest):
+        with _its_fault():
             wanted = EndpointSettings.parse(config.config, source=f"endpoint {endpoint.name}")
             pinned = pins_of(catalog, config.config)
             units = sorted({unit_of(catalog, entity, pinned) for entity in wanted.served_entities})
@@ -233,7 +245,7 @@ def roll_out(
         for unit in units:
             if not _is_pending(catalog, endpoint, config):
                 return
-            with _its_fault(MosaicError):
+            with _its_fault():
                 starts.start(unit)
         deadline = clock() + settings.start_timeout_seconds
         while not _all_run(apps, units):
@@ -243,9 +255,12 @@ def roll_out(
             if not _is_pending(catalog, endpoint, config):
                 return
             sleep(_POLL_SECONDS)
+            with _its_fault():
+                for unit in _gone(apps, units):
+                    starts.start(unit)
         for entity in wanted.served_entities:
             app_name = unit_of(catalog, entity, pinned).app_name
-            with _its_fault(MosaicError, said=f"served entity {entity.name!r} fails its probe: "):
+            with _its_fault(said=f"served entity {entity.name!r} fails its probe: "):
                 apps.probe(app_name, wanted, pinned.get(entity.model, entity.model))
     except _Fault as error:
         catalog.endpoints.fail(endpoint.id, config.version, str(error))
@@ -258,11 +273,20 @@ class _Fault(Exception):
 
 
 @contextmanager
-def _its_fault(*kinds: type[MosaicError], said: str = "") -> Iterator[None]:
+def _its_fault(*, said: str = "") -> Iterator[None]:
+    """All but what was away: the catalog, a store, an engine that has just gone. That is tried again."""
     try:
         yield
-    except kinds as error:
+    except Unavailable:
+        raise
+    except MosaicError as error:
         raise _Fault(f"{said}{error.message}") from error
+
+
+def _gone(apps: Apps, units: Iterable[Unit]) -> list[Unit]:
+    """What somebody else has ended."""
+    states = apps.states()
+    return [one for one in units if states.get(one.app_name, AppState("ending")).state == "ending"]
 
 
 def _is_missing(states: Mapping[str, AppState], unit: Unit) -> bool:

@@ -65,7 +65,7 @@ def test_what_is_kept_of_a_version(unity: Unity, catalog: Catalog) -> None:
         ("{loader_module: os}", ["MLmodel"]),
         ("{loader_module: [os]}", ["MLmodel"]),
         ("{loader_module: mlflow.onnx, data: model.onnx}", []),
-        ("{loader_module: mlflow.transformers}", []),
+        ("{loader_module: mlflow.transformers}", ["MLmodel"]),
     ],
 )
 def test_what_a_loader_is_given_is_named(unity: Unity, catalog: Catalog, flavor: str, named: list[str]) -> None:

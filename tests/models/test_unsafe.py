@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.catalog.files import pickles_of
+from mosaic.catalog.files import RULE, pickles_of
 from mosaic.catalog.names import INTERNAL
 from mosaic.errors import PermissionDenied
 from mosaic.models.cache import digests
@@ -63,7 +63,9 @@ def test_a_pickle_that_comes_later_is_found(tmp_path: Path) -> None:
     (folder / "late.pkl").write_bytes(b"x")
     with pytest.raises(PermissionDenied, match=r"late\.pkl"):
         parts.models.resolve(name)
-    kept = parts.catalog.get_model_version(name).model_copy(update={"spec": {"pickles": []}})
+    kept = parts.catalog.get_model_version(name).model_copy(update={"spec": {"pickles": [], "pickles_rule": RULE}})
     assert pickles_of(parts.storage, kept) == ("late.pkl",)
     assert pickles_of(parts.storage, kept.model_copy(update={"checksums": {"a": "0" * 64}})) == ()
+    older = kept.model_copy(update={"checksums": {"a": "0" * 64}, "spec": {"pickles": []}})
+    assert pickles_of(parts.storage, older) == ("late.pkl",)  # found by a rule that knew less
     parts.catalog.close()

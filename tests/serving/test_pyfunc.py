@@ -91,6 +91,10 @@ def test_what_breaks_inside_is_the_models_failure(greeter: Path) -> None:
         asyncio.run(anext(model.answer(EngineRequest(request_id="r", task="chat", body={}))))
 
 
+def frames(*rows: dict[str, Any]) -> list[pd.DataFrame]:
+    return [pd.DataFrame([row]) for row in rows]
+
+
 def test_what_is_asked_together_is_answered_apart() -> None:
     asked: list[int] = []
 
@@ -98,15 +102,53 @@ def test_what_is_asked_together_is_answered_apart() -> None:
         asked.append(len(table))
         return {"predictions": table["name"].tolist()}
 
-    tables = [pd.DataFrame({"name": [f"{n}-{row}" for row in range(n)]}) for n in range(5)]
-    answers = asyncio.run(together("bot", tables, predict))
-    assert [one["predictions"] for one in answers] == [one["name"].tolist() for one in tables] and asked == [10]
+    tables = [pd.DataFrame({"name": [f"{n}-{row}" for row in range(n + 1)]}) for n in range(5)]
+    answers = asyncio.run(together(tables, predict))
+    assert answers == [{"predictions": one["name"].tolist()} for one in tables] and asked == [15]
 
+
+def test_no_request_meets_what_is_another_one_s() -> None:
+    async def predict(table: Any) -> dict[str, Any]:
+        if not isinstance(table, pd.DataFrame):
+            return {"predictions": table}
+        if table.get("x") is not None and (table["x"] == 13).any():
+            raise EngineFailed("thirteen")
+        return {"predictions": [[type(one).__name__, one] for one in table.iloc[:, 0].tolist()]}
+
+    rows = frames({"x": 9007199254740993}, {"y": 2}, {"x": 13}, {"x": 0.5}, {"x": True}, {"x": 1})
+    answers = asyncio.run(together([*rows, ["a", "b"], [1]], predict))
+    assert isinstance(answers[2], EngineFailed) and answers[2].message == "thirteen"
+    assert [one["predictions"] for one in answers if isinstance(one, dict)] == [
+        [["int", 9007199254740993]],
+        [["int", 2]],
+        [["float", 0.5]],
+        [["bool", True]],
+        [["int", 1]],
+        ["a", "b"],
+        [1],
+    ]
+
+
+def test_a_model_that_does_not_answer_row_by_row_is_asked_apart() -> None:
     async def count(table: pd.DataFrame) -> dict[str, Any]:
-        return {"predictions": [len(table)]}
+        return {"predictions": [f"{len(table)} rows"]}
 
-    with pytest.raises(EngineFailed, match="'bot' does not answer row by row"):
-        asyncio.run(together("bot", tables, count))
+    answers = asyncio.run(together(frames({"x": 1}, {"x": 2}), count))
+    assert answers == [{"predictions": ["1 rows"]}] * 2
+
+
+class Odd(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Answers what JSON has no word for."""
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        return [float("nan"), float("inf"), 1.5] if model_input["age"][0] else {1, 2}
+
+
+def test_what_json_has_no_word_for(tmp_path: Path) -> None:
+    model = Pyfunc(str(saved(tmp_path / "model", Odd(), example=False)), "bot")
+    assert asyncio.run(ask(model, {"dataframe_records": [{"name": "a", "age": 1}]})) == [None, None, 1.5]
+    with pytest.raises(EngineFailed, match="'bot' answers what is no JSON"):
+        asyncio.run(ask(model, {"dataframe_records": [{"name": "a", "age": 0}]}))
 
 
 def test_a_probe_asks_for_the_models_own_example(greeter: Path, tmp_path: Path) -> None:
@@ -153,6 +195,11 @@ def test_on_the_platform(platform: Platform, token: str, custom: str) -> None:
         words = [one.json()["predictions"][0].split() for one in found]
         assert [word[1] for word in words] == [f"n{n}" for n in range(96)]
         assert 1 < max(int(word[3]) for word in words) <= 8  # requests that were answered together
+        deep: list[Any] = []
+        for _ in range(600):
+            deep = [deep]
+        nested = asked({"inputs": deep})
+        assert nested.status_code == 400 and "levels deep" in nested.json()["error"]["message"]
         wrong = asked({"dataframe_records": [{"name": "ann"}]})
         assert wrong.status_code == 400 and "age" in wrong.json()["error"]["message"]
         assert asked({"messages": [{"role": "user", "content": "x"}]}).status_code == 422

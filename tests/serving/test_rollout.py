@@ -330,3 +330,35 @@ def test_what_was_put_live_by_an_alias_is_pinned_and_follows(catalog: Catalog) -
     until(rollouts, lambda: catalog.endpoints.get("bot").pinned == {"main.ml.bot@champion": "main.ml.bot/1"})
     catalog.set_alias("main.ml.bot", "champion", 2)
     until(rollouts, lambda: catalog.endpoints.get("bot").pinned == {"main.ml.bot@champion": "main.ml.bot/2"})
+
+
+def test_a_database_that_is_away_ends_no_engine(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    apps, clock = InstantApps(), Moves()
+    propose(catalog, "one")
+    until(Rollouts(catalog, apps), lambda: settled(catalog))
+    again, listed, away = Rollouts(catalog, apps, clock=clock), catalog.endpoints.list, [True]
+
+    def flaky() -> Any:
+        if away:
+            raise Unavailable("the catalog's database failed")
+        return listed()
+
+    monkeypatch.setattr(catalog.endpoints, "list", flaky)
+    for clock.now in (0, 10, 20):
+        with pytest.raises(Unavailable):
+            again.step()
+    away.clear()
+    for clock.now in (30, 40, 50):
+        again.step()
+    assert list(apps.running) == ["engine-one"] and apps.told.count(("start", "engine-one")) == 1
+
+
+def test_an_engine_that_vanishes_while_it_is_waited_for_is_started_again(catalog: Catalog) -> None:
+    apps = InstantApps({"one": "starting"})
+    rollouts = Rollouts(catalog, apps)
+    propose(catalog, "one")
+    until(rollouts, lambda: "engine-one" in apps.running)
+    apps.fates.clear()
+    apps.running.clear()
+    until(rollouts, lambda: settled(catalog))
+    assert catalog.endpoints.get("bot").config_version == 1 and apps.told.count(("start", "engine-one")) == 2

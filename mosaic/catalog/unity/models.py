@@ -142,7 +142,7 @@ class ModelRoutes:
                 raise BadRequest(f"nothing was uploaded to {to_uri(version.source)!r} yet", code="failed_precondition")
             # Objects in a store are not read back here: that could take longer than the client waits.
             here = _checksums(Path(version.source)) if is_local(version.source) else {}
-            found = {"signature": looked.signature, "pickles": looked.pickles}
+            found = {"signature": looked.signature, "pickles": looked.pickles, "pickles_rule": files.RULE}
             version = self._catalog.registry.finalize_version(name, number, by=by, checksums=here, spec=found)
         return self._version(version)
 
