@@ -45,7 +45,7 @@ def propose(catalog: Catalog, *models: str, name: str = "bot", engine: EngineSet
 
 
 def until(rollouts: Rollouts, holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         rollouts.step()
