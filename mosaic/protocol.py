@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+PREDICT_INPUTS = ("dataframe_split", "dataframe_records", "inputs", "instances")
+"""MLflow's four ways to say what is to be predicted from; a request has exactly one."""
+
 
 class Wire(BaseModel):
     """What crosses a process: frozen, unknown fields refused."""

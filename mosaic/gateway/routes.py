@@ -18,13 +18,10 @@ from mosaic.gateway.predict import Predictions
 from mosaic.ids import new_id
 from mosaic.monitoring import Exchange, Ledger
 from mosaic.monitoring.record import compact_json
-from mosaic.protocol import ChatRequest, EmbeddingRequest, Principal
+from mosaic.protocol import PREDICT_INPUTS, ChatRequest, EmbeddingRequest, Principal
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import header, read_json
 from mosaic.settings import explain
-
-_INPUTS = ("dataframe_split", "dataframe_records", "inputs", "instances")
-"""MLflow's ways to say what is to be predicted from."""
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -66,9 +63,10 @@ class GatewayRoutes:
         """Databricks' one path for every task; what is asked is told by the fields of the body."""
         name = http.path_params["name"]
         exchange, body = await self._accept(http, model=name)
-        if not isinstance(body, dict) or not {"messages", "input", *_INPUTS} & body.keys():
+        if not isinstance(body, dict) or not {"messages", "input", *PREDICT_INPUTS} & body.keys():
             raise BadRequest(
-                f"the body needs messages (for a chat), input (for embeddings), or one of {list(_INPUTS)} (to predict)"
+                "the body needs messages (for a chat), input (for embeddings), or one of "
+                f"{list(PREDICT_INPUTS)} (to predict)"
             )
         if "messages" in body:
             return await self._chat_answer(exchange, parse(ChatRequest, body))

@@ -11,10 +11,8 @@ from typing import Any
 from ray import serve
 
 from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
-from mosaic.protocol import EngineRequest
+from mosaic.protocol import PREDICT_INPUTS, EngineRequest
 
-INPUTS = ("dataframe_split", "dataframe_records", "inputs", "instances")
-"""MLflow's four ways to say what is to be predicted from; a request has exactly one."""
 _BATCH_WAIT_SECONDS = 0.005
 
 
@@ -62,11 +60,11 @@ class Pyfunc:
         from mlflow.models import validate_schema
         from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
-        given = [name for name in INPUTS if name in body]
-        unknown = sorted(body.keys() - {*INPUTS, "params"})
+        given = [name for name in PREDICT_INPUTS if name in body]
+        unknown = sorted(body.keys() - {*PREDICT_INPUTS, "params"})
         if unknown or len(given) != 1:
             raise BadRequest(
-                f"the body must have exactly one of {list(INPUTS)}, and may have params; it has {sorted(body)}",
+                f"the body must have exactly one of {list(PREDICT_INPUTS)}, and may have params; it has {sorted(body)}",
                 param=unknown[0] if unknown else None,
             )
         try:

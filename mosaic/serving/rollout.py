@@ -322,6 +322,3 @@ def short_reason(told: str) -> str:
     raised = [found.group(1) for line in lines if (found := _EXCEPTION.match(line))]
     own = [line for line in raised if not line.startswith(_WRAPPERS)]
     return (own or raised or lines or ["no reason was given"])[-1][:_LONGEST_REASON]
-
-
-__all__ = ["AppState", "Apps", "RolloutSettings", "Rollouts", "roll_out", "short_reason"]
