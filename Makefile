@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 CODE := mosaic tests scripts $(wildcard jobs benchmarks)
-BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 # No model or data set is fetched from a hub unless a user asks for it.
 export HF_HUB_OFFLINE ?= 1
 
@@ -36,7 +36,7 @@ lint: setup ## style, types, floors of the package, and the lock
 
 bench: setup ## run every benchmark, one after another
 	@echo "benchmarks: $(if $(BENCHMARKS),$(BENCHMARKS),none)"
-	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m $$name; done
 
 clean: ## delete .venv, .venv-clients and what tools leave in the tree; data under ~/.mosaic stays
 	@rm -rf .venv .venv-clients build mosaic.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

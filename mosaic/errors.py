@@ -15,7 +15,8 @@
     |-- Unprocessable          422  well-formed, but not for this object (a chat asked of an embedder)
     |-- RateLimited            429  later, or less
     |-- Unimplemented          501  a part of a protocol that this version does not speak
-    |-- EngineFailed           502  the model's engine answered with an error or died
+    |-- EngineFailed           502  the model's engine answered with an error
+    |   `-- EngineDied         502  it died before its answer was whole
     `-- Unavailable            503  a part is not there (not started, not reachable, does not fit)
 
 Messages say what was asked and what exists. Every class pickles, since errors cross Ray.
@@ -116,6 +117,10 @@ class Unimplemented(MosaicError):
 class EngineFailed(MosaicError):
     status = 502
     code = "engine_failed"
+
+
+class EngineDied(EngineFailed):
+    code = "engine_died"
 
 
 class Unavailable(MosaicError):

@@ -23,6 +23,10 @@ DRAIN_SECONDS = 600
 """How long an engine that ends may take for its last requests; no request takes longer (`request_timeout_s`)."""
 
 
+HEALTH_CHECK_SECONDS = 2
+"""How often Serve looks whether an engine lives; Ray's ten are that much longer without one that has died."""
+
+
 class EngineApp(Wire):
     """A served model's application."""
 
@@ -99,6 +103,7 @@ def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, 
             "ray_actor_options": {"num_cpus": 0},
             "max_ongoing_requests": 256,
             "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+            "health_check_period_s": HEALTH_CHECK_SECONDS,
         },
         "runtime_env": {"env_vars": {} if on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}},
         "experimental_configs": {"stream_batching_interval_ms": 0},

@@ -1,7 +1,11 @@
 """The vLLM replica: `ray.serve.llm`'s server, asked in our engine protocol, with LoRA adapters loaded when first named.
 
-It reaches into two internals of Ray 2.60 (`engine.resolve_lora`, `DiskMultiplexConfig`), which a contract test holds:
+It reaches into internals of Ray 2.60 (`resolve_lora` and `_engine_client` of the engine, `DiskMultiplexConfig`), which
+tests hold:
 Ray's own LoRA loading takes only cloud addresses, and our adapters live wherever the catalog says.
+
+vLLM's engine is a process of its own. When that is killed, every request fails at once; the replica tells so and ends
+itself, which is faster than waiting until Serve has found it unhealthy.
 """
 
 import asyncio
@@ -16,9 +20,12 @@ from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletio
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm.platforms import current_platform
 
-from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
+from mosaic.errors import BadRequest, EngineDied, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import Adapter, EngineRequest
 from mosaic.serving.vllm_cpu import CpuEngine, cpu_environment
+
+_LAST_WORDS_SECONDS = 0.5
+"""Between an engine's death and the end of its replica, for the errors of its requests to leave."""
 
 
 class VllmReplica(LLMServer):
@@ -42,6 +49,28 @@ class VllmReplica(LLMServer):
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         """See `mosaic.protocol.Engine`."""
+        try:
+            async for item in self._answer(request):
+                yield item
+        except Exception as error:  # a boundary: whatever vLLM makes of it, a dead engine answers nobody any more
+            if not self._is_dead():
+                raise
+            self._end()
+            raise EngineDied(f"the engine of {self._llm_config.model_id!r} died") from error
+
+    async def check_health(self) -> None:
+        """Asked by Serve; ends the replica when its engine is dead, so that another one starts."""
+        if self.engine is not None and self._is_dead():
+            self._end()
+        await super().check_health()
+
+    def _is_dead(self) -> bool:
+        return bool(self.engine._engine_client.errored)
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, os._exit, 1)
+
+    async def _answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         if request.task != "chat":
             raise Unprocessable(f"{self._llm_config.model_id!r} chats; it does not {request.task}")
         name = self._llm_config.model_id

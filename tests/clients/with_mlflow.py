@@ -63,7 +63,10 @@ calls.works(
     lambda answer: answer == ["cba"],
 )
 calls.works(
-    "search registered models", client.search_registered_models, lambda all: [m.name for m in all] == ["main.ml.bot"]
+    # Other clients make models of their own beside this one.
+    "search registered models",
+    client.search_registered_models,
+    lambda all: "main.ml.bot" in [m.name for m in all],
 )
 calls.works(
     "get a registered model", lambda: client.get_registered_model("main.ml.bot"), lambda one: one.name == "main.ml.bot"

@@ -1,9 +1,11 @@
 """The real vLLM engine behind the gateway: base and adapter on one engine, streamed, refused, counted."""
 
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from mosaic.errors import BadRequest, NotFound, Unavailable
 from mosaic.platform import Platform
-from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
+from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, units_of
 
 MODEL = "main.tiny.assistant"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -89,6 +91,40 @@ def test_base_and_adapters_in_one_batch_answer_as_each_does_alone(tuned: Platfor
         name: [answer] * 4 for name, answer in alone.items()
     }
     assert complete(client, "tiny-base", max_tokens=40) == alone["tiny-base"]
+
+
+@pytest.mark.slow
+def test_shares_of_two_versions_on_one_engine_are_kept_and_changed_while_asked(tuned: Platform, token: str) -> None:
+    """The bounds are more than three standard deviations of what is drawn: 0.6 and 1.6 points."""
+    entities = [
+        ServedEntity(name="first", model=f"{MODEL}/1", traffic_percentage=90),
+        ServedEntity(name="second", model=f"{MODEL}/2", traffic_percentage=10),
+    ]
+    split = tuned.serving.put(EndpointSettings(name="tiny-split", served_entities=entities))
+    tuned.serving.wait("tiny-split")
+    base = tuned.serving.get("tiny-base")
+    assert units_of(tuned.catalog, split.config, {}) == units_of(tuned.catalog, base.config, {})
+    head = {"authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=tuned.base_url, timeout=120) as http, ThreadPoolExecutor(16) as pool:
+
+        def ask(_number: int) -> str:
+            asked = {"model": "tiny-split", "messages": HELLO, "max_tokens": 1}
+            answer = http.post("/v1/chat/completions", json=asked, headers=head)
+            assert answer.status_code == 200, answer.text
+            return str(answer.json()["mosaic"]["served_entity"])
+
+        arms = Counter(pool.map(ask, range(2500)))
+        assert abs(arms["first"] / 2500 - 0.9) <= 0.02
+
+        asking = [pool.submit(ask, number) for number in range(1000)]
+        even = [entity.model_copy(update={"traffic_percentage": 50}) for entity in entities]
+        tuned.serving.put(EndpointSettings(name="tiny-split", served_entities=even))
+        tuned.serving.wait("tiny-split")
+        for one in asking:
+            one.result()
+        arms = Counter(pool.map(ask, range(1000)))
+        assert abs(arms["first"] / 1000 - 0.5) <= 0.06
+    tuned.serving.delete("tiny-split")
 
 
 @pytest.mark.slow
