@@ -210,6 +210,16 @@ def test_http_and_its_refusals(platform: Platform, maker: str, token: str) -> No
             {"served_entities": [{**entity, "engine": {"engine_kwargs": {"worker_cls": "odd.Worker"}}}]},
             "only administrators may give them",
         ),
+        (
+            {"served_entities": [{**entity, "engine": {"engine_kwargs": {"max_num_seq": 8}}}]},
+            "served entity 'e': engine.engine_kwargs: vLLM has no engine flag 'max_num_seq'; did you mean "
+            "'max_num_seqs'",
+        ),
+        (
+            {"served_entities": [{**entity, "engine": {"engine_kwargs": {"max_num_seqs": "8"}}}]},
+            'max_num_seqs = "8": must be integer or null, not string',
+        ),
+        ({"served_entities": [{**entity, "engine": {"reasoning_parser": "qwen"}}]}, "did you mean 'qwen3'"),
         ({"served_entities": [{**entity, "engine": {"num_replicas": 10**30}}]}, "num_replicas"),
         ({"served_entities": [{**entity, "engine": {"num_cpus": -5}}]}, "num_cpus"),
         ({"served_entities": [{**entity, "engine": {"engine_kwargs": {"a": [[[[[[[[[[[]]]]]]]]]]]}}}]}, "levels deep"),
