@@ -267,7 +267,8 @@ def test_http_and_its_refusals(platform: Platform, maker: str, token: str) -> No
         assert httpx.delete(f"{base}/by-http", headers=mine).status_code == 200
 
 
-def test_databricks_sdk(platform: Platform, maker: str) -> None:
+def test_databricks_sdk(platform: Platform, maker: str, token: str) -> None:
+    """`token` is that of alice, whom it lets in and out."""
     command = [".venv-clients/bin/python", "tests/serving/with_databricks_sdk.py", platform.base_url, maker]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0 and ran.stdout == "done\n", ran.stderr
