@@ -42,6 +42,7 @@ class ServeApps:
     ) -> None:
         self._catalog, self._engines, self._resolve = catalog, engines, resolve
         self._check, self._local = check, local
+        self._ended: set[str] = set()
 
     def states(self) -> dict[str, AppState]:
         found = {}
@@ -57,6 +58,11 @@ class ServeApps:
                     found[name] = AppState("ending")
                 case _:  # also UNHEALTHY: Serve starts replicas that died by itself
                     found[name] = AppState("starting", reason)
+        for name in self._ended - found.keys():
+            from mosaic.serving import prefix_router  # brings parts of Ray that nothing else here needs
+
+            self._ended.discard(name)
+            prefix_router.forget(name)
         return found
 
     def start(self, unit: Unit) -> None:
@@ -64,6 +70,7 @@ class ServeApps:
 
     def end(self, app_name: str) -> None:
         serve.delete(app_name, _blocking=False)
+        self._ended.add(app_name)
 
     def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
         if settings.task == "chat":
@@ -97,7 +104,7 @@ class ServeApps:
         if unit.model in ("echo", "all-minilm-l6-v2"):
             return _EMBEDDER_CPUS
         settings = self.settings_of(unit)
-        return 0.0 if settings.num_gpus else settings.num_cpus * settings.num_replicas
+        return 0.0 if settings.num_gpus or settings.accelerator == "gpu" else settings.num_cpus * settings.num_replicas
 
     def require_model(self, unit: Unit) -> None:
         """Raises NotFound with the models that there are."""

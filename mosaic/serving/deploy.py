@@ -24,7 +24,7 @@ from mosaic.serving.settings import EngineSettings
 DRAIN_SECONDS = 600
 """How long an engine that ends may take for its last requests; no request takes longer (`request_timeout_s`)."""
 
-PREFIX_ROUTING = {"request_router_class": "mosaic.serving.prefix_router.PrefixRouter"}
+_PREFIX_ROUTING = {"request_router_class": "mosaic.serving.prefix_router.PrefixRouter"}
 """In Serve's words; the router runs in whoever asks."""
 
 
@@ -76,10 +76,10 @@ def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Cal
     `plan_engine` raises, and Unprocessable with the sum for an engine that finds no memory.
     """
     nodes = cluster_nodes()
-    plan = plan_engine(settings, folder, nodes)
     try:
+        plan = plan_engine(settings, folder, nodes)
         require_memory({unit.app_name: (plan, settings.num_replicas)}, nodes)
-    except Unavailable as error:  # a rollout tries again what is away; memory does not come back while it waits
+    except Unavailable as error:  # a rollout tries again what is away; nothing comes free while it waits
         raise Unprocessable(error.message, param=error.param, code=error.code) from None
     ray.get(_deploy_vllm.remote(unit.app_name, unit.model, str(folder), settings, plan, resolve))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="vllm")
@@ -116,7 +116,7 @@ def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EngineP
         "graceful_shutdown_timeout_s": DRAIN_SECONDS,
     }
     if settings.routing == "prefix":
-        deployment["request_router_config"] = PREFIX_ROUTING
+        deployment["request_router_config"] = _PREFIX_ROUTING
     return {
         "model_loading_config": {"model_id": model, "model_source": folder},
         "accelerator_config": {"kind": "gpu" if plan.on_gpu else "cpu"},

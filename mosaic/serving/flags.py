@@ -74,8 +74,15 @@ ANY_OWNER = frozenset(
 _DRAFTS_WITHOUT_A_MODEL = ("ngram", "ngram_gpu", "suffix")
 _DRAFT_KEYS = ("method", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min")
 
-_AT_LEAST_1 = ("block_size", "max_num_batched_tokens", "max_num_seqs", "stream_interval")
-_PARALLEL, _MOST_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size"), 1024
+_RANGES = {
+    "block_size": (1, 65_536),
+    "max_num_batched_tokens": (1, 2**20),
+    "max_num_seqs": (1, 65_536),
+    "pipeline_parallel_size": (1, 1024),
+    "stream_interval": (1, 2**20),
+    "tensor_parallel_size": (1, 1024),
+}
+"""Of numbers that anybody may give; vLLM sets memory aside by the largest of them."""
 
 
 @functools.cache
@@ -139,10 +146,10 @@ def _check(name: str, value: Any, known: Mapping[str, Any], where: str, what: st
 
 
 def _out_of_range(name: str, value: Any) -> str | None:
-    if name in _PARALLEL and not 1 <= value <= _MOST_PARALLEL:
-        return f"must be from 1 to {_MOST_PARALLEL}"
-    if name in _AT_LEAST_1 and value is not None and value < 1:
-        return "must be at least 1"
+    if name in _RANGES and value is not None:
+        low, high = _RANGES[name]
+        if not low <= value <= high:
+            return f"must be from {low} to {high:,}"
     if name == "gpu_memory_utilization" and not 0 < value <= 1:
         return "must be above 0 and at most 1"
     return None

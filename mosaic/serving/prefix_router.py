@@ -5,6 +5,7 @@ imported from where it is written: its public address brings vLLM along, which t
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -25,7 +26,7 @@ class PrefixRouter(PrefixCacheAffinityRouter):
     def initialize_state(self, **_: Any) -> None:
         # Made here: Ray's way of making it waits for a whole free logical CPU, which a small cluster never has.
         tree = PrefixTreeActor.options(
-            name=f"prefixes-{self._deployment_id.app_name}",
+            name=tree_of(self._deployment_id.app_name),
             namespace=SERVE_NAMESPACE,
             get_if_exists=True,
             lifetime="detached",
@@ -43,6 +44,17 @@ class PrefixRouter(PrefixCacheAffinityRouter):
             return await super().choose_replicas(candidate_replicas, pending_request)
         except KeyError:  # another gateway has told the tree of a replica that this one has yet to hear of
             return await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)
+
+
+def tree_of(app_name: str) -> str:
+    """The actor that remembers what an application's replicas have seen, in Serve's namespace."""
+    return f"prefixes-{app_name}"
+
+
+def forget(app_name: str) -> None:
+    """End the actor of an application that has ended; one without it has none."""
+    with suppress(ValueError):
+        ray.kill(ray.get_actor(tree_of(app_name), namespace=SERVE_NAMESPACE))
 
 
 def text_of(request: EngineRequest) -> str | None:

@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 
 from mosaic.errors import BadRequest, MosaicError, Unavailable, Unprocessable
 from mosaic.models.doubles import tiny_llama
+from mosaic.protocol import Adapter, EngineRequest
 from mosaic.serving import memory
+from mosaic.serving.deploy import vllm_config
 from mosaic.serving.memory import GIB, Shape
 from mosaic.serving.nodes import Gpu, Node, this_node
 from mosaic.serving.plan import EnginePlan, plan_engine, require_memory
+from mosaic.serving.prefix_router import text_of
 from mosaic.serving.settings import EngineSettings
 
 LLAMA_8B = {
@@ -132,6 +135,29 @@ def test_one_spec_runs_on_both(llama: Path) -> None:
     half = plan_engine(EngineSettings(num_gpus=0.5), llama, [with_gpus(H200)])
     assert (half.gpu_share, half.engine_kwargs["gpu_memory_utilization"]) == (0.5, 0.46)
     assert plan_engine(EngineSettings(max_model_len=None), llama, [CPU]).engine_kwargs["max_model_len"] == -1
+
+
+def test_each_worker_on_a_gpu_has_a_bundle_of_its_own(llama: Path) -> None:
+    spec = EngineSettings(engine_kwargs={"tensor_parallel_size": 2, "pipeline_parallel_size": 2})
+    for node, kind, bundles in (
+        (with_gpus(H200, H200, H200, H200), "gpu", [{"GPU": 1.0}] * 4),
+        (CPU, "cpu", [{"CPU": spec.num_cpus}]),
+    ):
+        config = vllm_config("bot", str(llama), spec, plan_engine(spec, llama, [node]))
+        assert config["placement_group_config"] == {"bundles": bundles}
+        assert config["accelerator_config"] == {"kind": kind}
+        assert "request_router_config" not in config["deployment_config"]
+
+
+def test_a_prompts_place_in_the_cache_is_its_words_under_its_adapter() -> None:
+    def text(adapter: str | None = None, **body: Any) -> str | None:
+        named = None if adapter is None else Adapter(name=adapter)
+        return text_of(EngineRequest(request_id="r", task="chat", body=body, adapter=named))
+
+    said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    assert text(messages=said) == "\nBe kind.\nHi" == text(prompt="Be kind.\nHi")
+    assert text("main.ml.bot/3", messages=said) == "main.ml.bot/3\nBe kind.\nHi"
+    assert [text(), text(input=["x"]), text(messages=[]), text(prompt=""), text(prompt=[1])] == [None] * 5
 
 
 @pytest.mark.parametrize(
