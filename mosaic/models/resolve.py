@@ -88,6 +88,23 @@ class ModelResolver:
         elif name not in packaged.PACKAGED and "://" not in name and not _HUB_ID.fullmatch(name):
             raise not_found("model", name, packaged.PACKAGED, param="model")
 
+    def local(self, name: str) -> Path | None:
+        """The folder that `resolve` would give, if it is on this machine already; nothing is fetched or checked."""
+        if name in packaged.PACKAGED:
+            model = packaged.PACKAGED[name]
+            converted = self._cache / "packaged" / f"{name}-{model.version}"
+            return packaged.find(name) if model.form == "folder" else _there(converted)
+        if "://" in name:
+            return _there(self._fetched_place(ModelSource(name=name, address=name)))
+        if name.startswith(("/", "./", "../", "~/")) or name in (".", ".."):
+            return _there(Path(name).expanduser().absolute())
+        if _CATALOG_VERSION.fullmatch(name) and self._catalog_version is not None:
+            source = self._catalog_version(name)
+            if "://" in source.address:
+                return _there(self._fetched_place(source))
+            return _there(self._storage.local_path(source.address))
+        return _there(self._cache / "hub" / name.replace("/", "--")) if _HUB_ID.fullmatch(name) else None
+
     def _packaged(self, name: str) -> Path:
         source, model = packaged.find(name), packaged.PACKAGED[name]
         if model.form == "folder":
@@ -112,11 +129,14 @@ class ModelResolver:
             return folder
         return self._fetched(name, source)
 
-    def _fetched(self, name: str, source: ModelSource) -> Path:
+    def _fetched_place(self, source: ModelSource) -> Path:
         # The checksums are part of the key: the same name in another catalog, or made anew, is another entry.
         key = repr((source.address.rstrip("/"), sorted(source.checksums.items())))
         last = re.sub(r"[^A-Za-z0-9._-]+", "-", source.address.rstrip("/").rpartition("/")[2])
-        place = self._cache / "fetched" / f"{last}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+        return self._cache / "fetched" / f"{last}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+
+    def _fetched(self, name: str, source: ModelSource) -> Path:
+        place = self._fetched_place(source)
 
         def make(folder: Path) -> None:
             self._storage.download(source.address, folder)
@@ -125,6 +145,10 @@ class ModelResolver:
             (folder / cache.MANIFEST).unlink(missing_ok=True)
 
         return cache.entry(place, source.name, make)
+
+
+def _there(folder: Path) -> Path | None:
+    return folder if any((folder / name).is_file() for name in _MARKS) else None
 
 
 def _checked(folder: Path, name: str) -> Path:

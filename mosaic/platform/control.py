@@ -24,6 +24,7 @@ from mosaic.platform.status import platform_status
 from mosaic.protocol import Principal, Wire
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import read_json
+from mosaic.serving.permissions import EndpointPermissionRoutes
 from mosaic.serving.routes import ServingRoutes
 from mosaic.serving.service import Serving
 
@@ -85,6 +86,7 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         *unity_routes(catalog, parts.storage),
         *catalog_routes(catalog),
         *ServingRoutes(functools.partial(Serving, catalog, parts.engines)).routes(),
+        *EndpointPermissionRoutes(catalog).routes(),
         *sql_routes(parts.sql),
         *run_routes(parts.tables),
         *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),

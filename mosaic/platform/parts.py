@@ -45,7 +45,7 @@ class Parts:
         from mosaic.serving.apps import ServeApps  # brings Ray Serve, which most commands do without
 
         resolve = functools.partial(resolve_model, self.settings)
-        return ServeApps(self.catalog, self.settings.engines, resolve, self.models.check)
+        return ServeApps(self.catalog, self.settings.engines, resolve, self.models.check, self.models.local)
 
 
 def build_parts(settings: PlatformSettings) -> Parts:

@@ -9,6 +9,7 @@ from pydantic import Field
 from mosaic.catalog import Catalog, StoreSettings
 from mosaic.errors import BadRequest
 from mosaic.runtime.settings import RaySettings
+from mosaic.serving import flags
 from mosaic.serving.settings import EngineSettings
 from mosaic.settings import Settings
 
@@ -86,7 +87,10 @@ def load_settings(file: Path | str | None, **changes: Any) -> PlatformSettings:
             raise BadRequest(f"settings file {str(file)!r} is not YAML: {error}") from None
         if not isinstance(values, dict):
             raise BadRequest(f"settings file {str(file)!r} must be a mapping of settings, not {type(values).__name__}")
-    return PlatformSettings.parse({**values, **changes}, source=str(file or "settings"))
+    settings = PlatformSettings.parse({**values, **changes}, source=str(file or "settings"))
+    for name, engine in settings.engines.items():
+        flags.check(engine, at=f"{file or 'settings'}: engines.{name}")
+    return settings
 
 
 def open_catalog(settings: PlatformSettings) -> Catalog:

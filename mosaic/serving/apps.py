@@ -13,9 +13,11 @@ from mosaic.catalog import Catalog
 from mosaic.errors import EngineFailed, Unavailable
 from mosaic.ids import new_id
 from mosaic.protocol import EngineRequest
-from mosaic.serving.deploy import start_engine
+from mosaic.serving.deploy import architectures_of, is_vllms, start_engine
 from mosaic.serving.endpoint import EndpointSettings, Unit, adapter_of
 from mosaic.serving.engine import ServeEngine
+from mosaic.serving.nodes import cluster_nodes
+from mosaic.serving.plan import plan_engine, require_memory
 from mosaic.serving.rollout import AppState
 from mosaic.serving.settings import EngineSettings
 
@@ -27,7 +29,7 @@ class ServeApps:
     """`rollout.Apps` on the Ray cluster that this process has joined.
 
     `engines` are the platform's settings by model; `resolve` turns a model's name into a local folder and must pickle;
-    `check` raises for a name that is none.
+    `check` raises for a name that is none; `local` gives the folder of a model that is here already.
     """
 
     def __init__(
@@ -36,8 +38,11 @@ class ServeApps:
         engines: Mapping[str, EngineSettings],
         resolve: Callable[[str], Path],
         check: Callable[[str], None],
+        local: Callable[[str], Path | None],
     ) -> None:
-        self._catalog, self._engines, self._resolve, self._check = catalog, engines, resolve, check
+        self._catalog, self._engines, self._resolve = catalog, engines, resolve
+        self._check, self._local = check, local
+        self._ended: set[str] = set()
 
     def states(self) -> dict[str, AppState]:
         found = {}
@@ -53,6 +58,11 @@ class ServeApps:
                     found[name] = AppState("ending")
                 case _:  # also UNHEALTHY: Serve starts replicas that died by itself
                     found[name] = AppState("starting", reason)
+        for name in self._ended - found.keys():
+            from mosaic.serving import prefix_router  # brings parts of Ray that nothing else here needs
+
+            self._ended.discard(name)
+            prefix_router.forget(name)
         return found
 
     def start(self, unit: Unit) -> None:
@@ -60,6 +70,7 @@ class ServeApps:
 
     def end(self, app_name: str) -> None:
         serve.delete(app_name, _blocking=False)
+        self._ended.add(app_name)
 
     def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
         if settings.task == "chat":
@@ -93,7 +104,7 @@ class ServeApps:
         if unit.model in ("echo", "all-minilm-l6-v2"):
             return _EMBEDDER_CPUS
         settings = self.settings_of(unit)
-        return 0.0 if settings.num_gpus else settings.num_cpus * settings.num_replicas
+        return 0.0 if settings.num_gpus or settings.accelerator == "gpu" else settings.num_cpus * settings.num_replicas
 
     def require_model(self, unit: Unit) -> None:
         """Raises NotFound with the models that there are."""
@@ -101,12 +112,32 @@ class ServeApps:
             self._check(unit.model)
 
     def require_room(self, units: set[Unit]) -> None:
-        """Raises Unavailable with the sum (`does_not_fit`) if those that do not run yet find no free logical CPUs."""
+        """Raises with the sum (`does_not_fit`) if those that do not run yet find no free logical CPUs, GPUs or memory.
+
+        Also what `plan_engine` raises. A model that has yet to be fetched is looked at when its engine starts.
+        """
         states = self.states()
         gone = ("ending", "failed")
         missing = [unit for unit in sorted(units) if states.get(unit.app_name, AppState("ending")).state in gone]
-        wanted = {unit.app_name: self.cpus_of(unit) for unit in missing}
-        require_fit(wanted, ray.available_resources().get("CPU", 0.0), "free")
+        folders = {unit: folder for unit in missing if (folder := self._vllm_folder(unit)) is not None}
+        nodes = cluster_nodes() if folders else ()
+        plans = {
+            unit.app_name: (plan_engine(self.settings_of(unit), folder, nodes), self.settings_of(unit).num_replicas)
+            for unit, folder in folders.items()
+        }
+        free = ray.available_resources()
+        on_gpus = {name: plan.workers * plan.gpu_share * count for name, (plan, count) in plans.items() if plan.on_gpu}
+        on_cpus = {unit.app_name: self.cpus_of(unit) for unit in missing if unit.app_name not in on_gpus}
+        require_fit(on_cpus, free.get("CPU", 0.0), "free")
+        require_fit(on_gpus, free.get("GPU", 0.0), "free", "GPUs")
+        require_memory(plans, nodes)
+
+    def _vllm_folder(self, unit: Unit) -> Path | None:
+        """Of a model that vLLM serves and that is on this machine."""
+        folder = None if unit.model == "echo" else self._local(unit.model)
+        if folder is None or (folder / "MLmodel").is_file() or not (folder / "config.json").is_file():
+            return None
+        return folder if is_vllms(architectures_of(folder)) else None
 
 
 async def _first(engine: ServeEngine, request: EngineRequest) -> None:
@@ -116,11 +147,9 @@ async def _first(engine: ServeEngine, request: EngineRequest) -> None:
     await answers.aclose()  # type: ignore[attr-defined]  # a generator, whose end tells the engine
 
 
-def require_fit(wanted: Mapping[str, float], available: float, where: str) -> None:
-    """Raise Unavailable with the sum when the logical CPUs do not suffice."""
+def require_fit(wanted: Mapping[str, float], available: float, where: str, what: str = "logical CPUs") -> None:
+    """Raise Unavailable with the sum when the logical CPUs (or `what` else) do not suffice."""
     total = sum(wanted.values())
     if total > available + 1e-6:
         listed = " + ".join(f"{cpus:g} ({name})" for name, cpus in wanted.items())
-        raise Unavailable(
-            f"{listed} = {total:g} logical CPUs are wanted, {available:g} are {where}", code="does_not_fit"
-        )
+        raise Unavailable(f"{listed} = {total:g} {what} are wanted, {available:g} are {where}", code="does_not_fit")

@@ -12,17 +12,20 @@ from typing import Any, Literal
 import ray
 from ray import serve
 
-from mosaic.errors import BadRequest
+from mosaic.errors import BadRequest, Unavailable, Unprocessable
 from mosaic.protocol import Wire
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import Unit
+from mosaic.serving.nodes import cluster_nodes
+from mosaic.serving.plan import EnginePlan, plan_engine, require_memory
 from mosaic.serving.pyfunc import Pyfunc
 from mosaic.serving.settings import EngineSettings
 
 DRAIN_SECONDS = 600
 """How long an engine that ends may take for its last requests; no request takes longer (`request_timeout_s`)."""
 
-
+_PREFIX_ROUTING = {"request_router_class": "mosaic.serving.prefix_router.PrefixRouter"}
+"""In Serve's words; the router runs in whoever asks."""
 HEALTH_CHECK_SECONDS = 2
 """How often Serve looks whether an engine lives; Ray's ten are that much longer without one that has died."""
 
@@ -47,8 +50,8 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     folder = resolve(unit.model)
     if (folder / "MLmodel").is_file():
         return deploy_pyfunc(unit, folder, settings)
-    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
+    architectures = architectures_of(folder)
+    if is_vllms(architectures):
         return deploy_vllm(unit, folder, settings, resolve)
     if architectures == ["BertModel"]:
         return deploy_embedder(unit, folder, threads=settings.threads or 2)
@@ -58,18 +61,40 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     )
 
 
+def architectures_of(folder: Path) -> list[str]:
+    """By the model's own config.json."""
+    return json.loads((folder / "config.json").read_text()).get("architectures") or []
+
+
+def is_vllms(architectures: list[str]) -> bool:
+    """Whether vLLM serves a model of these."""
+    return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures)
+
+
 def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
     """Start (or update) the vLLM application of a base model; returns at once.
 
-    `resolve` runs in the engine's process and turns an adapter's name into a local folder; it must pickle.
+    `resolve` runs in the engine's process and turns an adapter's name into a local folder; it must pickle. Raises what
+    `plan_engine` raises, and Unprocessable with the sum for an engine that finds no memory.
     """
-    ray.get(_deploy_vllm.remote(unit.app_name, unit.model, str(folder), settings, resolve))
+    nodes = cluster_nodes()
+    try:
+        plan = plan_engine(settings, folder, nodes)
+        require_memory({unit.app_name: (plan, settings.num_replicas)}, nodes)
+    except Unavailable as error:  # a rollout tries again what is away; nothing comes free while it waits
+        raise Unprocessable(error.message, param=error.param, code=error.code) from None
+    ray.get(_deploy_vllm.remote(unit.app_name, unit.model, str(folder), settings, plan, resolve))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="vllm")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
 def _deploy_vllm(
-    app_name: str, model: str, folder: str, settings: EngineSettings, resolve: Callable[[str], Path]
+    app_name: str,
+    model: str,
+    folder: str,
+    settings: EngineSettings,
+    plan: EnginePlan,
+    resolve: Callable[[str], Path],
 ) -> None:
     # Importing vLLM takes seconds and half a gigabyte: this worker, which ends with the call, pays it and no driver
     # does.
@@ -77,35 +102,31 @@ def _deploy_vllm(
 
     from mosaic.serving.vllm import VllmReplica
 
-    config = LLMConfig(**vllm_config(model, folder, settings))
+    config = LLMConfig(**vllm_config(model, folder, settings, plan))
     arguments = {"resolve": resolve, "threads": settings.threads}
     _start(build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs=arguments), app_name)
 
 
-def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, Any]:
+def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EnginePlan) -> dict[str, Any]:
     """The engine's settings in the words of `ray.serve.llm`'s LLMConfig."""
-    on_gpu = settings.num_gpus > 0
-    engine_kwargs: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": settings.max_model_len}
-    if not on_gpu:
-        engine_kwargs |= {"enforce_eager": True, "worker_cls": "mosaic.serving.vllm_cpu.CpuWorker"}
-    if settings.max_lora_rank:
-        # vLLM takes only ranks of a fixed list: the next one up.
-        rank = next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= settings.max_lora_rank)
-        engine_kwargs |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": settings.max_loras}
-    bundle = {"GPU": settings.num_gpus} if on_gpu else {"CPU": settings.num_cpus}
+    bundle = {"GPU": plan.gpu_share} if plan.on_gpu else {"CPU": settings.num_cpus}
+    cache = {} if plan.on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}
+    deployment: dict[str, Any] = {
+        "num_replicas": settings.num_replicas,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": 256,
+        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+        "health_check_period_s": HEALTH_CHECK_SECONDS,
+    }
+    if settings.routing == "prefix":
+        deployment["request_router_config"] = _PREFIX_ROUTING
     return {
         "model_loading_config": {"model_id": model, "model_source": folder},
-        "accelerator_config": {"kind": "gpu" if on_gpu else "cpu"},
-        "placement_group_config": {"bundles": [bundle]},
-        "engine_kwargs": {**engine_kwargs, **settings.engine_kwargs},
-        "deployment_config": {
-            "num_replicas": settings.num_replicas,
-            "ray_actor_options": {"num_cpus": 0},
-            "max_ongoing_requests": 256,
-            "graceful_shutdown_timeout_s": DRAIN_SECONDS,
-            "health_check_period_s": HEALTH_CHECK_SECONDS,
-        },
-        "runtime_env": {"env_vars": {} if on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}},
+        "accelerator_config": {"kind": "gpu" if plan.on_gpu else "cpu"},
+        "placement_group_config": {"bundles": [bundle] * plan.workers},
+        "engine_kwargs": plan.engine_kwargs,
+        "deployment_config": deployment,
+        "runtime_env": {"env_vars": cache},
         "experimental_configs": {"stream_batching_interval_ms": 0},
         "log_engine_metrics": False,
     }

@@ -9,6 +9,7 @@ from mosaic.catalog.names import is_model_version, parse_model_version
 from mosaic.catalog.records import Endpoint, EndpointConfig
 from mosaic.errors import NotFound, PermissionDenied, Unavailable
 from mosaic.protocol import Principal, Wire
+from mosaic.serving import flags
 from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place, pins_of, unit_of
 from mosaic.serving.rollout import AppState, short_reason
 
@@ -198,8 +199,15 @@ class Serving:
                     f"model {entity.model!r} is a place, which only administrators may serve from; register it, and "
                     "name its version, such as main.ml.bot/3",
                 )
-            if entity.engine is not None and entity.engine.engine_kwargs and not is_admin:
-                self._deny(full, "engine_kwargs may load code, and only administrators may give them")
+            if entity.engine is not None:
+                flags.check(entity.engine, at=f"served entity {entity.name!r}: engine")
+                given = flags.for_administrators(entity.engine.engine_kwargs)
+                if given and not is_admin:
+                    self._deny(
+                        full,
+                        f"engine_kwargs {given} can load code, touch files or open ports, and only administrators may "
+                        f"give them; anybody may give {sorted(flags.ANY_OWNER)}",
+                    )
             by = self._check_model(by, entity.model)
         if settings.retrieval is not None:
             by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")

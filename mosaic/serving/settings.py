@@ -1,7 +1,7 @@
 """How a model's engine runs; apart from what needs Ray to be imported."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,22 +17,30 @@ class EngineSettings(Settings):
     """Engines of this model; Ray spreads the requests."""
     num_cpus: float = Field(default=0.4, gt=0, le=1024)
     """Logical CPUs that a replica reserves (its threads take what the machine has)."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where a vLLM engine runs: `auto` takes GPUs where the Ray cluster has some, and the CPU elsewhere."""
     num_gpus: float = Field(default=0, ge=0, le=1024)
-    """GPUs of a replica; 0 runs it on the CPU."""
+    """GPUs of a replica; 0 is one for each worker of a vLLM engine that runs on GPUs, and none for other models."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of a CPU engine's arithmetic; None: one per core of the machine that it starts on."""
     max_batch_size: int = Field(default=1, ge=1, le=1024)
     """Requests that a custom model (MLflow's) answers at once; more than 1 only for models that answer row by row."""
-    max_model_len: int = Field(default=1024, ge=1, le=100_000_000)
-    """Tokens of prompt and answer together."""
+    max_model_len: int | None = Field(default=1024, ge=1, le=100_000_000)
+    """Tokens of prompt and answer together; None: as many as the model can and the KV cache holds."""
     max_lora_rank: int = Field(default=16, ge=0, le=512)
     """Largest rank of an adapter; 0 starts the engine without adapters."""
     max_loras: int = Field(default=2, ge=1, le=1024)
     """Adapters that one batch may mix."""
     kv_cache_gib: int = Field(default=1, ge=1, le=65_536)
     """GiB for the KV cache on the CPU (on a GPU, vLLM takes what is free)."""
+    tool_call_parser: str | None = Field(default=None, max_length=100)
+    """What finds tool calls in answers, by vLLM's name; None: as the model's preset says, `none`: nothing."""
+    reasoning_parser: str | None = Field(default=None, max_length=100)
+    """What tells reasoning from answers, by vLLM's name; None: as the model's preset says, `none`: nothing."""
+    routing: Literal["pow2", "prefix"] = "pow2"
+    """Which replica is asked: the less busy of two, or the one that has seen the longest part of the prompt."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Passed to vLLM's engine as they are, last; some of them load code, so that only administrators give them."""
+    """vLLM's own flags, last; checked by name and type. Some load code, so that only administrators give them."""
 
     @field_validator("engine_kwargs")
     @classmethod

@@ -210,6 +210,16 @@ def test_http_and_its_refusals(platform: Platform, maker: str, token: str) -> No
             {"served_entities": [{**entity, "engine": {"engine_kwargs": {"worker_cls": "odd.Worker"}}}]},
             "only administrators may give them",
         ),
+        (
+            {"served_entities": [{**entity, "engine": {"engine_kwargs": {"max_num_seq": 8}}}]},
+            "served entity 'e': engine.engine_kwargs: vLLM has no engine flag 'max_num_seq'; did you mean "
+            "'max_num_seqs'",
+        ),
+        (
+            {"served_entities": [{**entity, "engine": {"engine_kwargs": {"max_num_seqs": "8"}}}]},
+            'max_num_seqs = "8": must be integer or null, not string',
+        ),
+        ({"served_entities": [{**entity, "engine": {"reasoning_parser": "qwen"}}]}, "did you mean 'qwen3'"),
         ({"served_entities": [{**entity, "engine": {"num_replicas": 10**30}}]}, "num_replicas"),
         ({"served_entities": [{**entity, "engine": {"num_cpus": -5}}]}, "num_cpus"),
         ({"served_entities": [{**entity, "engine": {"engine_kwargs": {"a": [[[[[[[[[[[]]]]]]]]]]]}}}]}, "levels deep"),
@@ -257,7 +267,8 @@ def test_http_and_its_refusals(platform: Platform, maker: str, token: str) -> No
         assert httpx.delete(f"{base}/by-http", headers=mine).status_code == 200
 
 
-def test_databricks_sdk(platform: Platform, maker: str) -> None:
+def test_databricks_sdk(platform: Platform, maker: str, token: str) -> None:
+    """`token` is that of alice, whom it lets in and out."""
     command = [".venv-clients/bin/python", "tests/serving/with_databricks_sdk.py", platform.base_url, maker]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0 and ran.stdout == "done\n", ran.stderr

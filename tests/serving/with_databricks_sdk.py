@@ -39,6 +39,31 @@ assert changed.state.config_update == s.EndpointStateConfigUpdate.NOT_UPDATING, 
 
 assert "by-sdk" in [one.name for one in endpoints.list()]
 assert endpoints.get("by-sdk").config.served_entities[1].entity_name == "echo"
+
+level = s.ServingEndpointPermissionLevel
+
+
+def levels(held: s.ServingEndpointPermissions) -> dict[str | None, list[s.ServingEndpointPermissionLevel | None]]:
+    return {
+        one.user_name or one.group_name: [of.permission_level for of in one.all_permissions or ()]
+        for one in held.access_control_list or ()
+    }
+
+
+def user(permission: s.ServingEndpointPermissionLevel) -> list[s.ServingEndpointAccessControlRequest]:
+    return [s.ServingEndpointAccessControlRequest(user_name="alice", permission_level=permission)]
+
+
+known = changed.id
+assert known is not None
+given = endpoints.update_permissions(known, access_control_list=user(level.CAN_QUERY))
+assert levels(given)["alice"] == [level.CAN_QUERY], given
+assert levels(endpoints.set_permissions(known, access_control_list=user(level.CAN_VIEW)))["alice"] == [level.CAN_VIEW]
+endpoints.set_permissions(known, access_control_list=[])
+assert "alice" not in levels(endpoints.get_permissions(known))
+there = endpoints.get_permission_levels(known).permission_levels or []
+assert level.CAN_MANAGE in [one.permission_level for one in there], there
+
 endpoints.delete("by-sdk")
 assert "by-sdk" not in [one.name for one in endpoints.list()]
 print("done")
