@@ -29,6 +29,7 @@ from mosaic.platform import Platform
 from mosaic.platform.lifecycle import join
 from mosaic.serving.deploy import vllm_config
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.plan import plan_engine
 from mosaic.serving.settings import EngineSettings
 from mosaic.storage import Storage
 from tests.local import free_ports, local_settings, mosaic, write_settings
@@ -111,7 +112,7 @@ def running_platform(scratch: Path) -> Iterator[Platform]:
 @contextmanager
 def vllm_server(folder: Path) -> Iterator[tuple[str, float]]:
     """Its address, and how many seconds it took to its first token."""
-    flags = vllm_config(MODEL, str(folder), ENGINE)["engine_kwargs"]
+    flags = plan_engine(ENGINE, folder, ()).engine_kwargs
     given = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in flags.items()]
     port = free_ports(1)[0]
     place = ["--model", str(folder), "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)]
@@ -149,7 +150,10 @@ def ray_app(platform: Platform, folder: Path) -> str:
     """`build_openai_app` in the same Ray and behind the same HAProxy, tuned the same way."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    config = LLMConfig(**vllm_config(MODEL, str(folder), ENGINE), server_cls="benchmarks._ray_server:OneProcessServer")
+    config = LLMConfig(
+        **vllm_config(MODEL, str(folder), ENGINE, plan_engine(ENGINE, folder, ())),
+        server_cls="benchmarks._ray_server:OneProcessServer",
+    )
     serve.run(build_openai_app({"llm_configs": [config]}), name="peer", route_prefix="/peer")
     url = f"{platform.base_url}/peer/v1"
     wait_for_first_token(url, MODEL, "", time.monotonic())
