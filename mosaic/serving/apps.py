@@ -64,8 +64,12 @@ class ServeApps:
     def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
         if settings.task == "chat":
             body: dict[str, object] = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
+        elif settings.task == "complete":
+            body = {"prompt": "ping", "max_tokens": 1}
         elif settings.task == "embed":
             body = {"input": ["ping"]}
+        elif settings.task == "score":
+            body = {"pairs": [["ping", "pong"]]}
         else:
             body = {}
         request = EngineRequest(

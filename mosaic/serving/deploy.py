@@ -17,6 +17,7 @@ from mosaic.protocol import Wire
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import Unit
 from mosaic.serving.pyfunc import Pyfunc
+from mosaic.serving.runners import pooling_kwargs, runner_of
 from mosaic.serving.settings import EngineSettings
 
 DRAIN_SECONDS = 600
@@ -43,14 +44,19 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     folder = resolve(unit.model)
     if (folder / "MLmodel").is_file():
         return deploy_pyfunc(unit, folder, settings)
-    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
-        return deploy_vllm(unit, folder, settings, resolve)
-    if architectures == ["BertModel"]:
-        return deploy_embedder(unit, folder, threads=settings.threads or 2)
+    config = json.loads((folder / "config.json").read_text())
+    match runner_of(folder, config, settings):
+        case "generate":
+            return deploy_vllm(unit, folder, settings, resolve)
+        case "pooling":
+            kwargs = pooling_kwargs(config, settings) | settings.engine_kwargs
+            read = settings.model_copy(update={"max_lora_rank": 0, "engine_kwargs": kwargs})
+            return deploy_vllm(unit, folder, read, resolve)
+        case "embedder":
+            return deploy_embedder(unit, folder, threads=settings.threads or 2)
     raise BadRequest(
-        f"model {unit.model!r} is a {architectures}; served are causal language models, BertModel encoders "
-        "and models of MLflow's"
+        f"model {unit.model!r} is a {config.get('architectures') or []}; served are causal language models, encoders, "
+        "cross-encoders (*ForSequenceClassification with one label) and models of MLflow's"
     )
 
 

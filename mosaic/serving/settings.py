@@ -1,7 +1,7 @@
 """How a model's engine runs; apart from what needs Ray to be imported."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -29,6 +29,9 @@ class EngineSettings(Settings):
     """Largest rank of an adapter; 0 starts the engine without adapters."""
     max_loras: int = Field(default=2, ge=1, le=1024)
     """Adapters that one batch may mix."""
+    runner: Literal["auto", "generate", "pooling"] = "auto"
+    """Whether vLLM writes on (`generate`) or reads only, for embeddings and scores (`pooling`); `auto`: as the model's
+    files tell."""
     kv_cache_gib: int = Field(default=1, ge=1, le=65_536)
     """GiB for the KV cache on the CPU (on a GPU, vLLM takes what is free)."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
