@@ -149,6 +149,8 @@ class ChatRequest(Generation):
 
     @model_validator(mode="after")
     def _tools_fit(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise BadRequest("max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise BadRequest("top_logprobs needs logprobs = true", param="top_logprobs")
         if self.continue_final_message and self.add_generation_prompt is not False:

@@ -34,6 +34,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const"
             "input should be 'text'",
         ),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "give one"),
         ({"max_tokens": 2**40}, "max_tokens", "less than"),
         ({"n": 10**9}, "n", "less than or equal to 128"),
         ({"seed": 2**70}, "seed", "less than"),
