@@ -5,9 +5,9 @@ gateway resolves an endpoint to a served entity and speaks `Engine` with it, wha
 """
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, model_validator
 
 PREDICT_INPUTS = ("dataframe_split", "dataframe_records", "inputs", "instances")
 """MLflow's four ways to say what is to be predicted from; a request has exactly one."""
@@ -40,48 +40,60 @@ class Principal(Wire):
     """What the client says it is; a claim, kept for the audit."""
 
 
+class TextPart(Wire):
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Wire):
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class ToolCall(Wire):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Wire):
-    """One message of a chat, in OpenAI's shape; content is plain text."""
+    """One message of a chat, in OpenAI's shape."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    """Text, whole or in parts; None only where the assistant calls tools."""
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    """The call that a `tool` message answers."""
+    reasoning: str | None = None
+    """What the model thought before it answered, where its engine tells the two apart."""
+    reasoning_content: str | None = None
+    """The same, as other servers call it."""
+    refusal: None = None
+    """OpenAI's clients send these back with an answer, empty."""
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
 
+    @model_validator(mode="after")
+    def _of_its_role(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError(f"content is required of a message whose role is {self.role!r}")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id is required of messages whose role is 'tool', and only theirs")
+        for field in ("tool_calls", "reasoning", "reasoning_content"):
+            if self.role != "assistant" and getattr(self, field) is not None:
+                raise ValueError(f"{field} is only for messages whose role is 'assistant'")
+        return self
 
-class StreamOptions(Wire):
-    include_usage: bool = False
-    """Whether the stream ends with a chunk that carries `usage`."""
-
-
-class ChatRequest(Wire):
-    """The part of OpenAI's /v1/chat/completions that is honoured; any other field is a 400 that names it."""
-
-    model: str = Field(min_length=1)
-    """The endpoint's name."""
-    messages: list[Message] = Field(min_length=1)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    user: str | None = None
-    """The caller's own label for its user; recorded, never trusted as an identity."""
-    metadata: dict[str, str] | None = None
-    """The caller's own labels; recorded with the request."""
-
-
-class EmbeddingRequest(Wire):
-    """The part of OpenAI's /v1/embeddings that is honoured."""
-
-    model: str = Field(min_length=1)
-    input: str | list[str]
-    encoding_format: Literal["float", "base64"] = "float"
-    user: str | None = None
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
 class Usage(Wire):
@@ -102,10 +114,11 @@ class EngineRequest(Wire):
     """What the gateway asks of an engine."""
 
     request_id: str
-    task: Literal["chat", "embed", "predict"]
+    task: Literal["chat", "complete", "embed", "score", "predict"]
     body: dict[str, Any]
-    """For `chat` OpenAI's fields, without `model`; for `embed` {"input": [text, ...]}; for `predict`
-    MLflow's, such as {"dataframe_records": [...]}, and an empty one asks for the model's own example."""
+    """For `chat` and `complete` OpenAI's fields, without `model`; for `embed` {"input": [text, ...]} and perhaps
+    `dimensions`; for `score` {"pairs": [[text, text], ...]}; for `predict` MLflow's, such as {"dataframe_records":
+    [...]}, and an empty one asks for the model's own example."""
     adapter: Adapter | None = None
     stream: bool = False
 
@@ -124,9 +137,10 @@ class Engine(Protocol):
     """Whatever answers.
 
     `chat` yields OpenAI `chat.completion.chunk` objects if `request.stream`, of which the last carries `usage`;
-    otherwise exactly one `chat.completion` object. `embed` yields exactly one {"embeddings": [[float, ...], ...],
-    "prompt_tokens": int}, `predict` exactly one {"predictions": ...}. Raises BadRequest for what the model cannot take
-    (too long, not of its signature), EngineFailed for its own failures.
+    otherwise exactly one `chat.completion` object; `complete` the same with `text_completion`. `embed` yields exactly
+    one {"embeddings": [[float, ...], ...], "prompt_tokens": int}, `score` one {"scores": [float, ...],
+    "prompt_tokens": int}, `predict` one {"predictions": ...}. Raises BadRequest for what the model cannot take (too
+    long, not of its signature), Unprocessable for a task that is not its own, EngineFailed for its own failures.
     """
 
     def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]: ...

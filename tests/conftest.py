@@ -14,7 +14,11 @@ from mosaic.platform.lifecycle import join
 from mosaic.runtime.cluster import marked_processes
 from mosaic.runtime.home import read_record
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.settings import EngineSettings
 from tests.local import local_settings, mosaic, write_settings
+
+TINY_ENGINE = EngineSettings(tool_call_parser="hermes")
+"""What the tests' one vLLM engine runs with; entities that say the same share it."""
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +30,7 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random Llama, which the endpoint `tiny-base` serves."""
+    """The folder of a tiny random Llama, which the endpoint `tiny-base` serves by TINY_ENGINE."""
     return tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
 
 
@@ -42,9 +46,10 @@ def platform(settings_file: Path, request: pytest.FixtureRequest) -> Iterator[Pl
     running = join(settings.home_folder)
     try:
         running.serving.put(EndpointSettings(name="echo", served_entities=[ServedEntity(name="echo", model="echo")]))
-        if any("tuned" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        if any("tiny_chat" in getattr(item, "fixturenames", ()) for item in request.session.items):
             # The vLLM engine comes up while other tests run.
-            base = ServedEntity(name="base", model=str(request.getfixturevalue("tiny_chat")))
+            model = str(request.getfixturevalue("tiny_chat"))
+            base = ServedEntity(name="base", model=model, engine=TINY_ENGINE)
             running.serving.put(EndpointSettings(name="tiny-base", served_entities=[base]))
         running.serving.wait("echo")
         yield running
@@ -55,6 +60,13 @@ def platform(settings_file: Path, request: pytest.FixtureRequest) -> Iterator[Pl
     assert not list(marked_processes(record["platform_id"]))
     assert not Path(f"/tmp/mosaic-ray-{record['platform_id'][-10:]}").exists()
     assert not Path(f"/tmp/mosaic-run-{record['platform_id'][-10:]}").exists()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(platform: Platform, tiny_chat: Path) -> str:
+    """An endpoint with a real vLLM engine, ready."""
+    platform.serving.wait("tiny-base")
+    return "tiny-base"
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ import numpy as np
 
 from mosaic.errors import BadRequest, EngineFailed, Unprocessable
 from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.requests import EmbeddingRequest
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
-from mosaic.protocol import EmbeddingRequest, Engine, EngineRequest, Usage
+from mosaic.protocol import Engine, EngineRequest, Usage
 
 MAX_TEXTS = 2048
 """OpenAI's limit of texts in one request."""
@@ -36,7 +37,10 @@ class Embeddings:
 
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())
-        asked = EngineRequest(request_id=exchange.request_id, task="embed", body={"input": texts})
+        body: dict[str, Any] = {"input": texts}
+        if request.dimensions is not None:
+            body["dimensions"] = request.dimensions
+        asked = EngineRequest(request_id=exchange.request_id, task="embed", body=body)
         async for answer in self._engine(entity.app_name).answer(asked):
             return self._shape(request, answer, exchange)
         raise EngineFailed("the engine ended without an answer")

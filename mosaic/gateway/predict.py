@@ -24,7 +24,6 @@ class Predictions:
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "predict":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for predictions", param="model")
-        check_depth(body)
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())
         asked = EngineRequest(request_id=exchange.request_id, task="predict", body=body)

@@ -1,7 +1,7 @@
 """The gateway's HTTP surface: paths to handlers, bodies to requests, and a row for every request, refused ones too."""
 
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -12,13 +12,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mosaic.catalog import Catalog
 from mosaic.errors import BadRequest, UnsupportedField
 from mosaic.gateway.chat import Chat
+from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
-from mosaic.gateway.predict import Predictions
+from mosaic.gateway.predict import Predictions, check_depth
+from mosaic.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ScoreRequest
+from mosaic.gateway.score import Scores
 from mosaic.ids import new_id
 from mosaic.monitoring import Exchange, Ledger
 from mosaic.monitoring.record import compact_json
-from mosaic.protocol import PREDICT_INPUTS, ChatRequest, EmbeddingRequest, Principal
+from mosaic.protocol import PREDICT_INPUTS, Principal
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import header, read_json
 from mosaic.settings import explain
@@ -35,17 +38,22 @@ class GatewayRoutes:
         chat: Chat,
         embeddings: Embeddings,
         predictions: Predictions,
+        completions: Completions,
+        scores: Scores,
         *,
         max_body_bytes: int,
     ) -> None:
         self._endpoints, self._chat, self._embeddings = endpoints, chat, embeddings
-        self._predictions = predictions
+        self._predictions, self._completions, self._scores = predictions, completions, scores
         self._max_body_bytes = max_body_bytes
 
     def routes(self) -> list[Route]:
         return [
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            Route("/v1/completions", self.text_completions, methods=["POST"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/v1/score", self.score, methods=["POST"]),
+            Route("/v1/rerank", self.rerank, methods=["POST"]),
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.get_model, methods=["GET"]),
             Route("/serving-endpoints/{name}/invocations", self.invocations, methods=["POST"]),
@@ -53,39 +61,46 @@ class GatewayRoutes:
 
     async def chat_completions(self, http: Request) -> Response:
         exchange, body = await self._accept(http)
-        return await self._chat_answer(exchange, parse(ChatRequest, body))
+        return await _generated(self._chat, parse(ChatRequest, body), exchange)
+
+    async def text_completions(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return await _generated(self._completions, parse(CompletionRequest, body), exchange)
 
     async def embeddings(self, http: Request) -> Response:
         exchange, body = await self._accept(http)
         return JSONResponse(await self._embeddings.answer(parse(EmbeddingRequest, body), exchange))
 
+    async def score(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return JSONResponse(await self._scores.score(parse(ScoreRequest, body), exchange))
+
+    async def rerank(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return JSONResponse(await self._scores.rerank(parse(RerankRequest, body), exchange))
+
     async def invocations(self, http: Request) -> Response:
         """Databricks' one path for every task; what is asked is told by the fields of the body."""
         name = http.path_params["name"]
         exchange, body = await self._accept(http, model=name)
-        if not isinstance(body, dict) or not {"messages", "input", *PREDICT_INPUTS} & body.keys():
+        known = {"messages", "prompt", "input", "query", "text_1", *PREDICT_INPUTS}
+        if not isinstance(body, dict) or not known & body.keys():
             raise BadRequest(
-                "the body needs messages (for a chat), input (for embeddings), or one of "
-                f"{list(PREDICT_INPUTS)} (to predict)"
+                "the body needs messages (for a chat), prompt (for a completion), input (for embeddings), query (to "
+                f"rerank), text_1 (to score), or one of {list(PREDICT_INPUTS)} (to predict)"
             )
         if "messages" in body:
-            return await self._chat_answer(exchange, parse(ChatRequest, body))
-        if "input" not in body:
-            asked = {field: value for field, value in body.items() if field != "model"}
-            return JSONResponse(await self._predictions.answer(name, asked, exchange))
-        return JSONResponse(await self._embeddings.answer(parse(EmbeddingRequest, body), exchange))
-
-    async def _chat_answer(self, exchange: Exchange, request: ChatRequest) -> Response:
-        if not request.stream:
-            return JSONResponse(await self._chat.complete(request, exchange))
-        events = self._chat.stream(request, exchange)
-        # The first event is awaited before the response starts: what is refused is a status, not a broken stream.
-        first = await anext(events)
-        return StreamingResponse(
-            _chained(first, events),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
+            return await _generated(self._chat, parse(ChatRequest, body), exchange)
+        if "prompt" in body:
+            return await _generated(self._completions, parse(CompletionRequest, body), exchange)
+        if "query" in body:
+            return JSONResponse(await self._scores.rerank(parse(RerankRequest, body), exchange))
+        if "text_1" in body:
+            return JSONResponse(await self._scores.score(parse(ScoreRequest, body), exchange))
+        if "input" in body:
+            return JSONResponse(await self._embeddings.answer(parse(EmbeddingRequest, body), exchange))
+        asked = {field: value for field, value in body.items() if field != "model"}
+        return JSONResponse(await self._predictions.answer(name, asked, exchange))
 
     async def list_models(self, http: Request) -> Response:
         usable = await self._endpoints.list(http.state.principal)
@@ -100,15 +115,25 @@ class GatewayRoutes:
         """The body, noted in the row before anything is made of it; `model` is the endpoint if the path names it."""
         exchange: Exchange = http.state.exchange
         body = await read_json(http.scope, http.receive, self._max_body_bytes)
+        check_depth(body)
         if model is not None and isinstance(body, dict):
             if body.get("model", model) != model:
                 raise BadRequest(f"model = {body['model']!r} is not the endpoint {model!r} of the path", param="model")
             body = {**body, "model": model}
         exchange.note_principal(http.state.principal)
-        exchange.note(request=compact_json(body))
+        exchange.note(request=_text(body))
         if isinstance(body, dict):
             exchange.note(endpoint=str(body.get("model")), streamed=bool(body.get("stream", False)))
         return exchange, body
+
+
+def _text(body: object) -> str:
+    told = compact_json(body)
+    try:
+        told.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("the body has half of a surrogate pair (\\ud800 to \\udfff), which is not text") from None
+    return told
 
 
 def parse(shape: type[Parsed], body: object) -> Parsed:
@@ -120,9 +145,35 @@ def parse(shape: type[Parsed], body: object) -> Parsed:
         return shape.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
         kind = UnsupportedField if first["type"] == "extra_forbidden" else BadRequest
-        raise kind(explain(error, shape), param=param) from None
+        raise kind(explain(error, shape), param=_field(first["loc"], body)) from None
+
+
+def _field(location: tuple[int | str, ...], body: object) -> str | None:
+    """Where in the body an error is: its location without the names of the shapes that were tried."""
+    found: list[str] = []
+    for place, part in enumerate(location):
+        there = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        if there:
+            body = body[part]  # type: ignore[index]
+        elif place + 1 < len(location) or not isinstance(body, dict):
+            continue
+        found.append(str(part))
+    return ".".join(found) or None
+
+
+async def _generated(by: Chat | Completions, request: Any, exchange: Exchange) -> Response:
+    """One JSON object, or a stream; `request` is what `by` answers."""
+    if not request.stream:
+        return JSONResponse(await by.complete(request, exchange))
+    events = by.stream(request, exchange)
+    # The first event is awaited before the response starts: what is refused is a status, not a broken stream.
+    first = await anext(events)
+    return StreamingResponse(
+        _chained(first, events),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
 
 
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -18,7 +18,7 @@ from mosaic.catalog.names import INTERNAL
 from mosaic.data import Log
 from mosaic.data.retention import purge
 from mosaic.errors import NotFound, Unavailable
-from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, Predictions, gateway_app
+from mosaic.gateway import Chat, Completions, Embeddings, Endpoints, GatewayRoutes, Predictions, Scores, gateway_app
 from mosaic.ids import new_id
 from mosaic.monitoring import Ledger
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
@@ -72,6 +72,8 @@ class Gateway:
             Chat(endpoints, engine, retrieve),
             Embeddings(endpoints, engine),
             Predictions(endpoints, engine),
+            Completions(endpoints, engine),
+            Scores(endpoints, engine),
             max_body_bytes=settings.max_body_bytes,
         )
         self._app = gateway_app(routes, self._ledger, parts.catalog)

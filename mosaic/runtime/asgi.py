@@ -264,7 +264,12 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
-    """The request's JSON body; raises TooLarge as soon as it passes the limit, BadRequest when it is not JSON."""
+    """The request's JSON body; raises TooLarge as soon as it says or passes the limit, BadRequest when it is not
+    JSON."""
+    too_large = TooLarge(f"the body is over the limit of {limit_bytes} bytes", code="request_too_large")
+    said = header(scope, b"content-length") or ""
+    if said.isdigit() and (len(said) > 18 or int(said) > limit_bytes):
+        raise too_large
     body = bytearray()
     more = True
     while more:
@@ -274,7 +279,7 @@ async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > limit_bytes:
-            raise TooLarge(f"the body is over the limit of {limit_bytes} bytes", code="request_too_large")
+            raise too_large
     try:
         return json.loads(bytes(body))
     except (ValueError, RecursionError) as error:  # the second for brackets thousands deep

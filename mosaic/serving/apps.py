@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +14,13 @@ from mosaic.catalog import Catalog
 from mosaic.errors import EngineFailed, Unavailable
 from mosaic.ids import new_id
 from mosaic.protocol import EngineRequest
-from mosaic.serving.deploy import architectures_of, is_vllms, start_engine
+from mosaic.serving.deploy import start_engine
 from mosaic.serving.endpoint import EndpointSettings, Unit, adapter_of
 from mosaic.serving.engine import ServeEngine
 from mosaic.serving.nodes import cluster_nodes
 from mosaic.serving.plan import plan_engine, require_memory
 from mosaic.serving.rollout import AppState
+from mosaic.serving.runners import runner_of
 from mosaic.serving.settings import EngineSettings
 
 _PROBE_SECONDS = 300
@@ -75,8 +77,12 @@ class ServeApps:
     def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
         if settings.task == "chat":
             body: dict[str, object] = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
+        elif settings.task == "complete":
+            body = {"prompt": "ping", "max_tokens": 1}
         elif settings.task == "embed":
             body = {"input": ["ping"]}
+        elif settings.task == "score":
+            body = {"pairs": [["ping", "pong"]]}
         else:
             body = {}
         request = EngineRequest(
@@ -137,7 +143,8 @@ class ServeApps:
         folder = None if unit.model == "echo" else self._local(unit.model)
         if folder is None or (folder / "MLmodel").is_file() or not (folder / "config.json").is_file():
             return None
-        return folder if is_vllms(architectures_of(folder)) else None
+        config = json.loads((folder / "config.json").read_text())
+        return folder if runner_of(folder, config, self.settings_of(unit)) in ("generate", "pooling") else None
 
 
 async def _first(engine: ServeEngine, request: EngineRequest) -> None:

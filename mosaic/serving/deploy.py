@@ -19,6 +19,7 @@ from mosaic.serving.endpoint import Unit
 from mosaic.serving.nodes import cluster_nodes
 from mosaic.serving.plan import EnginePlan, plan_engine, require_memory
 from mosaic.serving.pyfunc import Pyfunc
+from mosaic.serving.runners import runner_of
 from mosaic.serving.settings import EngineSettings
 
 DRAIN_SECONDS = 600
@@ -50,25 +51,16 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     folder = resolve(unit.model)
     if (folder / "MLmodel").is_file():
         return deploy_pyfunc(unit, folder, settings)
-    architectures = architectures_of(folder)
-    if is_vllms(architectures):
-        return deploy_vllm(unit, folder, settings, resolve)
-    if architectures == ["BertModel"]:
-        return deploy_embedder(unit, folder, threads=settings.threads or 2)
+    config = json.loads((folder / "config.json").read_text())
+    match runner_of(folder, config, settings):
+        case "generate" | "pooling":
+            return deploy_vllm(unit, folder, settings, resolve)
+        case "embedder":
+            return deploy_embedder(unit, folder, threads=settings.threads or 2)
     raise BadRequest(
-        f"model {unit.model!r} is a {architectures}; served are causal language models, BertModel encoders "
-        "and models of MLflow's"
+        f"model {unit.model!r} is a {config.get('architectures') or []}; served are causal language models, encoders, "
+        "cross-encoders (*ForSequenceClassification with one label) and models of MLflow's"
     )
-
-
-def architectures_of(folder: Path) -> list[str]:
-    """By the model's own config.json."""
-    return json.loads((folder / "config.json").read_text()).get("architectures") or []
-
-
-def is_vllms(architectures: list[str]) -> bool:
-    """Whether vLLM serves a model of these."""
-    return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures)
 
 
 def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:

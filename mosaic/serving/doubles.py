@@ -2,55 +2,109 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from mosaic.errors import EngineFailed
-from mosaic.protocol import EngineRequest
+from mosaic.errors import EngineFailed, Unprocessable
+from mosaic.protocol import EngineRequest, Message
 from mosaic.serving.endpoint import EndpointSettings, Unit
 from mosaic.serving.rollout import AppState
 
 
 class EchoEngine:
-    """Answers with the last message, a word a chunk, in the engine protocol's shape.
+    """Answers with the last message, or the prompt, a word a chunk, in the engine protocol's shape.
 
-    `delay_seconds` is waited before each word; a message that begins with `fail:` raises EngineFailed after the first
-    word.
+    `delay_seconds` is waited before each word; a text that begins with `fail:` raises EngineFailed after the first
+    word. A message `call: NAME JSON` calls the tool NAME with those arguments if the request brings it. How tokens are
+    drawn means nothing here; `n` answers are the same, n times.
     """
 
     def __init__(self, delay_seconds: float = 0.0) -> None:
         self._delay_seconds = delay_seconds
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
-        text = request.body["messages"][-1]["content"]
-        words = text.split(" ")
-        usage = {
-            "prompt_tokens": sum(len(message["content"].split()) for message in request.body["messages"]),
-            "completion_tokens": len(words),
-        }
-        usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+        if request.task not in ("chat", "complete"):
+            raise Unprocessable(f"the echo does not {request.task}")
+        asked = _Asked(request)
         head = {"id": request.request_id, "created": int(time.time()), "model": "echo"}
         if not request.stream:
-            await self._wait(text, len(words))
-            message = {"role": "assistant", "content": text}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            yield {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+            await self._wait(asked.texts[0], len(asked.texts[0].split(" ")))
+            yield {**head, "object": asked.object, "choices": list(asked.choices()), "usage": asked.usage()}
             return
-        head["object"] = "chat.completion.chunk"
-        for place, word in enumerate(words):
-            await self._wait(text, place)
-            delta = {"content": word if place == 0 else f" {word}"}
-            if place == 0:
-                delta["role"] = "assistant"
-            yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
-        yield {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-        yield {**head, "choices": [], "usage": usage}
+        head["object"] = "chat.completion.chunk" if request.task == "chat" else asked.object
+        for index, text in enumerate(asked.texts):
+            for place, delta in enumerate(asked.deltas(text)):
+                await self._wait(text, place)
+                yield {**head, "choices": [{"index": index, **delta, "finish_reason": None}]}
+            end: dict[str, Any] = {"delta": {}} if request.task == "chat" else {"text": ""}
+            yield {**head, "choices": [{"index": index, **end, "finish_reason": asked.finish_reason}]}
+        yield {**head, "choices": [], "usage": asked.usage()}
 
     async def _wait(self, text: str, place: int) -> None:
         if text.startswith("fail:") and place > 0:
             raise EngineFailed("the echo was asked to fail")
         if self._delay_seconds:
             await asyncio.sleep(self._delay_seconds)
+
+
+class _Asked:
+    """A request to the echo: the texts that it answers, whole and in pieces."""
+
+    def __init__(self, request: EngineRequest) -> None:
+        body, self._is_chat = request.body, request.task == "chat"
+        self.object = "chat.completion" if self._is_chat else "text_completion"
+        if self._is_chat:
+            self._read = [Message.model_validate(message).text for message in body["messages"]]
+            answered = self._read[-1:]
+        else:
+            answered = self._read = _prompts(body["prompt"])
+        self.texts = [text for text in answered for _ in range(body.get("n") or 1)]
+        self._call = _call(self.texts[0], body.get("tools") or []) if self._is_chat else None
+        self.finish_reason = "tool_calls" if self._call else "stop"
+
+    def choices(self) -> Iterator[dict[str, Any]]:
+        for index, text in enumerate(self.texts):
+            message: dict[str, Any] = {"role": "assistant", "content": None if self._call else text}
+            message |= {"tool_calls": [self._call]} if self._call else {}
+            told = {"message": message} if self._is_chat else {"text": text}
+            yield {"index": index, **told, "finish_reason": self.finish_reason}
+
+    def deltas(self, text: str) -> Iterator[dict[str, Any]]:
+        if self._call:
+            name, arguments = self._call["function"]["name"], self._call["function"]["arguments"]
+            first = {**self._call, "index": 0, "function": {"name": name, "arguments": ""}}
+            yield {"delta": {"role": "assistant", "tool_calls": [first]}}
+            for start in range(0, len(arguments), 4):
+                piece = {"index": 0, "function": {"arguments": arguments[start : start + 4]}}
+                yield {"delta": {"tool_calls": [piece]}}
+            return
+        for place, word in enumerate(text.split(" ")):
+            spaced = word if place == 0 else f" {word}"
+            delta = {"content": spaced} | ({"role": "assistant"} if place == 0 else {})
+            yield {"delta": delta} if self._is_chat else {"text": spaced}
+
+    def usage(self) -> dict[str, int]:
+        read = sum(len(text.split()) for text in self._read)
+        written = sum(len(text.split(" ")) for text in self.texts)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _prompts(prompt: Any) -> list[str]:
+    """The prompts of a completion as texts; numbers of tokens are told as they are."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [" ".join(map(str, prompt))]
+    return [one if isinstance(one, str) else " ".join(map(str, one)) for one in prompt]
+
+
+def _call(text: str, tools: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if not text.startswith("call: "):
+        return None
+    name, _, arguments = text.removeprefix("call: ").partition(" ")
+    if name not in [tool["function"]["name"] for tool in tools]:
+        return None
+    return {"id": "call_echo", "type": "function", "function": {"name": name, "arguments": arguments or "{}"}}
 
 
 class InstantApps:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from mosaic.errors import Unprocessable
+from mosaic.errors import BadRequest, Unprocessable
 from mosaic.protocol import EngineRequest
 
 
@@ -38,6 +38,11 @@ class Embedder:
         """See `mosaic.protocol.Engine`."""
         if request.task != "embed":
             raise Unprocessable(f"{self._name!r} embeds text (ask it at /v1/embeddings); it does not {request.task}")
+        own = self._model.config.hidden_size
+        if request.body.get("dimensions", own) != own:
+            raise BadRequest(
+                f"dimensions must be {own}: {self._name!r} makes no vectors of another size", param="dimensions"
+            )
         async with self._lock:  # one batch at a time on the compute threads; the others wait without blocking the loop
             yield await asyncio.to_thread(self._embed, request.body["input"])
 

@@ -25,6 +25,7 @@ _OURS = {
     "max_loras": "engine.max_loras",
     "tool_call_parser": "engine.tool_call_parser",
     "reasoning_parser": "engine.reasoning_parser",
+    "runner": "engine.runner",
     "distributed_executor_backend": "Ray, which places the workers",
 }
 """Flags that the settings give, by what sets them: a second place to say it would make the memory check wrong."""

@@ -12,6 +12,7 @@ from mosaic.protocol import Wire
 from mosaic.serving import flags, memory, presets
 from mosaic.serving.memory import GIB, Need
 from mosaic.serving.nodes import Gpu, Node
+from mosaic.serving.runners import reading, runner_of
 from mosaic.serving.settings import EngineSettings
 
 _MOST_WORKERS = 1024
@@ -44,6 +45,10 @@ def plan_engine(settings: EngineSettings, folder: Path, nodes: Sequence[Node]) -
     cannot hold, Unavailable for GPUs in a cluster that has none.
     """
     flags.check(settings)
+    config = presets.read_json(folder / "config.json")
+    only_reads = runner_of(folder, config, settings) == "pooling"
+    if only_reads:
+        settings = reading(config, settings)
     on_gpu = _is_on_gpu(settings, nodes)
     workers, share = _workers(settings), min(settings.num_gpus or 1.0, 1.0)
     given = dict(settings.engine_kwargs)
@@ -53,6 +58,8 @@ def plan_engine(settings: EngineSettings, folder: Path, nodes: Sequence[Node]) -
     else:
         kwargs |= {"enforce_eager": True, "worker_cls": "mosaic.serving.vllm_cpu.CpuWorker"}
         given = {key: value for key, value in given.items() if key not in _FOR_GPUS}
+    if only_reads:
+        kwargs |= {"runner": "pooling"} if on_gpu else {"runner": "pooling", "dtype": "float32"}
     kwargs |= _adapters(settings) | _parsers(settings, folder) | given
     need = _need(settings, folder, kwargs, on_gpu)
     return EnginePlan(on_gpu=on_gpu, workers=workers if on_gpu else 1, gpu_share=share, engine_kwargs=kwargs, need=need)

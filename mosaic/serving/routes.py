@@ -23,7 +23,8 @@ from mosaic.serving.rollout import AppState
 from mosaic.serving.service import EndpointState, Serving
 
 BASE = "/2.0/serving-endpoints"
-_TASKS = {"chat": "llm/v1/chat", "embed": "llm/v1/embeddings"}
+_TASKS = {"chat": "llm/v1/chat", "complete": "llm/v1/completions", "embed": "llm/v1/embeddings"}
+"""Our words for what an endpoint is asked, and Databricks'; either is taken."""
 
 
 class AskedEntity(Asked):
@@ -164,7 +165,8 @@ def _settings(name: str, asked: AskedConfig) -> EndpointSettings:
         )
     if asked.traffic_config is None and len(entities) > 1:
         raise BadRequest("traffic_config must say the share of each served entity", param="traffic_config")
-    more = {"task": asked.task, "retrieval": asked.retrieval}
+    ours = {theirs: our for our, theirs in _TASKS.items()}
+    more = {"task": ours.get(asked.task or "", asked.task), "retrieval": asked.retrieval}
     told = {"name": name, "served_entities": entities, **{key: one for key, one in more.items() if one is not None}}
     return EndpointSettings.parse(told, source="config")
 

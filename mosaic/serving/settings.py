@@ -31,6 +31,9 @@ class EngineSettings(Settings):
     """Largest rank of an adapter; 0 starts the engine without adapters."""
     max_loras: int = Field(default=2, ge=1, le=1024)
     """Adapters that one batch may mix."""
+    runner: Literal["auto", "generate", "pooling"] = "auto"
+    """Whether vLLM writes on (`generate`) or reads only, for embeddings and scores (`pooling`); `auto`: as the model's
+    files tell."""
     kv_cache_gib: int = Field(default=1, ge=1, le=65_536)
     """GiB for the KV cache on the CPU (on a GPU, vLLM takes what is free)."""
     tool_call_parser: str | None = Field(default=None, max_length=100)

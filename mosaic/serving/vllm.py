@@ -9,20 +9,19 @@ itself, which is faster than waiting until Serve has found it unhealthy.
 """
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig, LLMConfig
-from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ErrorResponse
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm.platforms import current_platform
 
-from mosaic.errors import BadRequest, EngineDied, EngineFailed, MosaicError, Unprocessable
+from mosaic.errors import BadRequest, EngineDied
 from mosaic.protocol import Adapter, EngineRequest
 from mosaic.serving.vllm_cpu import CpuEngine, cpu_environment
+from mosaic.serving.vllm_requests import ask
 
 _LAST_WORDS_SECONDS = 0.5
 """Between an engine's death and the end of its replica, for the errors of its requests to leave."""
@@ -71,28 +70,12 @@ class VllmReplica(LLMServer):
         asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, os._exit, 1)
 
     async def _answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
-        if request.task != "chat":
-            raise Unprocessable(f"{self._llm_config.model_id!r} chats; it does not {request.task}")
         name = self._llm_config.model_id
         if request.adapter is not None:
             await self._load(request.adapter)
             name = request.adapter.name
-        body = {**request.body, "model": name, "stream": request.stream, "request_id": request.request_id}
-        if request.stream:
-            body["stream_options"] = {"include_usage": True}
-        async for answer in self.engine.chat(ChatCompletionRequest(**body), None):
-            if isinstance(answer, ErrorResponse):
-                raise _as_error(answer)
-            if not isinstance(answer, str):
-                yield answer.model_dump(mode="json", exclude_none=True)
-                continue
-            for event in answer.split("\n\n"):
-                data = event.removeprefix("data: ").strip()
-                if data and data != "[DONE]":
-                    chunk = json.loads(data)
-                    if "error" in chunk:
-                        raise EngineFailed(str(chunk["error"].get("message", chunk["error"])))
-                    yield chunk
+        async for item in ask(self.engine, request, name):
+            yield item
 
     async def load_adapter(self, adapter: Adapter) -> None:
         """Load an adapter before anybody asks for it; raises BadRequest when vLLM refuses its files."""
@@ -118,11 +101,3 @@ class VllmReplica(LLMServer):
             except ValueError as error:
                 raise BadRequest(f"the engine refuses adapter {adapter.name!r}: {error}") from None
             self._adapter_numbers[adapter.name] = number
-
-
-def _as_error(answer: ErrorResponse) -> MosaicError:
-    reason = str(answer.error.message)
-    if 400 <= int(answer.error.code) < 500:
-        code = "context_length_exceeded" if "context length" in reason else None
-        return BadRequest(reason, param=getattr(answer.error, "param", None), code=code)
-    return EngineFailed(reason)

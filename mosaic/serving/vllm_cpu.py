@@ -19,9 +19,10 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 
 def cpu_environment(threads: int | None = None) -> dict[str, str]:
-    """What an engine's processes need in their environment: as many threads as there are cores, unless told."""
+    """What an engine's processes need in their environment: as many threads as there are cores, unless told, and
+    nothing compiled while they answer (vLLM would stop for 15 s at the first request for logprobs)."""
     cores = threads or psutil.cpu_count(logical=False) or 1
-    return {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
 
 
 class CpuEngine(VLLMEngine):

@@ -11,7 +11,6 @@ from pydantic import Field
 from mosaic import errors
 from mosaic.errors import BadRequest, MosaicError, not_found
 from mosaic.ids import is_id, new_id
-from mosaic.protocol import ChatRequest
 from mosaic.settings import Settings
 
 CLASSES = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, MosaicError)]
@@ -67,9 +66,3 @@ def test_settings_name_field_value_and_what_would_be_right() -> None:
         Example.parse({"port": 0})
     assert error.value.param == "port"
     assert Example.model_fields["port"].description == "A port."
-
-
-def test_a_chat_request_keeps_only_what_is_honoured() -> None:
-    assert ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "x"}]}).stream is False
-    with pytest.raises(ValueError, match="tools"):
-        ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": []})

@@ -101,7 +101,7 @@ def test_a_wrong_token_and_an_unknown_model_have_rows(platform: Platform, client
         ("/v1/chat/completions", b"[]", 400, None, "must be a JSON object"),
         ("/v1/chat/completions", {"model": "echo"}, 400, "messages", "'messages' is required"),
         ("/v1/chat/completions", {"model": "echo", "messages": []}, 400, "messages", "at least 1"),
-        ("/v1/chat/completions", {"model": "echo", "messages": HELLO, "n": 2}, 400, "n", "unknown field 'n'"),
+        ("/v1/chat/completions", {"model": "echo", "messages": HELLO, "best_of": 2}, 400, "best_of", "unknown field"),
         (
             "/v1/chat/completions",
             {"model": "echo", "messages": HELLO, "temperature": 9},

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosaic.catalog.unity.routes import NOT_SPOKEN
 from mosaic.data import Log
-from mosaic.gateway import Chat, Embeddings, Endpoints, GatewayRoutes, Predictions, gateway_app
+from mosaic.gateway import Chat, Completions, Embeddings, Endpoints, GatewayRoutes, Predictions, Scores, gateway_app
 from mosaic.monitoring import Ledger
 from mosaic.platform.control import control_app, control_routes
 from mosaic.platform.parts import Parts, build_parts
@@ -288,13 +288,18 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
         Chat(endpoints, engine, retrieve),
         Embeddings(endpoints, engine),
         Predictions(endpoints, engine),
+        Completions(endpoints, engine),
+        Scores(endpoints, engine),
         max_body_bytes=10_000,
     )
     ledger = Ledger(Log(tmp_path, owner="gateway"), "gateway")
     app = gateway_app(routes, ledger, parts.catalog)
     said = {
         ("POST", "/v1/chat/completions"): {"model": "closed", "messages": [{"role": "user", "content": "x"}]},
+        ("POST", "/v1/completions"): {"model": "closed", "prompt": "x"},
         ("POST", "/v1/embeddings"): {"model": "closed", "input": "x"},
+        ("POST", "/v1/score"): {"model": "closed", "text_1": "x", "text_2": "y"},
+        ("POST", "/v1/rerank"): {"model": "closed", "query": "x", "documents": ["y"]},
         ("POST", "/serving-endpoints/closed/invocations"): {"messages": [{"role": "user", "content": "x"}]},
     }
     ways = {(method, route.path.replace("{name}", "closed")) for route in routes.routes() for method in methods(route)}

@@ -11,11 +11,13 @@ import pytest
 import torch
 from openai import OpenAI
 from peft import LoraConfig, get_peft_model
+from ray import serve
 from transformers import AutoModelForCausalLM
 
 from mosaic.errors import BadRequest, NotFound, Unavailable
 from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, units_of
+from tests.conftest import TINY_ENGINE
 
 MODEL = "main.tiny.assistant"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -41,8 +43,8 @@ def tuned(platform: Platform, tiny_chat: Path, tmp_path_factory: pytest.TempPath
         platform.catalog.create_model_version(MODEL, source=str(folder), kind="adapter", base_model=str(base))
     platform.catalog.set_alias(MODEL, "champion", 1)
     for name, entities in {
-        "tiny-tuned": [ServedEntity(name="tuned", model=f"{MODEL}@champion")],
-        "tiny-second": [ServedEntity(name="second", model=f"{MODEL}/2")],
+        "tiny-tuned": [ServedEntity(name="tuned", model=f"{MODEL}@champion", engine=TINY_ENGINE)],
+        "tiny-second": [ServedEntity(name="second", model=f"{MODEL}/2", engine=TINY_ENGINE)],
     }.items():
         platform.serving.put(EndpointSettings(name=name, served_entities=entities))
     for name in ("tiny-base", "tiny-tuned", "tiny-second"):
@@ -97,8 +99,8 @@ def test_base_and_adapters_in_one_batch_answer_as_each_does_alone(tuned: Platfor
 def test_shares_of_two_versions_on_one_engine_are_kept_and_changed_while_asked(tuned: Platform, token: str) -> None:
     """The bounds are more than three standard deviations of what is drawn: 0.6 and 1.6 points."""
     entities = [
-        ServedEntity(name="first", model=f"{MODEL}/1", traffic_percentage=90),
-        ServedEntity(name="second", model=f"{MODEL}/2", traffic_percentage=10),
+        ServedEntity(name="first", model=f"{MODEL}/1", traffic_percentage=90, engine=TINY_ENGINE),
+        ServedEntity(name="second", model=f"{MODEL}/2", traffic_percentage=10, engine=TINY_ENGINE),
     ]
     split = tuned.serving.put(EndpointSettings(name="tiny-split", served_entities=entities))
     tuned.serving.wait("tiny-split")
@@ -128,6 +130,23 @@ def test_shares_of_two_versions_on_one_engine_are_kept_and_changed_while_asked(t
 
 
 @pytest.mark.slow
+def test_an_adapter_joins_an_engine_that_runs(tuned: Platform, client: OpenAI) -> None:
+    """The same weights under a new version: loaded when they are first asked for, by the engine of before."""
+    (engine,) = units_of(tuned.catalog, tuned.serving.get("tiny-base").config, {})
+    began = serve.status().applications[engine.app_name].last_deployed_time_s
+    second = tuned.catalog.get_model_version(f"{MODEL}/2")
+    version = tuned.catalog.create_model_version(
+        MODEL, source=second.source, kind="adapter", base_model=second.base_model
+    )
+    only = ServedEntity(name="joined", model=version.full_name, engine=TINY_ENGINE)
+    tuned.serving.put(EndpointSettings(name="tiny-joined", served_entities=[only]))
+    tuned.serving.wait("tiny-joined")
+    assert complete(client, "tiny-joined") == complete(client, "tiny-second") != complete(client, "tiny-base")
+    assert serve.status().applications[engine.app_name].last_deployed_time_s == began
+    tuned.serving.delete("tiny-joined")
+
+
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long_is_a_400_of_the_engine(tuned: Platform, client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         complete(client, "tiny-base", messages=[{"role": "user", "content": "x" * 5000}])
@@ -144,7 +163,7 @@ def test_changed_adapter_files_are_not_served(tuned: Platform, client: OpenAI, t
         base_model=first.base_model,
         checksums={"adapter_model.safetensors": "0" * 64},
     )
-    entities = [ServedEntity(name="changed", model=version.full_name)]
+    entities = [ServedEntity(name="changed", model=version.full_name, engine=TINY_ENGINE)]
     tuned.serving.put(EndpointSettings(name="tiny-changed", served_entities=entities))
     with pytest.raises(Unavailable, match=r"config 1 of .*'tiny-changed' failed: .*not those that were"):
         tuned.serving.wait("tiny-changed")

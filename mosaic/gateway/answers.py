@@ -1,0 +1,165 @@
+"""What an engine answers to a chat or a completion, on its way to the client: noted, as events, and folded into the
+one answer that the row keeps."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from mosaic.errors import EngineFailed, MosaicError
+from mosaic.monitoring import Exchange
+from mosaic.monitoring.record import compact_json
+from mosaic.protocol import Usage
+
+Answers = AsyncIterator[dict[str, Any]]
+
+
+class Folded(Protocol):
+    """The chunks of a stream, put together as the one answer that would have come without `stream`."""
+
+    chunks: int
+
+    def add(self, chunk: dict[str, Any]) -> None: ...
+
+    def as_json(self) -> str: ...
+
+
+async def noted(answers: Answers, exchange: Exchange, *, model: str, told: dict[str, Any]) -> Answers:
+    """The answers under the request's own id, with `told` in the first; usage and first token are in the row."""
+    first = True
+    async for item in answers:
+        if usage := item.get("usage"):
+            exchange.note_usage(
+                Usage(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage.get("completion_tokens") or 0)
+            )
+        item |= {"id": exchange.request_id, "model": model}
+        if first:
+            first = False
+            exchange.note_first_token()
+            item["mosaic"] = told
+        yield item
+
+
+async def whole(answers: Answers, exchange: Exchange) -> dict[str, Any]:
+    """The one answer of a request without `stream`."""
+    async for answer in answers:
+        exchange.note(response=compact_json(answer))
+        return answer
+    raise EngineFailed("the engine ended without an answer")
+
+
+async def events(answers: Answers, exchange: Exchange, folded: Folded, *, wants_usage: bool) -> AsyncIterator[bytes]:
+    """Server-sent events, ending with [DONE]; what fails after the first chunk is an `error` event without [DONE].
+
+    The row is durable before [DONE] leaves: a client that has its whole answer has a row, whatever dies next.
+    """
+    status = 500
+    try:
+        async for chunk in answers:
+            folded.add(chunk)
+            if chunk["choices"] or wants_usage:
+                yield b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+        status = 200
+        exchange.note(response=folded.as_json())
+        await exchange.close(status)
+        yield b"data: [DONE]\n\n"
+    except MosaicError as error:
+        status = error.status
+        exchange.note(error=error.message)
+        if not folded.chunks:
+            raise  # nothing has left yet: the client gets a status, not a broken stream
+        event = {"error": {"message": error.message, "type": "server_error", "param": None, "code": error.code}}
+        yield b"data: " + json.dumps(event).encode() + b"\n\n"
+    except (GeneratorExit, asyncio.CancelledError):
+        status = 499  # the client went away; what it read is recorded
+        raise
+    finally:
+        if folded.chunks and not exchange.closed:
+            exchange.note(response=folded.as_json())
+            exchange.close_now(status)
+
+
+class FoldedChat:
+    """Of `chat.completion.chunk`s: text, reasoning and calls of tools are told in pieces, each choice by its index."""
+
+    def __init__(self, model: str, request_id: str) -> None:
+        self._head = {"id": request_id, "object": "chat.completion", "model": model}
+        self._choices: dict[int, _FoldedChoice] = {}
+        self._usage: dict[str, Any] | None = None
+        self.chunks = 0
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        self.chunks += 1
+        self._usage = chunk.get("usage") or self._usage
+        for choice in chunk["choices"]:
+            self._choices.setdefault(choice.get("index", 0), _FoldedChoice()).add(choice)
+
+    def as_json(self) -> str:
+        choices = [{"index": index, **self._choices[index].whole()} for index in sorted(self._choices)]
+        return compact_json({**self._head, "choices": choices, "usage": self._usage})
+
+
+class _FoldedChoice:
+    def __init__(self) -> None:
+        self._texts: dict[str, list[str]] = {}
+        """By the field of the message: content, and reasoning as the engine calls it."""
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: list[Any] = []
+        self._finish_reason: str | None = None
+
+    def add(self, choice: dict[str, Any]) -> None:
+        delta = choice["delta"]
+        for field in ("content", "reasoning", "reasoning_content"):
+            if text := delta.get(field):
+                self._texts.setdefault(field, []).append(text)
+        for piece in delta.get("tool_calls") or ():
+            call = self._calls.setdefault(piece["index"], {"type": "function", "function": {"arguments": ""}})
+            told = piece.get("function") or {}
+            call |= {"id": piece["id"]} if piece.get("id") else {}
+            call["function"] |= {"name": told["name"]} if told.get("name") else {}
+            call["function"]["arguments"] += told.get("arguments") or ""
+        self._logprobs += (choice.get("logprobs") or {}).get("content") or ()
+        self._finish_reason = choice.get("finish_reason") or self._finish_reason
+
+    def whole(self) -> dict[str, Any]:
+        texts = {field: "".join(pieces) for field, pieces in self._texts.items()}
+        message: dict[str, Any] = {"role": "assistant", "content": None if self._calls else "", **texts}
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        logprobs = {"logprobs": {"content": self._logprobs}} if self._logprobs else {}
+        return {"message": message, **logprobs, "finish_reason": self._finish_reason}
+
+
+class FoldedText:
+    """Of the chunks of a `text_completion`, each choice by its index."""
+
+    def __init__(self, model: str, request_id: str) -> None:
+        self._head = {"id": request_id, "object": "text_completion", "model": model}
+        self._texts: dict[int, list[str]] = {}
+        self._logprobs: dict[int, dict[str, list[Any]]] = {}
+        self._finish_reasons: dict[int, str] = {}
+        self._usage: dict[str, Any] | None = None
+        self.chunks = 0
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        self.chunks += 1
+        self._usage = chunk.get("usage") or self._usage
+        for choice in chunk["choices"]:
+            index = choice.get("index", 0)
+            self._texts.setdefault(index, []).append(choice.get("text") or "")
+            for field, values in (choice.get("logprobs") or {}).items():
+                self._logprobs.setdefault(index, {}).setdefault(field, []).extend(values or ())
+            if reason := choice.get("finish_reason"):
+                self._finish_reasons[index] = reason
+
+    def as_json(self) -> str:
+        choices = [
+            {
+                "index": index,
+                "text": "".join(self._texts[index]),
+                **({"logprobs": self._logprobs[index]} if index in self._logprobs else {}),
+                "finish_reason": self._finish_reasons.get(index),
+            }
+            for index in sorted(self._texts)
+        ]
+        return compact_json({**self._head, "choices": choices, "usage": self._usage})

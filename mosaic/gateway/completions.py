@@ -1,0 +1,50 @@
+"""One completion of plain text, in order: resolve the endpoint, check the grant, choose who answers, ask, stream."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from mosaic.errors import Unprocessable
+from mosaic.gateway.answers import FoldedText, events, noted, whole
+from mosaic.gateway.chat import disclosure, for_the_engine
+from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.requests import CompletionRequest
+from mosaic.monitoring import Exchange
+from mosaic.protocol import Engine, EngineRequest
+
+
+class Completions:
+    """Answers completion requests: of endpoints whose task is `complete`, and of those that chat."""
+
+    def __init__(self, endpoints: Endpoints, engine: Callable[[str], Engine]) -> None:
+        self._endpoints, self._engine = endpoints, engine
+
+    async def complete(self, request: CompletionRequest, exchange: Exchange) -> dict[str, Any]:
+        """The whole answer as one `text_completion`."""
+        return await whole(self._answer(request, exchange), exchange)
+
+    def stream(self, request: CompletionRequest, exchange: Exchange) -> AsyncIterator[bytes]:
+        """The answer as server-sent events (see `answers.events`)."""
+        folded = FoldedText(request.model, exchange.request_id)
+        wants_usage = request.stream_options is not None and request.stream_options.include_usage
+        return events(self._answer(request, exchange), exchange, folded, wants_usage=wants_usage)
+
+    async def _answer(self, request: CompletionRequest, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
+        endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
+        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        if endpoint.task not in ("chat", "complete"):
+            raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for completions", param="model")
+        if endpoint.retrieval is not None:
+            told = f"{endpoint.name!r} looks up what a chat asks, which plain text does not say"
+            raise Unprocessable(told, param="model")
+        entity = choose(endpoint, exchange.request_id)
+        exchange.note(**entity.columns())
+        engine_request = EngineRequest(
+            request_id=exchange.request_id,
+            task="complete",
+            body={**for_the_engine(request), "prompt": request.prompt},
+            adapter=entity.adapter,
+            stream=request.stream,
+        )
+        answers = self._engine(entity.app_name).answer(engine_request)
+        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity)):
+            yield item
