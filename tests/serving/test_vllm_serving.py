@@ -102,8 +102,8 @@ def test_shares_of_two_versions_on_one_engine_are_kept_and_changed_while_asked(t
         ServedEntity(name="first", model=f"{MODEL}/1", traffic_percentage=90, engine=TINY_ENGINE),
         ServedEntity(name="second", model=f"{MODEL}/2", traffic_percentage=10, engine=TINY_ENGINE),
     ]
-    split = tuned.serving.put(EndpointSettings(name="tiny-split", served_entities=entities))
-    tuned.serving.wait("tiny-split")
+    tuned.serving.put(EndpointSettings(name="tiny-split", served_entities=entities))
+    split = tuned.serving.wait("tiny-split")
     base = tuned.serving.get("tiny-base")
     assert units_of(tuned.catalog, split.config, {}) == units_of(tuned.catalog, base.config, {})
     head = {"authorization": f"Bearer {token}"}
