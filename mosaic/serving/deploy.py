@@ -14,6 +14,7 @@ from ray import serve
 
 from mosaic.errors import BadRequest
 from mosaic.protocol import Wire
+from mosaic.serving.classify import label_count
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import Unit
 from mosaic.serving.pyfunc import Pyfunc
@@ -28,7 +29,7 @@ class EngineApp(Wire):
 
     app_name: str
     model: str
-    kind: Literal["vllm", "embedder", "pyfunc", "echo"]
+    kind: Literal["vllm", "embedder", "classifier", "pyfunc", "echo"]
 
 
 def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
@@ -43,14 +44,17 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     folder = resolve(unit.model)
     if (folder / "MLmodel").is_file():
         return deploy_pyfunc(unit, folder, settings)
-    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    described = json.loads((folder / "config.json").read_text())
+    architectures = described.get("architectures") or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
         return deploy_vllm(unit, folder, settings, resolve)
     if architectures == ["BertModel"]:
         return deploy_embedder(unit, folder, threads=settings.threads or 2)
+    if label_count(described) > 1:
+        return deploy_classifier(unit, folder, settings)
     raise BadRequest(
-        f"model {unit.model!r} is a {architectures}; served are causal language models, BertModel encoders "
-        "and models of MLflow's"
+        f"model {unit.model!r} is a {architectures}; served are causal language models, BertModel encoders, "
+        "classifiers of text (...ForSequenceClassification) and models of MLflow's"
     )
 
 
@@ -126,6 +130,34 @@ def _deploy_embedder(app_name: str, model: str, folder: str, num_cpus: float, th
     _start(deployment.bind(folder, model, threads=threads), app_name)
 
 
+def deploy_classifier(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
+    """Start (or update) a text classifier's application; returns at once."""
+    ray.get(_deploy_classifier.remote(unit.app_name, unit.model, str(folder), settings))
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="classifier")
+
+
+@ray.remote(num_cpus=0, max_calls=1)
+def _deploy_classifier(app_name: str, model: str, folder: str, settings: EngineSettings) -> None:
+    from mosaic.serving.classifier import Classifier  # brings torch: see above
+
+    deployment = serve.deployment(
+        Classifier,
+        name="Classifier",
+        num_replicas=settings.num_replicas,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        max_ongoing_requests=256,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+    )
+    bound = deployment.bind(
+        folder,
+        model,
+        threads=settings.threads,
+        max_batch_size=settings.max_batch_size or 32,
+        device="cuda" if settings.num_gpus else "cpu",
+    )
+    _start(bound, app_name)
+
+
 def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
     """Start (or update) the application of an MLflow model; returns at once."""
     deployment = serve.deployment(
@@ -136,7 +168,7 @@ def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineA
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
-    _start(deployment.bind(str(folder), unit.model, max_batch_size=settings.max_batch_size), unit.app_name)
+    _start(deployment.bind(str(folder), unit.model, max_batch_size=settings.max_batch_size or 1), unit.app_name)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="pyfunc")
 
 
