@@ -1,4 +1,4 @@
-"""The learning of `sentiment.py`, which knows nothing of the platform: the tweets, MiniLM with three labels, a baseline.
+"""What `sentiment.py` learns with, and knows nothing of the platform: tweets, MiniLM with three labels, a baseline.
 
 Tweets and ratings: Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
 Text", ICWSM-14 (data/README.md).
@@ -6,6 +6,7 @@ Text", ICWSM-14 (data/README.md).
 
 import hashlib
 import html
+import itertools
 import re
 import tempfile
 from collections import Counter
@@ -146,4 +147,4 @@ def _logistic(training: Sequence[tuple[str, str]], texts: Sequence[str], weight:
 
 def _terms(text: str) -> set[str]:
     words = re.findall(r"[\w']+|[^\w\s]+", text.lower())
-    return {*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))}
+    return {*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))}

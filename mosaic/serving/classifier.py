@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mosaic.errors import BadRequest, MosaicError, Unprocessable
-from mosaic.protocol import PREDICT_INPUTS, EngineRequest
+from mosaic.protocol import EngineRequest
 from mosaic.serving.batches import Batches, alike
+from mosaic.serving.scoring import check_rows, read_rows
 
 _TOKENS_AT_ONCE = 512
 """Of one pass through the model, with the padding: more is no faster on a CPU and takes more memory."""
@@ -126,44 +127,9 @@ class Classifier:
 
 def read_texts(body: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The texts of a body in one of MLflow's ways, and its name: a list, or a table with the one column `text`."""
-    given = [name for name in PREDICT_INPUTS if name in body]
-    unknown = sorted(body.keys() - {*PREDICT_INPUTS, "params"})
-    if unknown or len(given) != 1:
-        raise BadRequest(
-            f"the body must have exactly one of {list(PREDICT_INPUTS)}, and may have params; it has {sorted(body)}",
-            param=unknown[0] if unknown else None,
-        )
-    (name,) = given
-    value = body[name]
-    if name == "dataframe_split":
-        if (
-            not isinstance(value, dict)
-            or value.get("columns") != ["text"]
-            or value.keys() - {"columns", "data", "index"}
-        ):
-            raise BadRequest('dataframe_split must be {"columns": ["text"], "data": [[...], ...]}', param=name)
-        value = value.get("data")
-        if isinstance(value, list):
-            value = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in value]
-    elif name != "dataframe_records" and isinstance(value, str):
-        value = [value]
-    elif name != "dataframe_records" and isinstance(value, dict) and value.keys() == {"text"}:
-        value = value["text"]
-    if not isinstance(value, list):
-        raise BadRequest(f"{name} must be a list of texts, not {type(value).__name__}", param=name)
-    return name, [_text(row, place, name) for place, row in enumerate(value)]
-
-
-def _text(row: Any, place: int, name: str) -> str:
-    if isinstance(row, dict):
-        if row.keys() != {"text"}:
-            raise BadRequest(f"{name}[{place}] must have the one column 'text'; it has {sorted(row)[:20]}", param=name)
-        row = row["text"]
-    elif name == "dataframe_records":
-        raise BadRequest(f'{name}[{place}] must be {{"text": "..."}}, not {type(row).__name__}', param=name)
-    if not isinstance(row, str):
-        raise BadRequest(f"{name}[{place}] must be a text, not {type(row).__name__}", param=name)
-    return row
+    name, rows = read_rows(body, ["text"])
+    check_rows(name, rows, {"text": "string"})
+    return name, [row["text"] for row in rows]
 
 
 def read_truncate(body: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from mosaic.serving.classify import label_count
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import Unit
 from mosaic.serving.pyfunc import Pyfunc
+from mosaic.serving.python_model import PythonModel
 from mosaic.serving.settings import EngineSettings
 
 DRAIN_SECONDS = 600
@@ -29,7 +30,7 @@ class EngineApp(Wire):
 
     app_name: str
     model: str
-    kind: Literal["vllm", "embedder", "classifier", "pyfunc", "echo"]
+    kind: Literal["vllm", "embedder", "classifier", "pyfunc", "python", "echo"]
 
 
 def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
@@ -44,6 +45,8 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     folder = resolve(unit.model)
     if (folder / "MLmodel").is_file():
         return deploy_pyfunc(unit, folder, settings)
+    if (folder / "mosaic-model.json").is_file():
+        return deploy_python(unit, folder, settings)
     described = json.loads((folder / "config.json").read_text())
     architectures = described.get("architectures") or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
@@ -54,7 +57,7 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
         return deploy_classifier(unit, folder, settings)
     raise BadRequest(
         f"model {unit.model!r} is a {architectures}; served are causal language models, BertModel encoders, "
-        "classifiers of text (...ForSequenceClassification) and models of MLflow's"
+        "classifiers of text (...ForSequenceClassification), models of MLflow's and Python classes"
     )
 
 
@@ -160,16 +163,26 @@ def _deploy_classifier(app_name: str, model: str, folder: str, settings: EngineS
 
 def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
     """Start (or update) the application of an MLflow model; returns at once."""
+    _start_custom(Pyfunc, unit, folder, settings)
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="pyfunc")
+
+
+def deploy_python(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
+    """Start (or update) the application of a Python class; returns at once."""
+    _start_custom(PythonModel, unit, folder, settings)
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="python")
+
+
+def _start_custom(replica: type, unit: Unit, folder: Path, settings: EngineSettings) -> None:
     deployment = serve.deployment(
-        Pyfunc,
-        name="Pyfunc",
+        replica,
+        name=replica.__name__,
         num_replicas=settings.num_replicas,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     _start(deployment.bind(str(folder), unit.model, max_batch_size=settings.max_batch_size or 1), unit.app_name)
-    return EngineApp(app_name=unit.app_name, model=unit.model, kind="pyfunc")
 
 
 def deploy_echo(unit: Unit, *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:

@@ -13,7 +13,7 @@ from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place,
 from mosaic.serving.rollout import AppState, short_reason
 
 _POLL_SECONDS = 0.1
-_PREDICTING = ("mlflow", "classifier")
+_PREDICTING = ("mlflow", "classifier", "python")
 """Kinds of registered models whose endpoints have the task `predict`."""
 
 
@@ -180,7 +180,7 @@ class Serving:
         raise error
 
     def _are_custom(self, settings: EndpointSettings) -> bool:
-        """Whether all that is served predict: models of MLflow's, classifiers."""
+        """Whether all that is served predict: models of MLflow's, classifiers, classes."""
         versions = [answering(self._catalog, entity.model).version for entity in settings.served_entities]
         return all(version is not None and version.kind in _PREDICTING for version in versions)
 
