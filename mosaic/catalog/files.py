@@ -5,7 +5,7 @@ is a pickle inside. MLflow's `MLmodel` names the rest: what its flavors unpickle
 gives to a loader that does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,7 +18,9 @@ from mosaic.protocol import Wire
 from mosaic.storage import Storage
 
 MLMODEL = "MLmodel"
-RULE = 2
+PYTHON_MODEL = "mosaic-model.json"
+"""Describes a Python class that is a model (`mosaic.serving.python_model`), whose modules run."""
+RULE = 3
 """Grows when the rule finds more: what was found by an older one is looked for again."""
 _PICKLES = frozenset(
     [
@@ -69,7 +71,7 @@ def look(storage: Storage, address: str) -> Looked:
     signature = described.get("signature")
     return Looked(
         names=tuple(names),
-        pickles=tuple(sorted({*filter(_is_pickle, names), *_named(described)})),
+        pickles=tuple(sorted({*filter(_is_pickle, names), *_named(described), *_modules(names)})),
         signature=_signature(signature) if isinstance(signature, dict) else None,
     )
 
@@ -85,6 +87,10 @@ def pickles_of(storage: Storage, version: ModelVersion) -> tuple[str, ...]:
 def _is_pickle(name: str) -> bool:
     """Also behind a suffix of a compression."""
     return not _PICKLES.isdisjoint(PurePosixPath(name.lower()).suffixes)
+
+
+def _modules(names: Sequence[str]) -> Iterable[str]:
+    return (name for name in names if PYTHON_MODEL in names and name.endswith(".py"))
 
 
 def _names(storage: Storage, address: str) -> list[str]:

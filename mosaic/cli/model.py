@@ -1,6 +1,7 @@
 """`mosaic model`: registered models, their versions and aliases."""
 
 from datetime import datetime
+from pathlib import Path
 
 import click
 
@@ -9,14 +10,18 @@ from mosaic.cli.aliases import add_aliases
 from mosaic.cli.options import (
     ADMIN,
     Moment,
+    Pair,
     as_option,
+    chosen,
     comment_option,
     json_option,
     listed,
     owner_option,
+    pairs,
     with_catalog,
+    with_settings,
 )
-from mosaic.cli.show import show, show_one
+from mosaic.cli.show import show, show_one, tell
 from mosaic.cli.verbs import Noun, add_delete, add_list, add_update, check_seen_by, made
 from mosaic.protocol import Principal
 
@@ -62,6 +67,39 @@ def get(catalog: Catalog, name: str, as_json: bool, principal: Principal) -> Non
 def create(catalog: Catalog, name: str, comment: str, owner: str, as_json: bool) -> None:
     """Make a model called NAME, which has no version yet: fine-tuning and MLflow's clients register those."""
     made("model", catalog.create_model(name, owner=owner, comment=comment, by=ADMIN), as_json)
+
+
+@model.command()
+@with_settings
+@click.option("--alias", help="An alias that then points at the version.")
+@click.option("--base-model", help="What an adapter was trained on: a model's name, such as main.ml.base/1.")
+@click.option("--column", "columns", type=Pair(), multiple=True, help="Of a class: a column and its type, text=string.")
+@click.option("--files", type=click.Path(exists=True, file_okay=False), help="Of a class: what its load() is given.")
+@json_option
+@click.argument("name")
+@click.argument("source")
+def register(
+    file: Path | None,
+    storage: str | None,
+    home: str | None,
+    alias: str | None,
+    base_model: str | None,
+    columns: tuple[tuple[str, str], ...],
+    files: str | None,
+    as_json: bool,
+    name: str,
+    source: str,
+) -> None:
+    """Make the next version of the model called NAME of SOURCE: a folder that transformers, PEFT or MLflow wrote, or a
+    Python class, `module.py:Class` (docs/serving.md). The model is made if it is not there."""
+    from mosaic.platform.parts import build_parts
+    from mosaic.serving.register import Models
+
+    parts = build_parts(chosen(file, storage, home))
+    typed = pairs(columns, "--column") or None
+    models = Models(parts.catalog, parts.storage, parts.models, ADMIN)
+    made = models.register(name, source, alias=alias, base_model=base_model, columns=typed, files=files)
+    tell(f"{made.kind} {made.full_name} is registered" + (f" as @{alias}" if alias else ""), made, as_json)
 
 
 add_update(

@@ -1,11 +1,14 @@
 """A real but tiny and untrained model, for tests where weights do not matter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -51,6 +54,34 @@ def tiny_llama(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_classifier(
+    folder: Path, labels: Sequence[str] = ("negative", "neutral", "positive"), *, seed: int = 0
+) -> Path:
+    """Write a BERT with random weights (2 layers of 32) that tells texts apart by labels, with a token per byte."""
+    tokenizer = byte_tokenizer()
+    tokenizer.model_max_length = 128
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: place for place, label in enumerate(labels)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(config)
+        torch.nn.init.normal_(model.classifier.weight)  # so that texts differ in their labels
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -19,8 +19,8 @@ _CATALOG_VERSION = re.compile(r"[^/@.]+\.[^/@.]+\.[^/@.]+(/\d+|@[^/@]+)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-_MARKS = ("config.json", "adapter_config.json", "MLmodel")
-"""A model, an adapter, or a model of MLflow's has one of these."""
+_MARKS = ("config.json", "adapter_config.json", "MLmodel", "mosaic-model.json")
+"""A model, an adapter, a model of MLflow's, or a Python class has one of these."""
 
 
 class ModelSource(Wire):

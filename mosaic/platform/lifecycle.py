@@ -49,6 +49,7 @@ from mosaic.runtime.haproxy import serve_environment
 from mosaic.runtime.home import already_running, hold, read_record, remove_record, write_record
 from mosaic.serving.apps import require_fit
 from mosaic.serving.endpoint import units_of
+from mosaic.serving.register import Models
 from mosaic.serving.service import Serving
 from mosaic.storage.layout import check_format
 
@@ -72,11 +73,12 @@ class Platform:
         self._parts = parts
         self.cluster = cluster
         self.settings = parts.settings
-        self.storage, self.catalog, self.models = parts.storage, parts.catalog, parts.models
+        self.storage, self.catalog = parts.storage, parts.catalog
         self.principal = principal
         """Whoever the token of `init` belongs to; without one the caller is the cluster's own, and so the admin."""
         self.tables, self.indexes = parts.tables.acting(principal), parts.indexes.acting(principal)
         self.serving = Serving(self.catalog, parts.engines, principal)
+        self.models = Models(self.catalog, self.storage, parts.models, principal)
 
     def acting(self, principal: Principal) -> "Platform":
         """The same platform for another principal."""
@@ -108,7 +110,7 @@ class Platform:
             self.catalog,
             self.tables,
             self.storage,
-            self.models,
+            self._parts.models,
             work_folder=self.settings.home_folder / "training",
             tracking=Tracking(self.mlflow_uri, functools.partial(internal_token, self.settings)),
         )

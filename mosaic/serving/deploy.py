@@ -19,6 +19,7 @@ from mosaic.serving.endpoint import Unit
 from mosaic.serving.nodes import cluster_nodes
 from mosaic.serving.plan import EnginePlan, plan_engine, require_memory
 from mosaic.serving.pyfunc import Pyfunc
+from mosaic.serving.python_model import PythonModel
 from mosaic.serving.runners import runner_of
 from mosaic.serving.settings import EngineSettings
 
@@ -36,7 +37,7 @@ class EngineApp(Wire):
 
     app_name: str
     model: str
-    kind: Literal["vllm", "embedder", "pyfunc", "echo"]
+    kind: Literal["vllm", "embedder", "classifier", "pyfunc", "python", "echo"]
 
 
 def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
@@ -51,15 +52,19 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     folder = resolve(unit.model)
     if (folder / "MLmodel").is_file():
         return deploy_pyfunc(unit, folder, settings)
+    if (folder / "mosaic-model.json").is_file():
+        return deploy_python(unit, folder, settings)
     config = json.loads((folder / "config.json").read_text())
     match runner_of(folder, config, settings):
         case "generate" | "pooling":
             return deploy_vllm(unit, folder, settings, resolve)
         case "embedder":
             return deploy_embedder(unit, folder, threads=settings.threads or 2)
+        case "classifier":
+            return deploy_classifier(unit, folder, settings)
     raise BadRequest(
         f"model {unit.model!r} is a {config.get('architectures') or []}; served are causal language models, encoders, "
-        "cross-encoders (*ForSequenceClassification with one label) and models of MLflow's"
+        "classifiers of text and cross-encoders (...ForSequenceClassification), models of MLflow's and Python classes"
     )
 
 
@@ -144,18 +149,56 @@ def _deploy_embedder(app_name: str, model: str, folder: str, num_cpus: float, th
     _start(deployment.bind(folder, model, threads=threads), app_name)
 
 
-def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
-    """Start (or update) the application of an MLflow model; returns at once."""
+def deploy_classifier(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
+    """Start (or update) a text classifier's application; returns at once."""
+    ray.get(_deploy_classifier.remote(unit.app_name, unit.model, str(folder), settings))
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="classifier")
+
+
+@ray.remote(num_cpus=0, max_calls=1)
+def _deploy_classifier(app_name: str, model: str, folder: str, settings: EngineSettings) -> None:
+    from mosaic.serving.classifier import Classifier  # brings torch: see above
+
     deployment = serve.deployment(
-        Pyfunc,
-        name="Pyfunc",
+        Classifier,
+        name="Classifier",
         num_replicas=settings.num_replicas,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
-    _start(deployment.bind(str(folder), unit.model, max_batch_size=settings.max_batch_size), unit.app_name)
+    bound = deployment.bind(
+        folder,
+        model,
+        threads=settings.threads,
+        max_batch_size=settings.max_batch_size or 32,
+        device="cuda" if settings.num_gpus else "cpu",
+    )
+    _start(bound, app_name)
+
+
+def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
+    """Start (or update) the application of an MLflow model; returns at once."""
+    _start_custom(Pyfunc, unit, folder, settings)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="pyfunc")
+
+
+def deploy_python(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
+    """Start (or update) the application of a Python class; returns at once."""
+    _start_custom(PythonModel, unit, folder, settings)
+    return EngineApp(app_name=unit.app_name, model=unit.model, kind="python")
+
+
+def _start_custom(replica: type, unit: Unit, folder: Path, settings: EngineSettings) -> None:
+    deployment = serve.deployment(
+        replica,
+        name=replica.__name__,
+        num_replicas=settings.num_replicas,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        max_ongoing_requests=256,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+    )
+    _start(deployment.bind(str(folder), unit.model, max_batch_size=settings.max_batch_size or 1), unit.app_name)
 
 
 def deploy_echo(unit: Unit, *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:

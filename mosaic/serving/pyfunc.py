@@ -11,7 +11,8 @@ from typing import Any
 from ray import serve
 
 from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
-from mosaic.protocol import PREDICT_INPUTS, EngineRequest
+from mosaic.protocol import EngineRequest
+from mosaic.serving.scoring import input_of
 
 _BATCH_WAIT_SECONDS = 0.005
 
@@ -60,20 +61,14 @@ class Pyfunc:
         from mlflow.models import validate_schema
         from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
-        given = [name for name in PREDICT_INPUTS if name in body]
-        unknown = sorted(body.keys() - {*PREDICT_INPUTS, "params"})
-        if unknown or len(given) != 1:
-            raise BadRequest(
-                f"the body must have exactly one of {list(PREDICT_INPUTS)}, and may have params; it has {sorted(body)}",
-                param=unknown[0] if unknown else None,
-            )
+        name, value = input_of(body)
         try:
-            table = infer_and_parse_data({given[0]: body[given[0]]}, self._schema)
+            table = infer_and_parse_data({name: value}, self._schema)
             if self._schema is not None:
                 validate_schema(table, self._schema)
         except (MlflowException, ValueError, TypeError, KeyError) as error:
             told = str(getattr(error, "message", error))
-            raise BadRequest(f"{given[0]} is not what {self._name!r} predicts from: {told}", param=given[0]) from None
+            raise BadRequest(f"{name} is not what {self._name!r} predicts from: {told}", param=name) from None
         return table, body.get("params")
 
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=_BATCH_WAIT_SECONDS)

@@ -1,12 +1,13 @@
-"""Which way a model is served, told from its files: written on from (vLLM), read by vLLM, or embedded by torch."""
+"""Which way a model is served, told from its files: written on from (vLLM), read by vLLM, or read by torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from mosaic.serving.classify import label_count
 from mosaic.serving.settings import EngineSettings
 
-Runner = Literal["generate", "pooling", "embedder"]
+Runner = Literal["generate", "pooling", "embedder", "classifier"]
 
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 ENCODERS = {
@@ -40,15 +41,9 @@ def runner_of(folder: Path, config: Mapping[str, Any], settings: EngineSettings)
         return "pooling" if (folder / "modules.json").is_file() else "generate"
     if architectures == ["BertModel"]:
         return "embedder"
-    if ENCODERS.issuperset(architectures or ["none"]) or is_cross_encoder(config):
+    if ENCODERS.issuperset(architectures or ["none"]) or label_count(config) == 1:
         return "pooling"
-    return None
-
-
-def is_cross_encoder(config: Mapping[str, Any]) -> bool:
-    """Whether it scores how well two texts fit; transformers writes `id2label` unless there are two labels."""
-    labels = len(config.get("id2label") or "??")
-    return labels == 1 and any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+    return "classifier" if label_count(config) > 1 else None
 
 
 def reading(config: Mapping[str, Any], settings: EngineSettings) -> EngineSettings:

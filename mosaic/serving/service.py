@@ -14,6 +14,8 @@ from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place,
 from mosaic.serving.rollout import AppState, short_reason
 
 _POLL_SECONDS = 0.1
+_PREDICTING = ("mlflow", "classifier", "python")
+"""Kinds of registered models whose endpoints have the task `predict`."""
 
 
 class Engines(Protocol):
@@ -179,9 +181,9 @@ class Serving:
         raise error
 
     def _are_custom(self, settings: EndpointSettings) -> bool:
-        """Whether all that is served are models of MLflow's, which predict."""
+        """Whether all that is served predict: models of MLflow's, classifiers, classes."""
         versions = [answering(self._catalog, entity.model).version for entity in settings.served_entities]
-        return all(version is not None and version.kind == "mlflow" for version in versions)
+        return all(version is not None and version.kind in _PREDICTING for version in versions)
 
     def _check(self, full: str, settings: EndpointSettings, *, new: bool) -> Principal:
         """Who makes or changes it; raises PermissionDenied unless the principal may, and may use all that it serves."""

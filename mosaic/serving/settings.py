@@ -23,8 +23,9 @@ class EngineSettings(Settings):
     """GPUs of a replica; 0 is one for each worker of a vLLM engine that runs on GPUs, and none for other models."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of a CPU engine's arithmetic; None: one per core of the machine that it starts on."""
-    max_batch_size: int = Field(default=1, ge=1, le=1024)
-    """Requests that a custom model (MLflow's) answers at once; more than 1 only for models that answer row by row."""
+    max_batch_size: int | None = Field(default=None, ge=1, le=1024)
+    """What a custom model answers at once: texts of a classifier (None: 32), requests to a model of MLflow's or
+    rows to a Python class (None: 1; more only for those that answer row by row)."""
     max_model_len: int | None = Field(default=1024, ge=1, le=100_000_000)
     """Tokens of prompt and answer together; None: as many as the model can and the KV cache holds."""
     max_lora_rank: int = Field(default=16, ge=0, le=512)

@@ -1,5 +1,7 @@
 """Models and prompts by their versions' names, and what a refusal advises can be done."""
 
+from pathlib import Path
+
 from tests.cli.conftest import Mosaic
 
 
@@ -40,3 +42,18 @@ def test_a_prompt_is_found_by_its_comment_which_can_change(mosaic: Mosaic) -> No
     assert mosaic.json("prompt", "get", "main.docs.ode")["comment"] == "Shorter"
     refused = mosaic.run("prompt", "update", "main.docs.ode", "--comment", "x", "--etag", "gone")
     assert refused.code == 1
+
+
+def test_a_class_and_a_folder_are_registered(mosaic: Mosaic, tmp_path: Path) -> None:
+    module = tmp_path / "bots.py"
+    module.write_text("class Bot:\n    def predict(self, rows):\n        return [row['x'] for row in rows]\n")
+    given = ("main.docs.adder", f"{module}:Bot", "--column", "x=long", "--alias", "live")
+    assert mosaic.ok("model", "register", *given) == "python main.docs.adder/1 is registered as @live\n"
+    made = mosaic.catalog.get_model_version("main.docs.adder@live")
+    assert sorted(made.checksums) == ["model.py", "mosaic-model.json"] and made.source.startswith(str(mosaic.home))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text('{"architectures": ["BertModel"]}')
+    folder = str(tmp_path / "folder")
+    assert mosaic.json("model", "register", "main.docs.adder", folder)["full_name"] == "main.docs.adder/2"
+    refused = mosaic.run("model", "register", "main.docs.adder", f"{module}:Bot", "--column", "x=text")
+    assert refused.code == 1 and "columns" in refused.err and "'text'" in refused.err

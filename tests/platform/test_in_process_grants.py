@@ -63,6 +63,10 @@ SERVING: dict[str, Way] = {
     "wait": lambda own: own.serving.wait("closed"),
     "delete": lambda own: own.serving.delete("closed"),
 }
+MODELS: dict[str, Way] = {
+    "register": lambda own: own.models.register(MODEL, "/nowhere"),
+    "resolve": lambda own: own.models.resolve(f"{MODEL}/1"),
+}
 UNCHECKED = {
     Platform: {"acting", "base_url", "mlflow_uri", "status", "flush_ledger", "flush_audit", "resume_audit"},
     "Tables": {"acting", "run_id"},
@@ -107,7 +111,13 @@ def eves(parts: Parts) -> Platform:
     ("way", "call"),
     [
         (f"{noun}.{name}", call)
-        for noun, ways in (("platform", PLATFORM), ("tables", TABLES), ("indexes", INDEXES), ("serving", SERVING))
+        for noun, ways in (
+            ("platform", PLATFORM),
+            ("tables", TABLES),
+            ("indexes", INDEXES),
+            ("serving", SERVING),
+            ("models", MODELS),
+        )
         for name, call in ways.items()
     ],
 )
@@ -125,6 +135,7 @@ def test_every_way_in_is_in_the_lists_above(eves: Platform) -> None:
         (eves.tables, TABLES, UNCHECKED["Tables"]),
         (eves.indexes, INDEXES, UNCHECKED["Indexes"]),
         (eves.serving, SERVING, UNCHECKED["Serving"]),
+        (eves.models, MODELS, set()),
     ):
         public = {name for name, _ in inspect.getmembers(type(of)) if not name.startswith("_")}
         assert public - unchecked == set(checked), f"{type(of).__name__} has a way in that no test knows of"
