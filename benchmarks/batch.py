@@ -1,0 +1,143 @@
+"""A batch job against offline vLLM: output tokens per second on the same prompts, with the same flags.
+
+    python benchmarks/batch.py [--rows 512] [--tokens 32] [--rounds 5]
+
+Both run SmolLM2 135M. `LLM.chat` has the rows in memory and answers with a list; the job reads a Delta table, and has
+every answer committed to another one. The start of the engines is left out on both sides: of the job, by the first
+piece, which is committed before the clock starts. Each round is a process of its own for one side, then for the other,
+since two engines at once would share the cores; rounds alternate which comes first. Printed are medians and ranges.
+A second line of `LLM.chat` is as vLLM comes, with its CPU worker in a process of its own (docs/decisions.md).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SIDES = ("job", "vllm", "vllm as it comes")
+MODEL, PIECE = "smollm2-135m-instruct", 128
+ENGINE: dict[str, Any] = {"max_model_len": 1024, "max_lora_rank": 0, "engine_kwargs": {"enable_prefix_caching": False}}
+
+
+def text(row: int) -> str:
+    return f"Row {row}: " + "tell me of rivers and towns. " * 12
+
+
+def main(arguments: argparse.Namespace) -> None:
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(arguments.rounds):
+        for side in SIDES if number % 2 == 0 else reversed(SIDES):
+            found[side].append(measure(side, arguments))
+            print(f"round {number + 1}, {side}: {found[side][-1]:.1f} tokens/s", file=sys.stderr)
+    for side in SIDES:
+        rounds = found[side]
+        print(f"{side:20}{statistics.median(rounds):8.1f} tokens/s ({min(rounds):.1f} to {max(rounds):.1f})")
+    ratios = [ours / theirs for ours, theirs in zip(found["job"], found["vllm"], strict=True)]
+    print(f"job / vllm by round  {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); wanted 0.95")
+
+
+def measure(side: str, arguments: argparse.Namespace) -> float:
+    told = ["--rows", str(arguments.rows), "--tokens", str(arguments.tokens), "--side", side]
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, *told], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    return float(json.loads(done.stdout.strip().splitlines()[-1])["tokens_per_second"])
+
+
+def run_vllm(arguments: argparse.Namespace) -> float:
+    """`LLM.chat` with the job's own engine arguments."""
+    from mosaic.models import ModelResolver
+    from mosaic.serving.deploy import vllm_config
+    from mosaic.serving.settings import EngineSettings
+    from mosaic.storage import Storage
+
+    with tempfile.TemporaryDirectory() as scratch:
+        resolver = ModelResolver(Path(scratch) / "models", Storage(f"{scratch}/root"))
+        folder = str(resolver.resolve(MODEL))
+        options = vllm_config(MODEL, folder, EngineSettings.parse(ENGINE))["engine_kwargs"]
+        if arguments.side == "vllm as it comes":
+            del options["worker_cls"]
+        else:
+            from mosaic.serving.vllm_cpu import cpu_environment
+
+            # With it vLLM lets the worker be in the engine's process.
+            os.environ |= {**cpu_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+            options["distributed_executor_backend"] = "uni"
+        from vllm import LLM, SamplingParams
+
+        engine = LLM(model=folder, **options)
+        sampling = SamplingParams(temperature=0, max_tokens=arguments.tokens, ignore_eos=True)
+        chats = [[{"role": "user", "content": text(row)}] for row in range(PIECE + arguments.rows)]
+        engine.chat(chats[:PIECE], sampling, use_tqdm=False)  # warms up, as the job's first piece does
+        began = time.monotonic()
+        made = engine.chat(chats[PIECE:], sampling, use_tqdm=False)
+        seconds = time.monotonic() - began
+        return sum(len(one.outputs[0].token_ids) for one in made) / seconds
+
+
+def run_job(arguments: argparse.Namespace) -> float:
+    """A job over the same rows, measured from its first commit to its last."""
+    import functools
+
+    import pyarrow as pa
+    import ray
+
+    from mosaic.platform.lifecycle import ADMIN
+    from mosaic.platform.parts import build_parts, resolve_model
+    from mosaic.platform.settings import PlatformSettings
+    from mosaic.serving.batch import BatchInference, BatchProgress, BatchSettings
+
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = build_parts(PlatformSettings(storage=scratch))
+        parts.catalog.ensure_schema("main.bench")
+        schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+        parts.tables.create("main.bench.rows", schema, primary_key=None, owner="admin")
+        count = PIECE + arguments.rows
+        data = pa.table({"id": range(count), "text": [text(row) for row in range(count)]})
+        parts.tables.append("main.bench.rows", data.cast(schema))
+        ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
+        job = BatchInference(
+            parts.catalog,
+            parts.tables,
+            parts.storage,
+            ADMIN,
+            engines={},
+            resolve=functools.partial(resolve_model, parts.settings),
+            base_url="",
+        )
+        seen: list[tuple[float, int]] = []
+
+        def follow(progress: BatchProgress) -> None:
+            seen.append((time.monotonic(), progress.completion_tokens))
+
+        asked = {"table": "main.bench.rows", "output_table": "main.bench.out", "prompt": "{text}", "model": MODEL}
+        more = {"max_tokens": arguments.tokens, "sampling": {"temperature": 0}, "piece_rows": PIECE, "engine": ENGINE}
+        result = job.infer(BatchSettings.parse({**asked, **more}), follow)
+        ray.shutdown()
+        assert result.rows == count and result.errors == 0
+        first, last = seen[1], seen[-1]
+        return (last[1] - first[1]) / (last[0] - first[0])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=512, help="measured rows (default 512)")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer (default 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument("--side", choices=SIDES, help="measure one side once, and print it as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = parse_arguments()
+    if given.side is None:
+        main(given)
+    else:
+        print(json.dumps({"tokens_per_second": run_job(given) if given.side == "job" else run_vllm(given)}), flush=True)
