@@ -1,6 +1,6 @@
 """A model or an endpoint over the rows of a table, as a Ray job: batch.yaml says which (docs/batch.md).
 
-    ray job submit --working-dir . -- python jobs/batch_inference.py batch.yaml
+    ray job submit --address http://127.0.0.1:8265 -- python jobs/batch_inference.py batch.yaml
 
 Stopped or killed, the same line goes on where it was: no row is answered twice in the output, none is missing.
 """

@@ -1,8 +1,6 @@
 """Batch jobs on the platform: a model's adapter, endpoints of each task, bad rows, grants, the command, a resume."""
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +8,24 @@ import mlflow
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from openai import OpenAI
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from mosaic.errors import BadRequest, Conflict, MosaicError, NotFound, PermissionDenied, Unavailable
 from mosaic.platform import Platform
 from mosaic.protocol import Principal
 from mosaic.serving.batch import BatchProgress, BatchSettings
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.settings import EngineSettings
 from tests.local import mosaic
-from tests.serving.test_vllm_serving import MODEL, complete, tuned
+from tests.serving.test_vllm_serving import complete
 
-__all__ = ["tuned"]  # a fixture, which a name of a module makes one here too
-
-ROWS = "main.batch.rows"
+ROWS, MODEL = "main.batch.rows", "main.batch.bot"
 SCHEMA = pa.schema([pa.field("id", pa.int64(), nullable=False), ("text", pa.string())])
 COUNT = 23
 
@@ -75,7 +75,8 @@ def test_an_endpoint_answers_each_row_once_and_again_gives_the_same(rows: Platfo
     run = rows.catalog.get_run(result.run_id)
     assert run.status == "finished" and run.metrics["rows"] == COUNT
     inputs = [(edge.kind, edge.name, edge.version) for edge in run.inputs]
-    assert inputs == [("table", ROWS, 2), ("endpoint", "main.serving.echo", 1)]
+    config = rows.catalog.endpoints.get("main.serving.echo").config_version
+    assert sorted(inputs) == [("endpoint", "main.serving.echo", config), ("table", ROWS, 2)]
     assert {(edge.kind, edge.name) for edge in run.outputs} == {("table", "main.batch.echoed")}
     assert max(edge.version for edge in run.outputs if edge.version) == result.output_version
     rows.tables.append(ROWS, pa.table({"id": [COUNT], "text": ["later"]}).cast(SCHEMA))
@@ -129,8 +130,6 @@ def test_predictions_and_embeddings_row_by_row(rows: Platform, tmp_path: Path) -
     folder = tmp_path / "shouter"
     signature = ModelSignature(Schema([ColSpec("string", "text")]), Schema([ColSpec("string")]))
     mlflow.pyfunc.save_model(folder, python_model=Shouter(), signature=signature, pip_requirements=[])
-    rows.catalog.create_model("main.batch.shouter", owner="admin")
-    version = rows.catalog.create_model_version("main.batch.shouter", source=str(folder), kind="mlflow")
     entity = ServedEntity(name="shouter", model=str(folder))
     rows.serving.put(EndpointSettings(name="shouter", task="predict", served_entities=[entity]))
     minilm = ServedEntity(name="minilm", model="all-minilm-l6-v2")
@@ -153,13 +152,27 @@ def test_predictions_and_embeddings_row_by_row(rows: Platform, tmp_path: Path) -
     finally:
         rows.serving.delete("shouter")
         rows.serving.delete("batch-minilm")
-    assert version.version == 1
+
+
+@pytest.fixture(scope="module")
+def adapted(rows: Platform, tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Platform:
+    """An adapter with random weights for the tiny Llama, registered, with an endpoint."""
+    torch.manual_seed(2)
+    base = AutoModelForCausalLM.from_pretrained(tiny_chat)
+    config = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(base, config).save_pretrained(folder)
+    rows.catalog.create_model(MODEL, owner="admin")
+    rows.catalog.create_model_version(MODEL, source=str(folder), kind="adapter", base_model=str(tiny_chat))
+    rows.catalog.set_alias(MODEL, "champion", 1)
+    entity = ServedEntity(name="tuned", model=f"{MODEL}@champion")
+    rows.serving.put(EndpointSettings(name="batch-tuned", served_entities=[entity]))
+    return rows
 
 
 @pytest.mark.slow
-def test_an_adapter_runs_in_the_job_and_answers_as_it_does_when_served(
-    rows: Platform, tuned: Platform, client: OpenAI
-) -> None:
+def test_an_adapter_runs_in_the_job_and_answers_as_it_does_when_served(adapted: Platform, client: OpenAI) -> None:
+    rows = adapted
     told = asked(
         "adapted",
         endpoint=None,
@@ -167,17 +180,19 @@ def test_an_adapter_runs_in_the_job_and_answers_as_it_does_when_served(
         prompt="{text}",
         max_tokens=12,
         sampling={"temperature": 0},
-        engine={"max_model_len": 1024},
     )
+    with pytest.raises(Unavailable, match="50 logical CPUs are wanted"):
+        rows.batch.infer(told.model_copy(update={"engine": EngineSettings(num_cpus=50)}))
+    assert rows.catalog.find_table("main.batch.adapted") is None
     result = rows.batch.infer(told)
     found = answers(rows, "adapted")
     assert (result.rows, result.errors, len(found)) == (COUNT, 2, COUNT)
     assert found[3]["error"] == "column 'text' is null"
     assert "together more than the 1024 of the model" in found[7]["error"]
-    chat: Callable[[int], str] = lambda n: complete(  # noqa: E731
-        client, "tiny-tuned", messages=[{"role": "user", "content": f"hello {n}"}]
-    )
-    assert [found[n]["response"] for n in (0, 12, 22)] == [chat(n) for n in (0, 12, 22)]
+    rows.serving.wait("batch-tuned")
+    for n in (0, 12, 22):
+        messages = [{"role": "user", "content": f"hello {n}"}]
+        assert found[n]["response"] == complete(client, "batch-tuned", messages=messages)
     assert found[0]["completion_tokens"] == 12 and found[0]["model"] == f"{MODEL}/1"
     run = rows.catalog.get_run(result.run_id)
     assert ("model", MODEL, 1) in [(edge.kind, edge.name, edge.version) for edge in run.inputs]
@@ -194,14 +209,9 @@ def test_an_adapter_runs_in_the_job_and_answers_as_it_does_when_served(
         ({"endpoint": "none"}, NotFound, "no endpoint"),
         ({"endpoint": None, "model": "none"}, NotFound, "no model 'none'"),
         ({"endpoint": None, "model": "all-minilm-l6-v2"}, BadRequest, "a job itself runs causal language models"),
-        ({"endpoint": None, "model": f"{MODEL}/77"}, MosaicError, "main.tiny.assistant"),
+        ({"endpoint": None, "model": "main.batch.none/77"}, NotFound, "main.batch.none"),
         ({"output": ROWS.rpartition(".")[2]}, Conflict, "is there and no batch job's"),
         ({"output": "x", "prompt": None, "columns": ["text"]}, BadRequest, "chats, which takes a prompt"),
-        (
-            {"endpoint": None, "model": "smollm2-135m-instruct", "engine": {"num_cpus": 50}},
-            Unavailable,
-            "50 logical CPUs are wanted",
-        ),
     ],
 )
 def test_bad_input_is_refused_before_work_starts(
@@ -249,4 +259,3 @@ def test_the_command_and_the_job_run_a_file(rows: Platform, settings_file: Path,
     spec.write_text(yaml.safe_dump({**values, "promt": "x"}))
     refused = mosaic("batch", "infer", "-f", str(spec), "--settings", str(settings_file))
     assert refused.returncode == 1 and "unknown field 'promt'" in refused.stderr
-    assert isinstance(done, subprocess.CompletedProcess)

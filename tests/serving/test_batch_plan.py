@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from deltalake import write_deltalake
 
 from mosaic.catalog import Catalog
@@ -49,6 +50,15 @@ def settings(**more: Any) -> BatchSettings:
 def test_settings_that_do_not_agree_are_refused(more: dict[str, Any], told: str) -> None:
     with pytest.raises(BadRequest, match=told):
         settings(**more)
+
+
+def test_the_pages_files_are_jobs() -> None:
+    page = (Path(__file__).parents[2] / "docs/batch.md").read_text()
+    first, second = (
+        BatchSettings.parse(yaml.safe_load(part.partition("```")[0])) for part in page.split("```yaml")[1:]
+    )
+    assert (first.model, first.reads) == ("smollm2-135m-instruct", ["text"])
+    assert (second.endpoint, second.columns) == ("sentiment", ("text",))
 
 
 def test_a_template_takes_columns_of_any_type_and_no_null() -> None:

@@ -55,6 +55,7 @@ class EngineAsker:
         self._most_tokens = config.model_config.max_model_len
         self._turns = asyncio.Semaphore(config.scheduler_config.max_num_seqs + _AHEAD)
         self._params = sampling_params(settings, config.model_config.get_diff_sampling_param())
+        self._schema_is_new = settings.json_schema is not None
         self._adapter = None
         if setup.adapter is not None:
             from vllm.lora.request import LoRARequest
@@ -62,9 +63,23 @@ class EngineAsker:
             self._adapter = LoRARequest(setup.adapter, 1, str(setup.resolve(setup.adapter)))
 
     async def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """One for each row, in their order."""
+        """One for each row, in their order. Raises BadRequest for a json_schema that the engine does not take."""
+        if self._schema_is_new:
+            await self._try_schema()
         asked = await asyncio.to_thread(lambda: [self._tokens(row) for row in rows])
         return list(await asyncio.gather(*(self._one(tokens) for tokens in asked)))
+
+    async def _try_schema(self) -> None:
+        """Once, with one token: it is the job's fault, and not that of each row."""
+        tried = self._params.clone()
+        tried.max_tokens = 1
+        prompt = {"prompt_token_ids": self._tokenizer("a", add_special_tokens=False)["input_ids"]}
+        try:
+            async for _ in self._engine.generate(prompt, tried, new_id("row")):
+                pass
+        except ValueError as error:
+            raise BadRequest(f"json_schema: the engine refuses it: {error}"[:2000], param="json_schema") from None
+        self._schema_is_new = False
 
     def _tokens(self, row: Mapping[str, Any]) -> list[int] | str:
         """The prompt, or why there is none."""

@@ -6,9 +6,10 @@
 Killed anywhere, the same job goes on after the last piece that is committed.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,7 +39,7 @@ from mosaic.serving.batch.pin import (
     pin_model,
     require_chat_model,
 )
-from mosaic.serving.batch.plan import PLAN_PROPERTY, Plan
+from mosaic.serving.batch.plan import PLAN_PROPERTY, Piece, Plan
 from mosaic.serving.batch.settings import BatchSettings
 from mosaic.serving.batch.work import Done, Place, Setup, run_pieces
 from mosaic.serving.settings import EngineSettings
@@ -172,6 +173,7 @@ class BatchInference:
         columns = [name for name in given.names if name in {*keep, *settings.reads} or settings.where is not None]
         reader = PieceReader(self._storage, opened.record.location, opened.delta, columns, settings.where)
         if plan is None:
+            _require_room(answerer.name, self._place(settings, answerer))
             plan = self._take(
                 settings,
                 Plan(
@@ -215,8 +217,9 @@ class BatchInference:
         progress = BatchProgress(pieces_done=before, pieces=plan.pieces)
         on_progress(progress)
         committed = before
-        with self._setup(job) as (setup, place):
-            for done in self._answered(job, before, setup, place):
+        missing = list(plan.left(before))
+        with self._setup(job) if missing else nullcontext((None, None)) as (setup, place):
+            for done in self._answered(job, missing, setup, place):
                 rows = done.rows.append_column(INPUT_VERSION, pa.array([plan.version] * done.rows.num_rows, pa.int64()))
                 if rows.num_rows:  # `where` may leave none
                     self.at("before-commit")
@@ -228,30 +231,24 @@ class BatchInference:
         # One past the last piece: pieces without rows, at the end too, are known to be done.
         writing.append_once(job.output, job.schema.empty_table(), plan.job_id, plan.pieces + 1, after=committed)
 
-    def _answered(self, job: _Job, before: int, setup: Setup, place: Place) -> Iterator[Done]:
-        missing = list(job.plan.left(before))
-        if not missing:
+    def _answered(self, job: _Job, missing: list[Piece], setup: Setup | None, place: Place | None) -> Iterator[Done]:
+        if setup is None or place is None:
             return iter(())
         return run_pieces(missing, setup, job.settings, job.reader, job.keep, job.schema, place)
 
     @contextmanager
     def _setup(self, job: _Job) -> Iterator[tuple[Setup, Place]]:
         settings, answerer = job.settings, job.answerer
-        at_once = max(2, -(-_ROWS_AHEAD // settings.piece_rows))
+        place = self._place(settings, answerer)
+        _require_room(answerer.name, place)
         if answerer.engine_model is not None:
-            engine = settings.engine or self._engines.get(answerer.engine_model, EngineSettings())
-            if answerer.adapter is None and engine.max_lora_rank:
-                engine = engine.model_copy(update={"max_lora_rank": 0})  # what it costs is for nothing
-            place = Place(engine.num_replicas, 0.0 if engine.num_gpus else engine.num_cpus, engine.num_gpus, at_once)
-            _require_room(answerer.engine_model, place)
-            yield (
-                EngineSetup(answerer.engine_model, answerer.adapter, answerer.name, engine, self._resolve),
-                place,
-            )
+            rank = 0 if answerer.adapter is None else _rank(self._resolve(answerer.adapter))
+            # All that a job needs: adapters cost, also unused.
+            engine = self._engine(settings, answerer).model_copy(update={"max_lora_rank": rank, "max_loras": 1})
+            setup = EngineSetup(answerer.engine_model, answerer.adapter, answerer.name, engine, self._resolve)
+            yield setup, place
             return
         assert answerer.served_name is not None
-        place = Place(1, _CALLER_CPUS, 0.0, max(2, min(at_once, -(-2 * settings.concurrency // settings.piece_rows))))
-        _require_room(answerer.name, place)
         principal, patience = self._principal, min(_PATIENCE_SECONDS, settings.stall_seconds / 8)
         token, secret = self._catalog.create_token(
             principal.name,
@@ -267,6 +264,18 @@ class BatchInference:
             yield EndpointSetup(client, answerer.served_name, answerer.task), place
         finally:
             self._catalog.revoke_token(token.id, by=principal)
+
+    def _engine(self, settings: BatchSettings, answerer: Answerer) -> EngineSettings:
+        return settings.engine or self._engines.get(answerer.engine_model or "", EngineSettings())
+
+    def _place(self, settings: BatchSettings, answerer: Answerer) -> Place:
+        at_once = max(2, -(-_ROWS_AHEAD // settings.piece_rows))
+        if answerer.engine_model is None:
+            return Place(
+                1, _CALLER_CPUS, 0.0, max(2, min(at_once, -(-2 * settings.concurrency // settings.piece_rows)))
+            )
+        engine = self._engine(settings, answerer)
+        return Place(engine.num_replicas, 0.0 if engine.num_gpus else engine.num_cpus, engine.num_gpus, at_once)
 
     @contextmanager
     def _run(self, job: _Job) -> Iterator[str]:
@@ -323,6 +332,11 @@ class BatchInference:
             pieces_before=before,
             seconds=time.monotonic() - began,
         )
+
+
+def _rank(adapter: Path) -> int:
+    """Of an adapter's files, as PEFT writes them."""
+    return int(json.loads((adapter / "adapter_config.json").read_text())["r"])
 
 
 def _further(progress: BatchProgress, done: Done, seconds: float) -> BatchProgress:

@@ -66,7 +66,7 @@ class BatchSettings(Settings):
     json_schema: dict[str, Any] | None = None
     """Every answer of a chat is JSON of this schema."""
     piece_rows: int = Field(default=256, ge=1, le=100_000)
-    """Rows that are committed together; at most so many per engine or asker are done again after a kill, twice over."""
+    """Rows that are committed together; after a kill the pieces on their way, a few of each engine, are done again."""
     engine: EngineSettings | None = None
     """How the model's engine runs; None: as the platform's settings say for it. `num_replicas` engines share the
     pieces."""

@@ -104,6 +104,7 @@ def run_pieces(
     data.set_name(f"batch {settings.output_table}")
     data.context.execution_options.preserve_order = True
     data.context.enable_progress_bars = False  # ours is of pieces, and of those that are committed
+    data.context.raise_original_map_exception = True  # or it is one of Ray Data's, without ours
     data.context.max_consecutive_actor_init_deaths = 0
     for batch in _watched(data, settings):
         for row in batch.to_pylist():
