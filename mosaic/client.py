@@ -10,16 +10,31 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from mosaic.errors import BadRequest, EngineFailed, MosaicError, NotFound, Unauthenticated, Unavailable
+from mosaic.errors import (
+    BadRequest,
+    EngineFailed,
+    MosaicError,
+    NotFound,
+    PermissionDenied,
+    RateLimited,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unprocessable,
+)
 
 _BY_STATUS: dict[int, type[MosaicError]] = {
     400: BadRequest,
     401: Unauthenticated,
+    403: PermissionDenied,
     404: NotFound,
+    413: TooLarge,
+    422: Unprocessable,
+    429: RateLimited,
     502: EngineFailed,
     503: Unavailable,
 }
-_WORTH_ANOTHER_TRY = (500, 502, 503, 504)
+_WORTH_ANOTHER_TRY = (429, 500, 502, 503, 504)
 
 
 class Client:
@@ -63,15 +78,28 @@ class Client:
         self, model: str, texts: list[str], *, parent_request_id: str | None = None
     ) -> npt.NDArray[np.float32]:
         """The same for an event loop, which it does not block."""
+        response = await self._post(**self._embedding_call(model, texts, parent_request_id))
+        return _vectors(response)
+
+    async def ask_async(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON that a POST is answered with, such as to /v1/chat/completions. Raises what the gateway answered."""
+        headers = {"authorization": f"Bearer {self._token}"}
+        response = await self._post(url=self.base_url + path, headers=headers, json=body)
+        if response.status_code != 200:
+            raise _error(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    async def _post(self, **call: Any) -> httpx.Response:
         loop = asyncio.get_running_loop()
         if self._async_http is None or self._async_http[0] is not loop:
             self._async_http = (loop, httpx.AsyncClient(timeout=self._timeout_seconds))
         deadline, pause = time.monotonic() + self._patience_seconds, 0.2
         while True:
             try:
-                response = await self._async_http[1].post(**self._embedding_call(model, texts, parent_request_id))
+                response = await self._async_http[1].post(**call)
                 if response.status_code not in _WORTH_ANOTHER_TRY or time.monotonic() > deadline:
-                    return _vectors(response)
+                    return response
             except httpx.TransportError as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"no gateway answers at {self.base_url}: {error}") from None
@@ -93,11 +121,15 @@ def _rebuild(base_url: str, token: str, timeout_seconds: float, patience_seconds
 
 def _vectors(response: httpx.Response) -> npt.NDArray[np.float32]:
     if response.status_code != 200:
-        try:
-            body = response.json()
-            message = body["error"]["message"] if "error" in body else body["message"]
-        except (ValueError, KeyError, TypeError):
-            message = response.text[:300]
-        raise _BY_STATUS.get(response.status_code, Unavailable)(f"{response.url}: {response.status_code} {message}")
+        raise _error(response)
     items = sorted(response.json()["data"], key=lambda item: int(item["index"]))
     return np.stack([np.frombuffer(b64decode(item["embedding"]), dtype="<f4") for item in items])
+
+
+def _error(response: httpx.Response) -> MosaicError:
+    try:
+        body = response.json()
+        message = body["error"]["message"] if "error" in body else body["message"]
+    except (ValueError, KeyError, TypeError):
+        message = response.text[:300]
+    return _BY_STATUS.get(response.status_code, Unavailable)(f"{response.url}: {response.status_code} {message}")

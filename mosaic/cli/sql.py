@@ -3,21 +3,21 @@
 import csv
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mosaic.cli.options import ADMIN, with_access
+from mosaic.cli.options import ADMIN, chosen, with_settings
 from mosaic.cli.show import as_cells, print_table
 from mosaic.protocol import Principal
 
 if TYPE_CHECKING:
-    from mosaic.data.access import Access
     from mosaic.data.sql import SqlResult
 
 
 @click.command()
-@with_access
+@with_settings
 @click.argument("statement")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a row.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated, with a line of names.")
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.option("--write", "writable", is_flag=True, help="Allow INSERT INTO, DELETE FROM and CREATE TABLE AS.")
 @click.option("--as", "principal", help="With the grants of this user or service.  [default: the administrator]")
 def sql(
-    access: "Access",
+    file: Path | None,
+    storage: str | None,
+    home: str | None,
     statement: str,
     as_json: bool,
     as_csv: bool,
@@ -41,9 +43,12 @@ def sql(
     from mosaic.data import Tables
     from mosaic.data.sql import Sql
     from mosaic.data.sql_types import strings
+    from mosaic.platform.settings import open_catalog
+    from mosaic.storage import Storage
 
-    tables = Tables(access.storage, access.catalog)
-    result = Sql(access.storage, tables, access.catalog).query(
+    settings = chosen(file, storage, home)
+    catalog, place = open_catalog(settings), Storage(settings.storage, settings.storage_options)
+    result = Sql(place, Tables(place, catalog), catalog, base_url=settings.base_url).query(
         statement,
         principal=ADMIN if principal is None else Principal(name=principal),
         row_limit=row_limit,

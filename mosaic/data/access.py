@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
-from deltalake import CommitProperties, DeltaTable, Schema
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError
 
 from mosaic.catalog import Catalog, Run, RunEdge, Table
@@ -265,14 +265,22 @@ class Writing:
     delta: DeltaTable
     run: Run | None
 
-    def properties(self, write_id: str | None = None, *, retries: int | None = None) -> CommitProperties:
+    def properties(
+        self,
+        write_id: str | None = None,
+        *,
+        retries: int | None = None,
+        transactions: list[Transaction] | None = None,
+    ) -> CommitProperties:
         """The commit's metadata: from the Delta log alone one can tell who made it, in which run, from what.
 
-        `retries` = 0 for a write that must not be committed over another which it has not seen.
+        `retries` = 0 for a write that must not be committed over another which it has not seen; `transactions` are how
+        far works have come with it (`once.py`).
         """
         run = self.run
         return commit_properties(
             None if run is None else run.run_id,
+            transactions=transactions,
             write_id=write_id,
             principal=self.access._principal_name(run),
             # Read again: the rows that are written may have been read after this write began.

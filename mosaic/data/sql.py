@@ -7,6 +7,7 @@ that are noted as the run's inputs; it reaches nothing else on the machine or th
 statement may say is in `sql_tree.py`.
 """
 
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import pyarrow.dataset as ds
 from mosaic.catalog import Catalog
 from mosaic.data.access import Opened
 from mosaic.data.delta import arrow_schema, check_columns, dataset
+from mosaic.data.sql_ai import AiQueries
 from mosaic.data.sql_engine import Answer, Engine, Limits, SqlSettings
 from mosaic.data.sql_predicate import predicate
 from mosaic.data.sql_statement import Create, Delete, Insert, Reader, Show
@@ -26,7 +28,7 @@ from mosaic.data.sql_tree import Parser, Query, TableName
 from mosaic.data.sql_types import Column, columns
 from mosaic.data.system_tables import INFORMATION_SCHEMA, SYSTEM_TABLES, columns_of_show
 from mosaic.data.tables import Tables
-from mosaic.errors import AlreadyExists, BadRequest, TooLarge, not_found
+from mosaic.errors import AlreadyExists, BadRequest, TooLarge, Unavailable, not_found
 from mosaic.protocol import Principal
 from mosaic.storage import Storage
 
@@ -71,8 +73,18 @@ class SqlResult:
 class Sql:
     """`sql.query("SELECT ...", principal=...)`; safe for threads."""
 
-    def __init__(self, storage: Storage, tables: Tables, catalog: Catalog, settings: SqlSettings | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        tables: Tables,
+        catalog: Catalog,
+        settings: SqlSettings | None = None,
+        *,
+        base_url: str | None = None,
+    ) -> None:
+        """`base_url` is the gateway's that `ai_query` asks; without it there is none to ask."""
         self._storage, self._tables, self._catalog = storage, tables, catalog
+        self._ai = None if base_url is None else AiQueries(catalog, base_url)
         self.settings = settings or SqlSettings()
         self._engine = Engine(self.settings)
         self._parser = Parser(self._engine.connect)
@@ -121,8 +133,8 @@ class Sql:
         return self._delete(read, asked) if isinstance(read, Delete) else self._create(read, asked)
 
     def _select(self, query: Query, asked: "_Asked") -> SqlResult:
-        pinned = self._pin(query.tables, asked)
-        if not pinned:
+        pinned = self._pin(query, asked)
+        if not pinned and not query.endpoints:
             return self._answered(self._ask(query, pinned, asked), pinned, None)
         with self._run(asked, query, pinned) as run_id:
             answer = self._ask(query, pinned, asked)
@@ -132,7 +144,7 @@ class Sql:
     def _insert(self, insert: Insert, asked: "_Asked") -> SqlResult:
         self._catalog.grants.check(asked.principal, "MODIFY", "table", insert.target, action="writeTable")
         record = self._catalog.get_table(insert.target)
-        pinned = self._pin(insert.query.tables, asked)
+        pinned = self._pin(insert.query, asked)
         with self._run(asked, insert.query, pinned) as run_id:
             rows = self._all(insert.query, pinned, asked)
             names = _names(insert.columns, [column["name"] for column in record.columns], record.name)
@@ -153,7 +165,7 @@ class Sql:
         self._catalog.grants.check(principal, "CREATE TABLE", "schema", schema, action="createTable")
         if self._catalog.find_table(create.target) is not None:
             raise AlreadyExists(f"table {create.target!r} already exists", param="statement")
-        pinned = self._pin(create.query.tables, asked)
+        pinned = self._pin(create.query, asked)
         with self._run(asked, create.query, pinned) as run_id:
             rows = _storable(self._all(create.query, pinned, asked), create.target)
             tables = self._tables.acting(principal, run_id)
@@ -186,9 +198,12 @@ class Sql:
             self._catalog.finish_run(run_id, "finished", metrics={"rows": deleted})
         return _wrote(deleted, {}, TableVersion(delete.target, version), run_id, inserted=False)
 
-    def _pin(self, tables: Sequence[TableName], asked: "_Asked") -> "_Pinned":
-        """Every table that is read, at one version; raises PermissionDenied before any of them is opened."""
-        named = [table for table in tables if table.name not in SYSTEM_TABLES]
+    def _pin(self, query: Query, asked: "_Asked") -> "_Pinned":
+        """Every table that is read, at one version; raises PermissionDenied before any of them is opened, or any
+        endpoint asked."""
+        if query.endpoints:
+            self._asked_by_ai(query, asked)
+        named = [table for table in query.tables if table.name not in SYSTEM_TABLES]
         for table in named:
             if table.name.startswith(INFORMATION_SCHEMA):  # everybody may know of these
                 there = [one for one in SYSTEM_TABLES if one.startswith(INFORMATION_SCHEMA)]
@@ -207,7 +222,18 @@ class Sql:
                 raise BadRequest(f"table {table.name!r} is computed as it is asked and has no versions")
             else:
                 given[table.engine_name] = SYSTEM_TABLES[table.name](self._catalog, self._storage, asked.principal)
-        return self._engine.run(query.sql, given, asked.parameters, asked.limits, asked.cancelled, asked.principal.name)
+        run = functools.partial(self._engine.run, query.sql, given, asked.parameters, asked.limits, asked.cancelled)
+        if not query.endpoints or self._ai is None:
+            return run(asked.principal.name)
+        most, at_once = self.settings.ai_query_rows, self.settings.ai_query_concurrency
+        seconds = asked.limits.seconds
+        with self._ai.calls(asked.principal, seconds=seconds, most_rows=most, concurrency=at_once) as calls:
+            return run(asked.principal.name, calls)
+
+    def _asked_by_ai(self, query: Query, asked: "_Asked") -> list[tuple[str, int]]:
+        if self._ai is None:
+            raise Unavailable("ai_query asks endpoints, and no gateway is known here", param="statement")
+        return self._ai.check(query.endpoints, asked.principal)
 
     def _all(self, query: Query, pinned: "_Pinned", asked: "_Asked") -> pa.Table:
         """The rows to write: all of them, or TooLarge."""
@@ -229,6 +255,9 @@ class Sql:
                 names = query.columns_of(arrow_schema(opened.delta).names)
                 detail = {"columns": names, "predicate": None}
                 self._catalog.add_input(run_id, "table", table.name, opened.delta.version(), detail=detail)
+            if query is not None and query.endpoints:
+                for endpoint, version in self._asked_by_ai(query, asked):
+                    self._catalog.add_input(run_id, "endpoint", endpoint, version)
             yield run_id
         except BaseException:
             self._catalog.finish_run(run_id, "cancelled" if asked.cancelled.is_set() else "failed")

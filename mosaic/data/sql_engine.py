@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pydantic import Field
 
+from mosaic.data.sql_ai import AiCalls
 from mosaic.data.sql_pool import LOOK_SECONDS, Ended, Pool, Watch
 from mosaic.data.sql_worker import Request, connect
 from mosaic.errors import BadRequest, MosaicError, RateLimited, Unavailable
@@ -39,6 +40,10 @@ class SqlSettings(Settings):
     """Bytes of a result in Arrow's form, unless the caller says otherwise."""
     write_limit_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     """Bytes that one statement may write."""
+    ai_query_rows: int = Field(default=1_000, ge=1)
+    """Rows for which one statement may ask endpoints (`ai_query`)."""
+    ai_query_concurrency: int = Field(default=16, ge=1)
+    """Of these, at the same time."""
     timeout_seconds: float = Field(default=60, gt=0)
     """Time of a statement, unless the caller says otherwise."""
 
@@ -76,16 +81,23 @@ class Engine:
         limits: Limits,
         cancelled: threading.Event,
         caller: str = "",
+        calls: AiCalls | None = None,
     ) -> Answer:
-        """The rows of one SELECT over the given tables; raises BadRequest for the user's faults and for limits."""
-        request = Request(sql, dict(given), dict(parameters), limits.rows, limits.bytes, limits.seconds)
+        """The rows of one SELECT over the given tables; raises BadRequest for the user's faults and for limits.
+
+        `calls` answers its `ai_query`; what they raise is raised here.
+        """
+        bounds = (limits.rows, limits.bytes, limits.seconds)
+        request = Request(sql, dict(given), dict(parameters), *bounds, asks=calls is not None)
         watch = Watch(time.monotonic() + limits.seconds, cancelled)
         try:
             with self._turns.taken(caller, watch):
-                return Answer(*self._pool.run(request, watch))
+                return Answer(*self._pool.run(request, watch, calls))
         except NoTurn as error:
             raise RateLimited(f"{error}; none ended in {limits.seconds:g} s", code="busy") from None
         except Ended as ended:
+            if calls is not None and calls.error is not None and ended.why in ("engine", "users"):
+                raise calls.error from None
             raise _explained(ended, self._settings, limits) from None
 
 

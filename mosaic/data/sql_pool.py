@@ -21,6 +21,7 @@ import psutil
 import pyarrow as pa
 
 from mosaic.data import sql_worker as worker
+from mosaic.data.sql_ai import AiCalls, Answering
 
 LOOK_SECONDS = 0.02
 GRACE_SECONDS = 1.0
@@ -66,11 +67,11 @@ class Pool:
         """Idle, running, or asked for."""
         weakref.finalize(self, _end_all, self._idle)
 
-    def run(self, request: worker.Request, watch: Watch) -> tuple[pa.Table, _Cut]:
+    def run(self, request: worker.Request, watch: Watch, calls: AiCalls | None = None) -> tuple[pa.Table, _Cut]:
         """The rows of a request, and what cut them; raises Ended. At most `most` callers may be here at once."""
         child = self._take()
         try:
-            return child.run(request, watch)
+            return child.run(request, watch, calls)
         finally:
             self._put(child)
 
@@ -155,8 +156,8 @@ class Child:
         self._requests.close()
         self._answers.close()
 
-    def run(self, request: worker.Request, watch: Watch) -> tuple[pa.Table, _Cut]:
-        """The rows of a request, and what cut them; raises Ended."""
+    def run(self, request: worker.Request, watch: Watch, calls: AiCalls | None = None) -> tuple[pa.Table, _Cut]:
+        """The rows of a request, and what cut them; raises Ended. `calls` answers its `ai_query`."""
         self._stopping_since = None
         self._await_ready(watch)
         self.is_lost = True  # until it says that it has done with this statement
@@ -172,9 +173,23 @@ class Child:
                 if kind == worker.FAILED:
                     raise Ended(_why(told["fault"], watch), told["text"])
                 return pa.Table.from_batches(batches, schema=schema), told["cut_by"]
+            if kind == worker.ASK:
+                self._answer(payload, watch, calls)
+                continue
             with pa.ipc.open_stream(payload) as stream:
                 schema = stream.schema
                 batches += list(stream)
+
+    def _answer(self, payload: bytes, watch: Watch, calls: AiCalls | None) -> None:
+        assert calls is not None, "only a request that asks has the function"
+        with pa.ipc.open_stream(payload) as stream:
+            going = Answering(calls, stream.read_all())
+        try:
+            while not going.wait(LOOK_SECONDS):
+                self._look(watch)
+        finally:
+            going.stop()
+        self._write(worker.ANSWERS, json.dumps(going.answers).encode(), watch)
 
     def _await_ready(self, watch: Watch) -> None:
         """A child that only needs longer than this statement has is not lost."""

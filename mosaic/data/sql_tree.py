@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
+from mosaic.data import sql_ai
 from mosaic.data.sql_tokens import tokenize
 from mosaic.errors import BadRequest, PermissionDenied
 
@@ -75,6 +76,8 @@ class Query:
     tables: tuple[TableName, ...]
     columns: frozenset[str] | None
     """In lower case, of whichever table; None: perhaps all."""
+    endpoints: tuple[str, ...] = ()
+    """That it asks by `ai_query`, as they are written."""
 
     def columns_of(self, names: Sequence[str]) -> list[str]:
         """Which columns of a table the query may read."""
@@ -117,7 +120,8 @@ class Parser:
         except RecursionError:
             raise too_deep() from None
         tables = sorted(walk.tables, key=lambda one: one.engine_name)
-        return Query(sql, tuple(tables), None if walk.reads_all else frozenset(walk.columns))
+        columns = None if walk.reads_all else frozenset(walk.columns)
+        return Query(sql, tuple(tables), columns, tuple(sorted(walk.endpoints)))
 
     def _ask(self, question: str, value: str) -> str:
         with self._lock:
@@ -139,6 +143,7 @@ class _Walk:
         self.aliases: dict[tuple[str, ...], str] = {}
         """What a table without alias may be called, in two or three parts -> its alias now."""
         self.columns: set[str] = set()
+        self.endpoints: set[str] = set()
         self._alone: set[str] = set()
         """Names that stand alone: of a column, or of a table, which is then all of its columns."""
         self._called: set[str] = set()
@@ -207,6 +212,8 @@ class _Walk:
             node.clear()
             node.update({"class": "CONSTANT", "type": "VALUE_CONSTANT", **kept})
             node["literal"] = {"kind": "STRING", "text": self._caller}
+        elif function == sql_ai.NAME:
+            self.endpoints.add(sql_ai.read_call(node))
         elif function in _REFUSED_FUNCTIONS or function.startswith(_REFUSED_PREFIXES):
             raise PermissionDenied(
                 f"function {function!r} may not be used: it tells about the engine, or changes it", param="statement"

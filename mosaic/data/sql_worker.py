@@ -1,7 +1,8 @@
 """The program of an engine's child process: it runs statements one after another, each in a locked DuckDB made for it.
 
-    parent -> child   a request (`Request`, pickled), or STOP; the end of the pipe ends the child
-    child -> parent   READY once, then per statement SCHEMA and BATCH (Arrow IPC) and DONE or FAILED (JSON)
+    parent -> child   a request (`Request`, pickled), ANSWERS to its ASK, or STOP; the end of the pipe ends the child
+    child -> parent   READY once, then per statement SCHEMA and BATCH (Arrow IPC) and DONE or FAILED (JSON); ASK
+                      (Arrow IPC) between them, for what `ai_query` is to be answered
 
 What a statement does to this process (a crash, memory without end, a loop that no interrupt reaches) stays here: the
 parent ends the child (`sql_pool.py`). Nothing that a child says is ever unpickled.
@@ -28,10 +29,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-STOP, RUN = b"X", b"Q"
-READY, SCHEMA, BATCH, DONE, FAILED = b"R", b"S", b"B", b"D", b"F"
+STOP, RUN, ANSWERS = b"X", b"Q", b"A"
+READY, SCHEMA, BATCH, DONE, FAILED, ASK = b"R", b"S", b"B", b"D", b"F", b"K"
 HEADER = struct.Struct("<cQ")
 """A message's kind and the bytes that follow."""
+
+_SENDING = threading.Lock()
+"""A message is not interrupted by another: `ai_query` is called in the engine's own threads."""
 
 _BATCH_ROWS = 8192
 _LOOK_SECONDS = 0.02
@@ -68,6 +72,8 @@ class Request(NamedTuple):
     bytes: int
     seconds: float
     """Left until its deadline."""
+    asks: bool = False
+    """Whether it calls `ai_query`."""
 
 
 class _Frugal(ds.FileSystemDataset):
@@ -111,12 +117,15 @@ def main(parent: int, memory_limit_bytes: int, threads: int) -> None:
     _hold(parent, memory_limit_bytes)
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
     stopped = threading.Event()
-    threading.Thread(target=_listen, args=(requests, stopped), name="sql-listen", daemon=True).start()
+    asking = _Asking(answers)
+    threading.Thread(target=_listen, args=(requests, stopped, asking), name="sql-listen", daemon=True).start()
     connection = connect(memory_limit_bytes, threads)
     _send(answers, READY)
     while True:
         request = requests.get()
         try:
+            if request.asks:
+                asking.register(connection)
             _run(connection, request, stopped, answers)
         except (duckdb.Error, pa.ArrowException, OSError, RuntimeError, MemoryError) as error:
             _send(answers, FAILED, json.dumps(_fault(error)).encode())
@@ -144,13 +153,39 @@ def _hold(parent: int, memory_limit_bytes: int) -> None:
         os._exit(0)
 
 
-def _listen(requests: "queue.SimpleQueue[Request]", stopped: threading.Event) -> None:
+class _Asking:
+    """`ai_query` in the engine: each lot of rows goes to the parent, and whoever asked waits for it."""
+
+    def __init__(self, answers: BinaryIO) -> None:
+        self._answers, self._turn = answers, threading.Lock()
+        self.replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def register(self, connection: duckdb.DuckDBPyConnection) -> None:
+        texts = ["VARCHAR"] * 3
+        # Each call is one, also of the same prompt; of NULL there is none.
+        connection.create_function("ai_query", self._ask, texts, "VARCHAR", type="arrow", side_effects=True)  # type: ignore[call-overload]
+
+    def _ask(self, endpoint: pa.ChunkedArray, prompt: pa.ChunkedArray, options: pa.ChunkedArray) -> pa.Array:
+        asked = pa.table({"endpoint": endpoint, "prompt": prompt, "options": options})
+        if asked.num_rows == 0:
+            return pa.array([], pa.string())
+        with self._turn:
+            _send(self._answers, ASK, _stream(asked.schema, *asked.to_batches()))
+            reply = json.loads(self.replies.get())
+        if reply is None:
+            raise RuntimeError("ai_query was not answered")  # the parent knows why
+        return pa.array(reply, pa.string())
+
+
+def _listen(requests: "queue.SimpleQueue[Request]", stopped: threading.Event, asking: _Asking) -> None:
     with os.fdopen(0, "rb") as source:
         while len(header := source.read(HEADER.size)) == HEADER.size:
             kind, size = HEADER.unpack(header)
             payload = source.read(size)
             if kind == STOP:
                 stopped.set()
+            elif kind == ANSWERS:
+                asking.replies.put(payload)
             elif len(payload) == size:
                 stopped.clear()
                 requests.put(pickle.loads(payload))
@@ -158,9 +193,10 @@ def _listen(requests: "queue.SimpleQueue[Request]", stopped: threading.Event) ->
 
 
 def _send(answers: BinaryIO, kind: bytes, payload: bytes | memoryview = b"") -> None:
-    for piece in (memoryview(HEADER.pack(kind, len(payload))), memoryview(payload)):
-        while piece:
-            piece = piece[os.write(answers.fileno(), piece) :]
+    with _SENDING:
+        for piece in (memoryview(HEADER.pack(kind, len(payload))), memoryview(payload)):
+            while piece:
+                piece = piece[os.write(answers.fileno(), piece) :]
 
 
 def _run(connection: duckdb.DuckDBPyConnection, request: Request, stopped: threading.Event, answers: BinaryIO) -> None:

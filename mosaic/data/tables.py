@@ -29,6 +29,7 @@ from mosaic.data.delta import (
     list_files,
     read_arrow,
 )
+from mosaic.data.once import append_once, position
 from mosaic.data.sql_engine import Engine, SqlSettings
 from mosaic.data.sql_predicate import comparable
 from mosaic.data.sql_predicate import predicate as deltalake_predicate
@@ -114,6 +115,14 @@ class Tables:
     def append(self, name: str, data: "ray.data.Dataset | pa.Table", *, run_id: str | None = None) -> int:
         """Add rows in one commit; returns the version that has them. Raises BadRequest for rows that do not fit."""
         return self._write(name, data, "append", run_id)
+
+    def append_once(self, name: str, rows: pa.Table, application: str, number: int, *, after: int) -> int | None:
+        """Add the rows of a numbered piece of a work, unless the table has them: see `once.py`."""
+        return append_once(self._access, name, rows, application, number, after=after)
+
+    def position(self, name: str, application: str) -> int:
+        """How far a work has come in this table: the number of its last piece, 0 before the first. Needs SELECT."""
+        return position(self._access, name, application)
 
     def overwrite(self, name: str, data: "ray.data.Dataset | pa.Table", *, run_id: str | None = None) -> int:
         """Replace all rows in one commit; returns the version. Raises Conflict if somebody wrote at the same time:

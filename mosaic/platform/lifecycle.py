@@ -40,6 +40,7 @@ from mosaic.platform.parts import (
     build_shipper,
     embedder,
     internal_token,
+    resolve_model,
 )
 from mosaic.platform.status import Part, platform_status
 from mosaic.protocol import Principal
@@ -54,6 +55,7 @@ from mosaic.serving.service import Serving
 from mosaic.storage.layout import check_format
 
 if TYPE_CHECKING:
+    from mosaic.serving.batch import BatchInference
     from mosaic.training import FineTuning
 
 ADMIN = Principal(name="admin", is_admin=True)
@@ -113,6 +115,21 @@ class Platform:
             self._parts.models,
             work_folder=self.settings.home_folder / "training",
             tracking=Tracking(self.mlflow_uri, functools.partial(internal_token, self.settings)),
+        )
+
+    @property
+    def batch(self) -> "BatchInference":
+        """What runs models and endpoints over the rows of tables, on this cluster."""
+        from mosaic.serving.batch import BatchInference  # brings Ray Data, which most drivers do without
+
+        return BatchInference(
+            self.catalog,
+            self._parts.tables,
+            self.storage,
+            self.principal,
+            engines=self.settings.engines,
+            resolve=functools.partial(resolve_model, self.settings),
+            base_url=self.base_url,
         )
 
     def why(self, request_id: str) -> Thread:

@@ -71,7 +71,8 @@ def build_parts(settings: PlatformSettings) -> Parts:
 
     models = ModelResolver(settings.home_folder / "models", storage, source_of)
     indexes = Indexes(storage, tables, catalog, functools.partial(embedder, settings))
-    return Parts(settings, storage, catalog, tables, models, indexes, Sql(storage, tables, catalog))
+    sql = Sql(storage, tables, catalog, base_url=settings.base_url)
+    return Parts(settings, storage, catalog, tables, models, indexes, sql)
 
 
 def _missing_to_run(catalog: Catalog, model: str) -> tuple[str, ...]:

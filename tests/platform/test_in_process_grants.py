@@ -14,6 +14,7 @@ from mosaic.platform import Platform
 from mosaic.platform.parts import Parts, build_parts
 from mosaic.protocol import Principal
 from mosaic.runtime import Cluster
+from mosaic.serving.batch import BatchSettings
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
 from mosaic.training import TrainSettings
 from mosaic.vector.settings import IndexSettings
@@ -33,6 +34,8 @@ PLATFORM: dict[str, Way] = {
 TABLES: dict[str, Way] = {
     "create": lambda own: own.tables.create("main.docs.more", SCHEMA, primary_key=None, owner="eve"),
     "append": lambda own: own.tables.append(TABLE, ROWS),
+    "append_once": lambda own: own.tables.append_once(TABLE, ROWS, "work", 1, after=0),
+    "position": lambda own: own.tables.position(TABLE, "work"),
     "overwrite": lambda own: own.tables.overwrite(TABLE, ROWS),
     "delete_where": lambda own: own.tables.delete_where(TABLE, "id = 'a'"),
     "merge": lambda own: own.tables.merge(TABLE, ROWS),
@@ -67,8 +70,13 @@ MODELS: dict[str, Way] = {
     "register": lambda own: own.models.register(MODEL, "/nowhere"),
     "resolve": lambda own: own.models.resolve(f"{MODEL}/1"),
 }
+BATCH: dict[str, Way] = {
+    "infer": lambda own: own.batch.infer(
+        BatchSettings(table=TABLE, endpoint="closed", prompt="{text}", output_table="main.docs.answers")
+    ),
+}
 UNCHECKED = {
-    Platform: {"acting", "base_url", "mlflow_uri", "status", "flush_ledger", "flush_audit", "resume_audit"},
+    Platform: {"acting", "base_url", "batch", "mlflow_uri", "status", "flush_ledger", "flush_audit", "resume_audit"},
     "Tables": {"acting", "run_id"},
     "Indexes": {"acting", "list", "query_async"},  # the last two have tests of their own below
     "Serving": {"list", "state", "states"},  # `state` is of an endpoint that one has got
@@ -117,6 +125,7 @@ def eves(parts: Parts) -> Platform:
             ("indexes", INDEXES),
             ("serving", SERVING),
             ("models", MODELS),
+            ("batch", BATCH),
         )
         for name, call in ways.items()
     ],
@@ -136,6 +145,7 @@ def test_every_way_in_is_in_the_lists_above(eves: Platform) -> None:
         (eves.indexes, INDEXES, UNCHECKED["Indexes"]),
         (eves.serving, SERVING, UNCHECKED["Serving"]),
         (eves.models, MODELS, set()),
+        (eves.batch, BATCH, set()),
     ):
         public = {name for name, _ in inspect.getmembers(type(of)) if not name.startswith("_")}
         assert public - unchecked == set(checked), f"{type(of).__name__} has a way in that no test knows of"
