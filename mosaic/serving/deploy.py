@@ -104,8 +104,10 @@ def _deploy_vllm(
     _start(build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs=arguments), app_name)
 
 
-def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EnginePlan) -> dict[str, Any]:
-    """The engine's settings in the words of `ray.serve.llm`'s LLMConfig."""
+def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EnginePlan | None = None) -> dict[str, Any]:
+    """The engine's settings in the words of `ray.serve.llm`'s LLMConfig; planned for the cluster as it is, unless a
+    plan is given."""
+    plan = plan or plan_engine(settings, Path(folder), cluster_nodes())
     bundle = {"GPU": plan.gpu_share} if plan.on_gpu else {"CPU": settings.num_cpus}
     cache = {} if plan.on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}
     deployment: dict[str, Any] = {
