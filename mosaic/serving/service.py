@@ -202,6 +202,8 @@ class Serving:
                 )
             if entity.engine is not None and entity.engine.engine_kwargs and not is_admin:
                 self._deny(full, "engine_kwargs may load code, and only administrators may give them")
+            if entity.engine is not None and entity.engine.pip and not is_admin:
+                self._deny(full, "engine.pip installs code, and only administrators may name packages")
             by = self._check_model(by, entity.model)
         if settings.retrieval is not None:
             by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")

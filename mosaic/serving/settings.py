@@ -24,6 +24,9 @@ class EngineSettings(Settings):
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
     """What a custom model answers at once: texts of a classifier (None: 32), requests to a model of MLflow's or
     rows to a Python class (None: 1; more only for those that answer row by row)."""
+    pip: list[str] = Field(default_factory=list, max_length=100)
+    """Packages that a model of MLflow's or a Python class needs beyond the platform's own, as pip takes them; that
+    installs code, so that only administrators name them."""
     max_model_len: int = Field(default=1024, ge=1, le=100_000_000)
     """Tokens of prompt and answer together."""
     max_lora_rank: int = Field(default=16, ge=0, le=512)
@@ -34,6 +37,14 @@ class EngineSettings(Settings):
     """GiB for the KV cache on the CPU (on a GPU, vLLM takes what is free)."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to vLLM's engine as they are, last; some of them load code, so that only administrators give them."""
+
+    @field_validator("pip")
+    @classmethod
+    def _requirements(cls, given: list[str]) -> list[str]:
+        for one in given:
+            if not one.strip() or one.lstrip().startswith("-") or len(one) > 500 or not one.isprintable():
+                raise ValueError(f"{one[:100]!r} must be a requirement such as 'humanize==4.9', not an option of pip's")
+        return given
 
     @field_validator("engine_kwargs")
     @classmethod
