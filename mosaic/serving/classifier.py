@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from mosaic.errors import BadRequest, MosaicError, Unprocessable
+from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import EngineRequest
 from mosaic.serving.batches import Batches, alike
 from mosaic.serving.scoring import check_rows, read_rows
@@ -145,15 +145,15 @@ def read_truncate(body: Mapping[str, Any]) -> bool:
 
 
 def _load(folder: str, name: str) -> Any:
-    """The model; raises BadRequest for what would answer nonsense: labels that were never trained."""
+    """The model; raises EngineFailed for what would answer nonsense: labels that were never trained."""
     if not any(Path(folder).glob("*.safetensors")):
-        raise BadRequest(f"model {name!r} has no .safetensors file, and weights of other kinds run code", param="model")
+        raise EngineFailed(f"model {name!r} has no .safetensors file, and weights of other kinds run code")
     load = AutoModelForSequenceClassification.from_pretrained
     model, told = load(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
     if told["missing_keys"]:
-        raise BadRequest(f"model {name!r} lacks the weights {sorted(told['missing_keys'])[:10]}", param="model")
+        raise EngineFailed(f"model {name!r} lacks the weights {sorted(told['missing_keys'])[:10]}")
     if model.config.problem_type == "regression":
-        raise BadRequest(f"model {name!r} is for regression; served are models that tell labels apart", param="model")
+        raise EngineFailed(f"model {name!r} is for regression; served are models that tell labels apart")
     return model
 
 

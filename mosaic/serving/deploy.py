@@ -47,13 +47,17 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     an unknown model, BadRequest for an architecture that nothing here can serve.
     """
     settings = unit.settings or default
-    if unit.model == "echo":
-        return deploy_echo(unit)
-    folder = resolve(unit.model)
-    if (folder / "MLmodel").is_file():
+    folder = None if unit.model == "echo" else resolve(unit.model)
+    if folder is not None and (folder / "MLmodel").is_file():
         return deploy_pyfunc(unit, folder, settings)
-    if (folder / "mosaic-model.json").is_file():
+    if folder is not None and (folder / "mosaic-model.json").is_file():
         return deploy_python(unit, folder, settings)
+    if settings.pip:
+        raise BadRequest(
+            f"engine.pip is for models of MLflow's and Python classes; {unit.model!r} is neither", param="pip"
+        )
+    if folder is None:
+        return deploy_echo(unit)
     config = json.loads((folder / "config.json").read_text())
     match runner_of(folder, config, settings):
         case "generate" | "pooling":
@@ -200,7 +204,8 @@ def _start_custom(replica: type, unit: Unit, folder: Path, settings: EngineSetti
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
-    _start(deployment.bind(str(folder), unit.model, max_batch_size=settings.max_batch_size or 1), unit.app_name)
+    arguments = {"max_batch_size": settings.max_batch_size or 1, "pip": tuple(settings.pip)}
+    _start(deployment.bind(str(folder), unit.model, **arguments), unit.app_name)
 
 
 def deploy_echo(unit: Unit, *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:

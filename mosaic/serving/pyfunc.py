@@ -12,6 +12,7 @@ from ray import serve
 
 from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import EngineRequest
+from mosaic.serving import packages
 from mosaic.serving.scoring import input_of
 
 _BATCH_WAIT_SECONDS = 0.005
@@ -25,7 +26,8 @@ class Pyfunc:
     documentation, "Local inference spec".
     """
 
-    def __init__(self, folder: str, name: str, *, max_batch_size: int = 1) -> None:
+    def __init__(self, folder: str, name: str, *, max_batch_size: int = 1, pip: Sequence[str] = ()) -> None:
+        packages.use(pip)  # before anything is imported
         import mlflow  # seconds, which a driver that only names this class does not wait for
         from mlflow.models import Model
 

@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import EngineRequest, Wire
+from mosaic.serving import packages
 from mosaic.serving.batches import Batches
 from mosaic.serving.scoring import check_rows, read_rows
 from mosaic.settings import explain
@@ -90,7 +91,11 @@ def write_model(
         raise BadRequest(f"importing the module of {class_name!r} took over {_IMPORT_SECONDS} s") from None
     if ended.returncode != 0:
         told = (ended.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise BadRequest(f"the module of {class_name!r} cannot be loaded on its own: {told}", param="source")
+        raise BadRequest(
+            f"the module of {class_name!r} cannot be loaded on its own: {told}; what only `engine.pip` brings is to be "
+            "imported in load()",
+            param="source",
+        )
 
 
 def _source_of(model: type | str) -> tuple[str, str]:
@@ -115,7 +120,7 @@ def _source_of(model: type | str) -> tuple[str, str]:
 
 
 def load_class(folder: Path) -> tuple[type, Described]:
-    """The class of a model's folder; its module's code runs. Raises BadRequest for one without `predict`."""
+    """The class of a model's folder; its module's code runs. Raises EngineFailed for one without `predict`."""
     described = Described.model_validate_json((folder / DESCRIPTION).read_text())
     name = f"mosaic_model_{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, folder / MODULE)
@@ -125,7 +130,7 @@ def load_class(folder: Path) -> tuple[type, Described]:
     spec.loader.exec_module(module)
     found = getattr(module, described.class_name, None)
     if not isinstance(found, type) or not callable(getattr(found, "predict", None)):
-        raise BadRequest(f"{MODULE} has no class {described.class_name!r} with a method predict(self, rows)")
+        raise EngineFailed(f"{MODULE} has no class {described.class_name!r} with a method predict(self, rows)")
     return found, described
 
 
@@ -137,7 +142,8 @@ class PythonModel:
     error.
     """
 
-    def __init__(self, folder: str, name: str, *, max_batch_size: int = 1) -> None:
+    def __init__(self, folder: str, name: str, *, max_batch_size: int = 1, pip: Sequence[str] = ()) -> None:
+        packages.use(pip)
         self._name, self._at_once = name, max_batch_size
         made, self._described = load_class(Path(folder))
         self._model = made()

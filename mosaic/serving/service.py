@@ -210,6 +210,8 @@ class Serving:
                         f"engine_kwargs {given} can load code, touch files or open ports, and only administrators may "
                         f"give them; anybody may give {sorted(flags.ANY_OWNER)}",
                     )
+            if entity.engine is not None and entity.engine.pip and not is_admin:
+                self._deny(full, "engine.pip installs code, and only administrators may name packages")
             by = self._check_model(by, entity.model)
         if settings.retrieval is not None:
             by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")

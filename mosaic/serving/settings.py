@@ -26,6 +26,9 @@ class EngineSettings(Settings):
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)
     """What a custom model answers at once: texts of a classifier (None: 32), requests to a model of MLflow's or
     rows to a Python class (None: 1; more only for those that answer row by row)."""
+    pip: list[str] = Field(default_factory=list, max_length=100)
+    """Packages that a model of MLflow's or a Python class needs beyond the platform's own, as pip takes them; that
+    installs code, so that only administrators name them."""
     max_model_len: int | None = Field(default=1024, ge=1, le=100_000_000)
     """Tokens of prompt and answer together; None: as many as the model can and the KV cache holds."""
     max_lora_rank: int = Field(default=16, ge=0, le=512)
@@ -45,6 +48,14 @@ class EngineSettings(Settings):
     """Which replica is asked: the less busy of two, or the one that has seen the longest part of the prompt."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """vLLM's own flags, last; checked by name and type. Some load code, so that only administrators give them."""
+
+    @field_validator("pip")
+    @classmethod
+    def _requirements(cls, given: list[str]) -> list[str]:
+        for one in given:
+            if not one.strip() or one.lstrip().startswith("-") or len(one) > 500 or not one.isprintable():
+                raise ValueError(f"{one[:100]!r} must be a requirement such as 'humanize==4.9', not an option of pip's")
+        return given
 
     @field_validator("engine_kwargs")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 
+import pytest
 import sentiment_model as task
 
 from mosaic.platform import Platform
@@ -35,12 +36,13 @@ def test_words_that_tell_are_learned() -> None:
     assert task.bag_of_words(training, ["so great", "how awful"]) == ["positive", "negative"]
 
 
+@pytest.mark.timeout(900)
 def test_the_job_from_tweets_to_an_endpoint(platform: Platform, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, str(JOB), "--tweets", "200", "--epochs", "1", "--report", str(report)]
     environment = {**os.environ, "RAY_ADDRESS": platform.cluster.address}
     try:
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         told = json.loads(report.read_text())
         assert told["same_labels"] == told["accuracy"]["minilm"]["n"] == 40

@@ -125,10 +125,10 @@ def test_labels_that_were_never_trained_are_refused(folder: Path, tmp_path: Path
     base = AutoModelForSequenceClassification.from_pretrained(folder).base_model
     base.save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "base")
-    with pytest.raises(BadRequest, match=r"lacks the weights \['classifier.bias', 'classifier.weight'\]"):
+    with pytest.raises(EngineFailed, match=r"lacks the weights \['classifier.bias', 'classifier.weight'\]"):
         Classifier(str(tmp_path / "base"), "moods")
     (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "pytorch_model.bin")
-    with pytest.raises(BadRequest, match=r"has no \.safetensors file"):
+    with pytest.raises(EngineFailed, match=r"has no \.safetensors file"):
         Classifier(str(tmp_path / "base"), "moods")
 
 

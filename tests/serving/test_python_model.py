@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from mosaic.catalog.names import INTERNAL
-from mosaic.errors import BadRequest, EngineFailed, Unavailable, Unprocessable
+from mosaic.errors import BadRequest, EngineFailed, PermissionDenied, Unavailable, Unprocessable
 from mosaic.platform import Platform
 from mosaic.protocol import EngineRequest
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.packages import installed
 from mosaic.serving.python_model import PythonModel, write_model
 from mosaic.serving.settings import EngineSettings
 
@@ -150,6 +152,57 @@ def test_what_cannot_be_a_model_is_refused_where_it_is_registered(tmp_path: Path
     assert described == {"format": 1, "class_name": "Bot", "columns": {"x": "long"}, "example": []}
 
 
+def wheel(folder: Path, version: str, module: str) -> Path:
+    """A package that is nowhere else, of one module, as pip takes it."""
+    file, info = folder / f"mosaic_tiny-{version}-py3-none-any.whl", f"mosaic_tiny-{version}.dist-info"
+    parts = {
+        "mosaic_tiny.py": module,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: mosaic-tiny\nVersion: {version}\nRequires-Dist: numpy\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    parts[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*parts, f"{info}/RECORD"])
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return file
+
+
+def test_packages_of_its_own_are_installed_beside_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    first = installed([str(wheel(tmp_path / "a", "1.0", "WORD = 'first'"))], tmp_path / "place")
+    assert sorted(path.name for path in first.iterdir()) == [
+        "manifest.json",
+        "mosaic_tiny-1.0.dist-info",
+        "mosaic_tiny.py",
+    ]  # numpy, which it requires, is there already
+    made = (first / "manifest.json").stat().st_mtime_ns
+    assert installed([str(tmp_path / "a" / "mosaic_tiny-1.0-py3-none-any.whl")], tmp_path / "place") == first
+    assert (first / "manifest.json").stat().st_mtime_ns == made
+    wheel(tmp_path / "a", "1.0", "WORD = 'second'")  # the same name, another content
+    second = installed([str(tmp_path / "a" / "mosaic_tiny-1.0-py3-none-any.whl")], tmp_path / "place")
+    assert second != first and "second" in (second / "mosaic_tiny.py").read_text()
+    with pytest.raises(EngineFailed, match=r"engine\.pip = \['mosaic-tiny==9'\] cannot be installed: .*mosaic-tiny==9"):
+        installed(["mosaic-tiny==9"], tmp_path / "place")
+
+
+@pytest.mark.parametrize("one", ["--index-url=http://x", " -r file", "", "a\nb"])
+def test_an_option_of_pip_is_no_requirement(one: str) -> None:
+    with pytest.raises(ValueError, match="must be a requirement such as"):
+        EngineSettings(pip=[one])
+
+
+def with_pip(settings: EndpointSettings, requirement: str) -> EndpointSettings:
+    (entity,) = settings.served_entities
+    engine = EngineSettings(num_cpus=0.1, pip=[requirement])
+    return settings.model_copy(update={"served_entities": [entity.model_copy(update={"engine": engine})]})
+
+
+def _as(platform: Platform, name: str) -> Platform:
+    principal = platform.catalog.check_token(platform.catalog.create_token(name, is_admin=False)[1])
+    platform.catalog.grants.grant("catalog", "main", name, ["ALL PRIVILEGES", "MANAGE"], by=platform.principal)
+    return platform.acting(principal)
+
+
 def test_on_the_platform(platform: Platform, token: str, tmp_path: Path) -> None:
     made = platform.models.register("main.classes.shout", Shout, columns=COLUMNS, example=[{"name": "a", "age": 1}])
     assert made.kind == "python" and made.spec["pickles"] == ["model.py"]
@@ -176,5 +229,12 @@ def test_on_the_platform(platform: Platform, token: str, tmp_path: Path) -> None
         assert wrong.status_code == 400 and ".age must be a long" in wrong.json()["error"]["message"]
         failed = httpx.post(url, json={"dataframe_records": [{"name": "ann", "age": -3}]}, headers=headers)
         assert failed.status_code == 502 and "an age is below 0" in failed.json()["error"]["message"]
+        with pytest.raises(PermissionDenied, match=r"engine\.pip installs code"):
+            _as(platform, "eve").serving.update(with_pip(settings, "tiny"))
+        platform.serving.put(with_pip(settings, "no-such-package-as-this==1.2.3.4"))
+        with pytest.raises(Unavailable, match=r"engine\.pip = \['no-such-package-as-this==1.2.3.4'\] cannot be inst"):
+            platform.serving.wait("shout")
+        answer = httpx.post(url, json={"dataframe_records": [{"name": "ann", "age": 3}]}, headers=headers)
+        assert answer.status_code == 200  # the configuration before serves on
     finally:
         platform.serving.delete("shout")

@@ -63,6 +63,8 @@ def pin_model(catalog: Catalog, settings: BatchSettings, principal: Principal, n
         _deny(catalog, principal, f"model {settings.model!r} is a place, which only administrators may run from")
     if settings.engine is not None:
         flags.check(settings.engine)
+        if settings.engine.pip:
+            raise BadRequest("engine.pip is for custom models; a job itself runs chat models", param="engine")
         given = flags.for_administrators(settings.engine.engine_kwargs)
         if given and not is_admin:
             _deny(catalog, principal, f"engine_kwargs {given} can load code, and only administrators may give them")
