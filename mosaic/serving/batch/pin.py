@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.names import is_model_version, parse_model_version
-from mosaic.errors import BadRequest, MosaicError, PermissionDenied, Unavailable, UnsupportedField
+from mosaic.errors import BadRequest, PermissionDenied, Unavailable, UnsupportedField
 from mosaic.protocol import ChatRequest, Principal
 from mosaic.serving.batch.calls import Task
 from mosaic.serving.batch.pieces import INPUT_ROW
@@ -155,7 +155,6 @@ def _used(model: str) -> tuple[str, str, int | None]:
 
 
 def _deny(catalog: Catalog, principal: Principal, told: str) -> NoReturn:
-    error: MosaicError = PermissionDenied(told, param="model")
-    assert isinstance(error, PermissionDenied)
+    error = PermissionDenied(told, param="model")
     catalog.audit.deny(ACTION, {}, error, by=principal)
     raise error

@@ -25,7 +25,7 @@ from mosaic.data import Tables
 from mosaic.data.delta import arrow_schema, check_columns, dataset
 from mosaic.errors import Conflict, MosaicError, Unavailable
 from mosaic.ids import new_id
-from mosaic.protocol import Principal, Wire
+from mosaic.protocol import Principal
 from mosaic.serving.apps import require_fit
 from mosaic.serving.batch.calls import EndpointSetup
 from mosaic.serving.batch.engine import EngineSetup
@@ -40,6 +40,7 @@ from mosaic.serving.batch.pin import (
     require_chat_model,
 )
 from mosaic.serving.batch.plan import PLAN_PROPERTY, Piece, Plan
+from mosaic.serving.batch.result import BatchProgress, BatchResult, further
 from mosaic.serving.batch.settings import BatchSettings
 from mosaic.serving.batch.work import Done, Place, Setup, run_pieces
 from mosaic.serving.settings import EngineSettings
@@ -54,39 +55,6 @@ _ROWS_AHEAD = 512
 _CALLER_CPUS = 0.1
 _TOKEN_DAYS = 7
 _PATIENCE_SECONDS = 30
-
-
-class BatchProgress(Wire):
-    """How far a job is; rows and tokens are of this process."""
-
-    pieces_done: int
-    pieces: int
-    rows: int = 0
-    errors: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-
-
-class BatchResult(Wire):
-    """What a finished job made."""
-
-    job_id: str
-    run_id: str | None
-    """None if the job was finished before."""
-    input_table: str
-    input_version: int
-    output_table: str
-    output_version: int
-    rows: int
-    errors: int
-    """Rows with an error in place of a response."""
-    prompt_tokens: int
-    completion_tokens: int
-    pieces: int
-    pieces_before: int
-    """Of those, done by earlier runs of the job."""
-    seconds: float
-    """Of this run."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +194,7 @@ class BatchInference:
                     writing.append_once(job.output, rows, plan.job_id, done.number, after=committed)
                     committed = done.number
                     self.at("after-commit")
-                progress = _further(progress, done, time.monotonic() - began)
+                progress = further(progress, done.number, done.rows, time.monotonic() - began)
                 on_progress(progress)
         # One past the last piece: pieces without rows, at the end too, are known to be done.
         writing.append_once(job.output, job.schema.empty_table(), plan.job_id, plan.pieces + 1, after=committed)
@@ -337,18 +305,6 @@ class BatchInference:
 def _rank(adapter: Path) -> int:
     """Of an adapter's files, as PEFT writes them."""
     return int(json.loads((adapter / "adapter_config.json").read_text())["r"])
-
-
-def _further(progress: BatchProgress, done: Done, seconds: float) -> BatchProgress:
-    rows = done.rows
-    return BatchProgress(
-        pieces_done=done.number,
-        pieces=progress.pieces,
-        rows=progress.rows + rows.num_rows,
-        errors=progress.errors + rows.num_rows - rows["error"].null_count,
-        completion_tokens=progress.completion_tokens + (pc.sum(rows["completion_tokens"]).as_py() or 0),
-        seconds=seconds,
-    )
 
 
 def _require_room(name: str, place: Place) -> None:
