@@ -9,7 +9,7 @@ Killed anywhere, the same job goes on after the last piece that is committed.
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,13 +103,15 @@ class BatchInference:
         self.at("planned")
         before = self._tables.position(job.output, job.plan.job_id)
         if before > job.plan.pieces:
+            self._end_others(job)
             return self._result(job, None, min(before, job.plan.pieces), began)
         with self._run(job) as run_id:
             self._work(job, before, run_id, on_progress, began)
             self.at("before-end")
             result = self._result(job, run_id, before, began)
             told = {name: float(getattr(result, name)) for name in ("rows", "errors", "completion_tokens", "seconds")}
-            self._catalog.finish_run(run_id, "finished", metrics=told)
+            with suppress(Conflict):  # whoever came to the same job just now has ended it (`_end_others`)
+                self._catalog.finish_run(run_id, "finished", metrics=told)
         self._end_others(job)
         return result
 
@@ -271,10 +273,8 @@ class BatchInference:
         """Runs of this job that were killed say that they run: now there is nothing left that they could do."""
         for run in self._catalog.list_runs(kind=RUN_KIND, status="running", limit=1000):
             if run.params.get("job_id") == job.plan.job_id:
-                try:
+                with suppress(Conflict):  # it ended by itself meanwhile
                     self._catalog.finish_run(run.run_id, "failed")
-                except Conflict:  # it ended by itself meanwhile
-                    continue
 
     def _result(self, job: _Job, run_id: str | None, before: int, began: float) -> BatchResult:
         opened = self._tables.open(job.output)
