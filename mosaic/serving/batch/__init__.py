@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mosaic.serving.batch.plan import Plan
-    from mosaic.serving.batch.run import KILL_POINTS, BatchInference, BatchProgress, BatchResult
+    from mosaic.serving.batch.result import BatchProgress, BatchResult
+    from mosaic.serving.batch.run import KILL_POINTS, BatchInference
     from mosaic.serving.batch.settings import BatchSettings, Sampling
 
 __all__ = ["KILL_POINTS", "BatchInference", "BatchProgress", "BatchResult", "BatchSettings", "Plan", "Sampling"]
@@ -13,8 +14,8 @@ __all__ = ["KILL_POINTS", "BatchInference", "BatchProgress", "BatchResult", "Bat
 _HOMES = {
     "KILL_POINTS": "run",
     "BatchInference": "run",
-    "BatchProgress": "run",
-    "BatchResult": "run",
+    "BatchProgress": "result",
+    "BatchResult": "result",
     "BatchSettings": "settings",
     "Sampling": "settings",
     "Plan": "plan",

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.names import is_model_version, parse_model_version
-from mosaic.errors import BadRequest, MosaicError, PermissionDenied, Unavailable
+from mosaic.errors import BadRequest, PermissionDenied, Unavailable
 from mosaic.protocol import Principal
 from mosaic.serving import flags
 from mosaic.serving.batch.calls import Task
@@ -164,7 +164,6 @@ def _used(model: str) -> tuple[str, str, int | None]:
 
 
 def _deny(catalog: Catalog, principal: Principal, told: str) -> NoReturn:
-    error: MosaicError = PermissionDenied(told, param="model")
-    assert isinstance(error, PermissionDenied)
+    error = PermissionDenied(told, param="model")
     catalog.audit.deny(ACTION, {}, error, by=principal)
     raise error

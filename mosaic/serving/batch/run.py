@@ -9,7 +9,7 @@ Killed anywhere, the same job goes on after the last piece that is committed.
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from mosaic.data import Tables
 from mosaic.data.delta import arrow_schema, check_columns, dataset
 from mosaic.errors import Conflict, MosaicError
 from mosaic.ids import new_id
-from mosaic.protocol import Principal, Wire
+from mosaic.protocol import Principal
 from mosaic.serving.apps import require_fit
 from mosaic.serving.batch.calls import EndpointSetup
 from mosaic.serving.batch.engine import EngineSetup
@@ -40,6 +40,7 @@ from mosaic.serving.batch.pin import (
     require_chat_model,
 )
 from mosaic.serving.batch.plan import PLAN_PROPERTY, Piece, Plan
+from mosaic.serving.batch.result import BatchProgress, BatchResult, further
 from mosaic.serving.batch.settings import BatchSettings
 from mosaic.serving.batch.work import Done, Place, Setup, run_pieces
 from mosaic.serving.nodes import cluster_nodes
@@ -56,39 +57,6 @@ _ROWS_AHEAD = 512
 _CALLER_CPUS = 0.1
 _TOKEN_DAYS = 7
 _PATIENCE_SECONDS = 30
-
-
-class BatchProgress(Wire):
-    """How far a job is; rows and tokens are of this process."""
-
-    pieces_done: int
-    pieces: int
-    rows: int = 0
-    errors: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-
-
-class BatchResult(Wire):
-    """What a finished job made."""
-
-    job_id: str
-    run_id: str | None
-    """None if the job was finished before."""
-    input_table: str
-    input_version: int
-    output_table: str
-    output_version: int
-    rows: int
-    errors: int
-    """Rows with an error in place of a response."""
-    prompt_tokens: int
-    completion_tokens: int
-    pieces: int
-    pieces_before: int
-    """Of those, done by earlier runs of the job."""
-    seconds: float
-    """Of this run."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +105,15 @@ class BatchInference:
         self.at("planned")
         before = self._tables.position(job.output, job.plan.job_id)
         if before > job.plan.pieces:
+            self._end_others(job)
             return self._result(job, None, min(before, job.plan.pieces), began)
         with self._run(job) as run_id:
             self._work(job, before, run_id, on_progress, began)
             self.at("before-end")
             result = self._result(job, run_id, before, began)
             told = {name: float(getattr(result, name)) for name in ("rows", "errors", "completion_tokens", "seconds")}
-            self._catalog.finish_run(run_id, "finished", metrics=told)
+            with suppress(Conflict):  # whoever came to the same job just now has ended it (`_end_others`)
+                self._catalog.finish_run(run_id, "finished", metrics=told)
         self._end_others(job)
         return result
 
@@ -228,7 +198,7 @@ class BatchInference:
                     writing.append_once(job.output, rows, plan.job_id, done.number, after=committed)
                     committed = done.number
                     self.at("after-commit")
-                progress = _further(progress, done, time.monotonic() - began)
+                progress = further(progress, done.number, done.rows, time.monotonic() - began)
                 on_progress(progress)
         # One past the last piece: pieces without rows, at the end too, are known to be done.
         writing.append_once(job.output, job.schema.empty_table(), plan.job_id, plan.pieces + 1, after=committed)
@@ -311,10 +281,8 @@ class BatchInference:
         """Runs of this job that were killed say that they run: now there is nothing left that they could do."""
         for run in self._catalog.list_runs(kind=RUN_KIND, status="running", limit=1000):
             if run.params.get("job_id") == job.plan.job_id:
-                try:
+                with suppress(Conflict):  # it ended by itself meanwhile
                     self._catalog.finish_run(run.run_id, "failed")
-                except Conflict:  # it ended by itself meanwhile
-                    continue
 
     def _result(self, job: _Job, run_id: str | None, before: int, began: float) -> BatchResult:
         opened = self._tables.open(job.output)
@@ -345,18 +313,6 @@ class BatchInference:
 def _rank(adapter: Path) -> int:
     """Of an adapter's files, as PEFT writes them."""
     return int(json.loads((adapter / "adapter_config.json").read_text())["r"])
-
-
-def _further(progress: BatchProgress, done: Done, seconds: float) -> BatchProgress:
-    rows = done.rows
-    return BatchProgress(
-        pieces_done=done.number,
-        pieces=progress.pieces,
-        rows=progress.rows + rows.num_rows,
-        errors=progress.errors + rows.num_rows - rows["error"].null_count,
-        completion_tokens=progress.completion_tokens + (pc.sum(rows["completion_tokens"]).as_py() or 0),
-        seconds=seconds,
-    )
 
 
 def _require_room(name: str, place: Place) -> None:
