@@ -70,6 +70,7 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
         answers = engine.chat(_build(ChatCompletionRequest, told, request), None)
     else:
         answers = engine.completions(_build(CompletionRequest, told, request), None)
+    opening: list[dict[str, Any]] = []
     async for answer in answers:
         if isinstance(answer, ErrorResponse):
             raise as_error(answer.error.message, int(answer.error.code), answer.error.param, request)
@@ -83,7 +84,21 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
                 if "error" in chunk:
                     error = chunk["error"]
                     raise as_error(error["message"], int(error.get("code") or 500), error.get("param"), request)
+                if _is_opening(chunk):
+                    # Sent together with the first token, or with what is wrong: then the client gets a status.
+                    opening.append(chunk)
+                    continue
+                while opening:
+                    yield opening.pop(0)
                 yield chunk
+    for chunk in opening:
+        yield chunk
+
+
+def _is_opening(chunk: dict[str, Any]) -> bool:
+    """Whether it says who speaks, and nothing yet."""
+    said = [{field for field, value in choice.get("delta", {}).items() if value} for choice in chunk["choices"]]
+    return bool(said) and all(fields == {"role"} for fields in said)
 
 
 def _as_openai(answer: dict[str, Any]) -> dict[str, Any]:
