@@ -3,11 +3,12 @@
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview
 
 from mosaic.catalog import Catalog
 from mosaic.errors import EngineFailed, Unavailable
@@ -16,7 +17,8 @@ from mosaic.protocol import EngineRequest
 from mosaic.serving.deploy import start_engine
 from mosaic.serving.endpoint import EndpointSettings, Unit, adapter_of
 from mosaic.serving.engine import ServeEngine
-from mosaic.serving.rollout import AppState
+from mosaic.serving.replicas import Replica, log_lines, metrics_text, replicas_by_app
+from mosaic.serving.rollout import SCALED_TO_ZERO, AppState
 from mosaic.serving.settings import EngineSettings
 
 _PROBE_SECONDS = 300
@@ -46,7 +48,7 @@ class ServeApps:
             reason = "\n".join([application.message, *told])
             match application.status:
                 case "RUNNING":
-                    found[name] = AppState("running")
+                    found[name] = AppState("running", "" if _has_replicas(application) else SCALED_TO_ZERO)
                 case "DEPLOY_FAILED":
                     found[name] = AppState("failed", reason)
                 case "DELETING":
@@ -85,15 +87,24 @@ class ServeApps:
         threading.Thread(target=loop.run_forever, name="probes", daemon=True).start()
         return loop
 
+    def replicas(self, app_names: Sequence[str]) -> dict[str, list[Replica]]:
+        return replicas_by_app(app_names)
+
+    def log_lines(self, replica: Replica, lines: int) -> list[str]:
+        return log_lines(replica, lines)
+
+    def metrics_text(self) -> str:
+        return metrics_text()
+
     def settings_of(self, unit: Unit) -> EngineSettings:
         return unit.settings or self._engines.get(unit.model, EngineSettings())
 
     def cpus_of(self, unit: Unit) -> float:
-        """Logical CPUs that its replicas reserve."""
-        if unit.model in ("echo", "all-minilm-l6-v2"):
-            return _EMBEDDER_CPUS
+        """Logical CPUs that its replicas reserve, those that there are at first."""
         settings = self.settings_of(unit)
-        return 0.0 if settings.num_gpus else settings.num_cpus * settings.num_replicas
+        if unit.model in ("echo", "all-minilm-l6-v2"):
+            return _EMBEDDER_CPUS * settings.first_replicas
+        return 0.0 if settings.num_gpus else settings.num_cpus * settings.first_replicas
 
     def require_model(self, unit: Unit) -> None:
         """Raises NotFound with the models that there are."""
@@ -107,6 +118,13 @@ class ServeApps:
         missing = [unit for unit in sorted(units) if states.get(unit.app_name, AppState("ending")).state in gone]
         wanted = {unit.app_name: self.cpus_of(unit) for unit in missing}
         require_fit(wanted, ray.available_resources().get("CPU", 0.0), "free")
+
+
+def _has_replicas(application: ApplicationStatusOverview) -> bool:
+    return all(
+        any(count for state, count in one.replica_states.items() if state != "STOPPING")
+        for one in application.deployments.values()
+    )
 
 
 async def _first(engine: ServeEngine, request: EngineRequest) -> None:

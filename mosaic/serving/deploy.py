@@ -17,6 +17,7 @@ from mosaic.protocol import Wire
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import Unit
 from mosaic.serving.pyfunc import Pyfunc
+from mosaic.serving.scaling import replica_options
 from mosaic.serving.settings import EngineSettings
 
 DRAIN_SECONDS = 600
@@ -39,7 +40,7 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     """
     settings = unit.settings or default
     if unit.model == "echo":
-        return deploy_echo(unit)
+        return deploy_echo(unit, settings)
     folder = resolve(unit.model)
     if (folder / "MLmodel").is_file():
         return deploy_pyfunc(unit, folder, settings)
@@ -47,7 +48,7 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     if any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures):
         return deploy_vllm(unit, folder, settings, resolve)
     if architectures == ["BertModel"]:
-        return deploy_embedder(unit, folder, threads=settings.threads or 2)
+        return deploy_embedder(unit, folder, settings)
     raise BadRequest(
         f"model {unit.model!r} is a {architectures}; served are causal language models, BertModel encoders "
         "and models of MLflow's"
@@ -59,6 +60,12 @@ def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Cal
 
     `resolve` runs in the engine's process and turns an adapter's name into a local folder; it must pickle.
     """
+    if settings.max_replicas_per_node is not None:
+        raise BadRequest(
+            "max_replicas_per_node is not for vLLM's engines, which reserve their GPUs or CPUs as a placement group; "
+            "leave it out",
+            param="max_replicas_per_node",
+        )
     ray.get(_deploy_vllm.remote(unit.app_name, unit.model, str(folder), settings, resolve))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="vllm")
 
@@ -74,7 +81,7 @@ def _deploy_vllm(
     from mosaic.serving.vllm import VllmReplica
 
     config = LLMConfig(**vllm_config(model, folder, settings))
-    arguments = {"resolve": resolve, "threads": settings.threads}
+    arguments = {"resolve": resolve, "threads": settings.threads, "health_seconds": settings.health_timeout_seconds}
     _start(build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs=arguments), app_name)
 
 
@@ -95,35 +102,37 @@ def vllm_config(model: str, folder: str, settings: EngineSettings) -> dict[str, 
         "placement_group_config": {"bundles": [bundle]},
         "engine_kwargs": {**engine_kwargs, **settings.engine_kwargs},
         "deployment_config": {
-            "num_replicas": settings.num_replicas,
+            **replica_options(settings),
             "ray_actor_options": {"num_cpus": 0},
             "max_ongoing_requests": 256,
             "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+            "health_check_period_s": 5,
         },
         "runtime_env": {"env_vars": {} if on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}},
         "experimental_configs": {"stream_batching_interval_ms": 0},
-        "log_engine_metrics": False,
+        "log_engine_metrics": True,
     }
 
 
-def deploy_embedder(unit: Unit, folder: Path, *, num_cpus: float = 0.2, threads: int = 2) -> EngineApp:
+def deploy_embedder(unit: Unit, folder: Path, settings: EngineSettings, *, num_cpus: float = 0.2) -> EngineApp:
     """Start (or update) an embedding model's application; returns at once."""
-    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), num_cpus, threads))
+    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), settings, num_cpus))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="embedder")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
-def _deploy_embedder(app_name: str, model: str, folder: str, num_cpus: float, threads: int) -> None:
+def _deploy_embedder(app_name: str, model: str, folder: str, settings: EngineSettings, num_cpus: float) -> None:
     from mosaic.serving.embedder import Embedder  # brings torch: see above
 
     deployment = serve.deployment(
         Embedder,
         name="Embedder",
+        **replica_options(settings),
         ray_actor_options={"num_cpus": num_cpus},
         max_ongoing_requests=64,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
-    _start(deployment.bind(folder, model, threads=threads), app_name)
+    _start(deployment.bind(folder, model, threads=settings.threads or 2), app_name)
 
 
 def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
@@ -131,7 +140,7 @@ def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineA
     deployment = serve.deployment(
         Pyfunc,
         name="Pyfunc",
-        num_replicas=settings.num_replicas,
+        **replica_options(settings),
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
@@ -140,11 +149,18 @@ def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineA
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="pyfunc")
 
 
-def deploy_echo(unit: Unit, *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:
+def deploy_echo(
+    unit: Unit,
+    settings: EngineSettings,
+    *,
+    delay_seconds: float = 0.0,
+    num_cpus: float = 0.05,
+) -> EngineApp:
     """Start the echo double as an application."""
     deployment = serve.deployment(
         EchoEngine,
         name="EchoEngine",
+        **replica_options(settings),
         ray_actor_options={"num_cpus": num_cpus},
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,

@@ -14,12 +14,13 @@ from mosaic.serving.rollout import AppState
 class EchoEngine:
     """Answers with the last message, a word a chunk, in the engine protocol's shape.
 
-    `delay_seconds` is waited before each word; a message that begins with `fail:` raises EngineFailed after the first
-    word.
+    `delay_seconds` is waited before each word, a tenth of a second more for a message that begins with `slow:`; one
+    that begins with `fail:` raises EngineFailed after the first word.
     """
 
     def __init__(self, delay_seconds: float = 0.0) -> None:
         self._delay_seconds = delay_seconds
+        print("the echo is ready", flush=True)
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         text = request.body["messages"][-1]["content"]
@@ -49,8 +50,9 @@ class EchoEngine:
     async def _wait(self, text: str, place: int) -> None:
         if text.startswith("fail:") and place > 0:
             raise EngineFailed("the echo was asked to fail")
-        if self._delay_seconds:
-            await asyncio.sleep(self._delay_seconds)
+        delay_seconds = self._delay_seconds + (0.1 if text.startswith("slow:") else 0)
+        if delay_seconds:
+            await asyncio.sleep(delay_seconds)
 
 
 class InstantApps:

@@ -1,11 +1,13 @@
 """The vLLM replica: `ray.serve.llm`'s server, asked in our engine protocol, with LoRA adapters loaded when first named.
 
-It reaches into two internals of Ray 2.60 (`engine.resolve_lora`, `DiskMultiplexConfig`), which a contract test holds:
+It reaches into two internals of Ray 2.60 (`engine.resolve_lora`, `DiskMultiplexConfig`), which a contract test holds,
+and to feel the engine's pulse into one of vLLM 0.29 (the states of its requests), which a test that hangs it holds.
 Ray's own LoRA loading takes only cloud addresses, and our adapters live wherever the catalog says.
 """
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,18 +20,26 @@ from vllm.platforms import current_platform
 
 from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import Adapter, EngineRequest
+from mosaic.serving.pulse import PING, Pulse, end_with_children
 from mosaic.serving.vllm_cpu import CpuEngine, cpu_environment
+
+logger = logging.getLogger("ray.serve")
 
 
 class VllmReplica(LLMServer):
     """One engine with one base model and any number of its adapters.
 
     `resolve` turns an adapter's name into a local folder with its verified files, on the node where the engine runs.
-    `threads` is the CPU threads of its arithmetic (none: one per core).
+    `threads` is the CPU threads of its arithmetic (none: one per core). An engine that was asked for a token and is
+    silent for `health_seconds` hangs: it ends with its replica, and Serve starts another one.
     """
 
     async def __init__(  # type: ignore[misc]
-        self, llm_config: LLMConfig, resolve: Callable[[str], Path], threads: int | None = None
+        self,
+        llm_config: LLMConfig,
+        resolve: Callable[[str], Path],
+        threads: int | None = None,
+        health_seconds: float = 60,
     ) -> None:
         self._resolve = resolve
         self._adapter_lock = asyncio.Lock()
@@ -39,6 +49,7 @@ class VllmReplica(LLMServer):
             await super().__init__(llm_config, engine_cls=CpuEngine)
         else:
             await super().__init__(llm_config)
+        self._pulse = Pulse(self._ask_for_a_token, self._last_token_at, limit_seconds=health_seconds)
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         """See `mosaic.protocol.Engine`."""
@@ -64,6 +75,26 @@ class VllmReplica(LLMServer):
                     if "error" in chunk:
                         raise EngineFailed(str(chunk["error"].get("message", chunk["error"])))
                     yield chunk
+
+    async def check_health(self) -> None:
+        """As Serve asks every few seconds; a replica whose engine hangs ends here."""
+        await super().check_health()
+        try:
+            self._pulse.check()
+        except EngineFailed as error:
+            logger.error("%s; this replica ends, and another one takes its place", error.message)
+            end_with_children()
+
+    async def _ask_for_a_token(self) -> None:
+        body = {"model": self._llm_config.model_id, "messages": PING, "max_tokens": 1}
+        async for _ in self.engine.chat(ChatCompletionRequest(**body), None):
+            pass
+
+    def _last_token_at(self) -> float:
+        """By the engine's own clock, of the requests that it has; 0 of none."""
+        client = getattr(self.engine, "_engine_client", None)
+        states = [] if client is None else client.output_processor.request_states.values()
+        return max((one.stats.last_token_ts for one in states if one.stats is not None), default=0.0)
 
     async def load_adapter(self, adapter: Adapter) -> None:
         """Load an adapter before anybody asks for it; raises BadRequest when vLLM refuses its files."""
