@@ -5,6 +5,7 @@ the Delta inference table, exactly once (`mosaic.data.ship`).
 """
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mosaic.data.wal import Log
@@ -14,9 +15,10 @@ from mosaic.protocol import Principal, Retrieved, Usage
 class Exchange:
     """One request on its way. Fields are noted as they become known; `close` writes the row, once."""
 
-    def __init__(self, entry: Any, row: dict[str, Any]) -> None:
+    def __init__(self, entry: Any, row: dict[str, Any], on_close: Callable[[Mapping[str, Any]], None]) -> None:
         self._entry = entry
         self._row = row
+        self._on_close = on_close
         self._principal: Principal | None = None
         self._started = time.perf_counter()
         self.closed = False
@@ -61,22 +63,26 @@ class Exchange:
             self._entry.close(self._finish(status))
 
     def _finish(self, status: int) -> dict[str, Any]:
-        return {**self._row, "status_code": status, "duration_milliseconds": self._elapsed_milliseconds()}
+        row = {**self._row, "status_code": status, "duration_milliseconds": self._elapsed_milliseconds()}
+        self._on_close(row)
+        return row
 
     def _elapsed_milliseconds(self) -> float:
         return round((time.perf_counter() - self._started) * 1e3, 3)
 
 
 class Ledger:
-    """Opens exchanges on this gateway's log."""
+    """Opens exchanges on this gateway's log; `on_close` sees each row as it is written."""
 
-    def __init__(self, log: Log, gateway: str) -> None:
-        self._log, self._gateway = log, gateway
+    def __init__(
+        self, log: Log, gateway: str, on_close: Callable[[Mapping[str, Any]], None] = lambda row: None
+    ) -> None:
+        self._log, self._gateway, self._on_close = log, gateway, on_close
 
     def open(self, request_id: str, **fields: Any) -> Exchange:
         """Open the row: written at once (it survives a kill -9), not yet fsynced."""
         row = {"request_id": request_id, "request_time": time.time_ns() // 1000, "gateway": self._gateway, **fields}
-        return Exchange(self._log.open(request_id, row), row)
+        return Exchange(self._log.open(request_id, row), row, self._on_close)
 
     def close(self) -> None:
         """Give the log back; what is still open is shipped as lost."""

@@ -27,6 +27,7 @@ from mosaic.platform.mlflow_proxy import mlflow_door
 from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
 from mosaic.protocol import Retrieved
 from mosaic.serving import ServeEngine
+from mosaic.serving.metrics import Meter
 from mosaic.serving.rollout import Rollouts
 from mosaic.training.tracking import MlflowServer
 
@@ -47,7 +48,7 @@ class Gateway:
         _log_with_serve()
         parts = build_parts(settings)
         replica = f"{role}-{new_id('gw')[-8:]}"
-        self._ledger = Ledger(Log(spool(settings), owner=replica), replica)
+        self._ledger = Ledger(Log(spool(settings), owner=replica), replica, Meter().record)
         self._shipper = ensure_shipper(functools.partial(build_shipper, settings))
         endpoints = Endpoints(parts.catalog, trusted=frozenset({INTERNAL}))
         engines: dict[str, ServeEngine] = {}

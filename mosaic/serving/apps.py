@@ -4,11 +4,12 @@ import asyncio
 import functools
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview
 
 from mosaic.catalog import Catalog
 from mosaic.errors import EngineFailed, Unavailable
@@ -19,7 +20,8 @@ from mosaic.serving.endpoint import EndpointSettings, Unit, adapter_of
 from mosaic.serving.engine import ServeEngine
 from mosaic.serving.nodes import cluster_nodes
 from mosaic.serving.plan import plan_engine, require_memory
-from mosaic.serving.rollout import AppState
+from mosaic.serving.replicas import Replica, log_lines, metrics_text, replicas_by_app
+from mosaic.serving.rollout import SCALED_TO_ZERO, AppState
 from mosaic.serving.runners import runner_of
 from mosaic.serving.settings import EngineSettings
 
@@ -53,7 +55,7 @@ class ServeApps:
             reason = "\n".join([application.message, *told])
             match application.status:
                 case "RUNNING":
-                    found[name] = AppState("running")
+                    found[name] = AppState("running", "" if _has_replicas(application) else SCALED_TO_ZERO)
                 case "DEPLOY_FAILED":
                     found[name] = AppState("failed", reason)
                 case "DELETING":
@@ -102,15 +104,25 @@ class ServeApps:
         threading.Thread(target=loop.run_forever, name="probes", daemon=True).start()
         return loop
 
+    def replicas(self, app_names: Sequence[str]) -> dict[str, list[Replica]]:
+        return replicas_by_app(app_names)
+
+    def log_lines(self, replica: Replica, lines: int) -> list[str]:
+        return log_lines(replica, lines)
+
+    def metrics_text(self) -> str:
+        return metrics_text()
+
     def settings_of(self, unit: Unit) -> EngineSettings:
         return unit.settings or self._engines.get(unit.model, EngineSettings())
 
     def cpus_of(self, unit: Unit) -> float:
-        """Logical CPUs that its replicas reserve."""
-        if unit.model in ("echo", "all-minilm-l6-v2"):
-            return _EMBEDDER_CPUS
+        """Logical CPUs that its replicas reserve, those that there are at first."""
         settings = self.settings_of(unit)
-        return 0.0 if settings.num_gpus or settings.accelerator == "gpu" else settings.num_cpus * settings.num_replicas
+        if unit.model in ("echo", "all-minilm-l6-v2"):
+            return _EMBEDDER_CPUS * settings.first_replicas
+        on_gpu = settings.num_gpus or settings.accelerator == "gpu"
+        return 0.0 if on_gpu else settings.num_cpus * settings.first_replicas
 
     def require_model(self, unit: Unit) -> None:
         """Raises NotFound with the models that there are."""
@@ -128,7 +140,7 @@ class ServeApps:
         folders = {unit: folder for unit in missing if (folder := self._vllm_folder(unit)) is not None}
         nodes = cluster_nodes() if folders else ()
         plans = {
-            unit.app_name: (plan_engine(self.settings_of(unit), folder, nodes), self.settings_of(unit).num_replicas)
+            unit.app_name: (plan_engine(self.settings_of(unit), folder, nodes), self.settings_of(unit).first_replicas)
             for unit, folder in folders.items()
         }
         free = ray.available_resources()
@@ -145,6 +157,13 @@ class ServeApps:
             return None
         config = json.loads((folder / "config.json").read_text())
         return folder if runner_of(folder, config, self.settings_of(unit)) in ("generate", "pooling") else None
+
+
+def _has_replicas(application: ApplicationStatusOverview) -> bool:
+    return all(
+        any(count for state, count in one.replica_states.items() if state != "STOPPING")
+        for one in application.deployments.values()
+    )
 
 
 async def _first(engine: ServeEngine, request: EngineRequest) -> None:

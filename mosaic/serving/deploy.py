@@ -21,6 +21,7 @@ from mosaic.serving.plan import EnginePlan, plan_engine, require_memory
 from mosaic.serving.pyfunc import Pyfunc
 from mosaic.serving.python_model import PythonModel
 from mosaic.serving.runners import runner_of
+from mosaic.serving.scaling import replica_options
 from mosaic.serving.settings import EngineSettings
 
 DRAIN_SECONDS = 600
@@ -57,13 +58,13 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
             f"engine.pip is for models of MLflow's and Python classes; {unit.model!r} is neither", param="pip"
         )
     if folder is None:
-        return deploy_echo(unit)
+        return deploy_echo(unit, settings)
     config = json.loads((folder / "config.json").read_text())
     match runner_of(folder, config, settings):
         case "generate" | "pooling":
             return deploy_vllm(unit, folder, settings, resolve)
         case "embedder":
-            return deploy_embedder(unit, folder, threads=settings.threads or 2)
+            return deploy_embedder(unit, folder, settings)
         case "classifier":
             return deploy_classifier(unit, folder, settings)
     raise BadRequest(
@@ -78,10 +79,16 @@ def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Cal
     `resolve` runs in the engine's process and turns an adapter's name into a local folder; it must pickle. Raises what
     `plan_engine` raises, and Unprocessable with the sum for an engine that finds no memory.
     """
+    if settings.max_replicas_per_node is not None:
+        raise BadRequest(
+            "max_replicas_per_node is not for vLLM's engines, which reserve their GPUs or CPUs as a placement group; "
+            "leave it out",
+            param="max_replicas_per_node",
+        )
     nodes = cluster_nodes()
     try:
         plan = plan_engine(settings, folder, nodes)
-        require_memory({unit.app_name: (plan, settings.num_replicas)}, nodes)
+        require_memory({unit.app_name: (plan, settings.first_replicas)}, nodes)
     except Unavailable as error:  # a rollout tries again what is away; nothing comes free while it waits
         raise Unprocessable(error.message, param=error.param, code=error.code) from None
     ray.get(_deploy_vllm.remote(unit.app_name, unit.model, str(folder), settings, plan, resolve))
@@ -104,7 +111,7 @@ def _deploy_vllm(
     from mosaic.serving.vllm import VllmReplica
 
     config = LLMConfig(**vllm_config(model, folder, settings, plan))
-    arguments = {"resolve": resolve, "threads": settings.threads}
+    arguments = {"resolve": resolve, "threads": settings.threads, "health_seconds": settings.health_timeout_seconds}
     _start(build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs=arguments), app_name)
 
 
@@ -115,7 +122,7 @@ def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EngineP
     bundle = {"GPU": plan.gpu_share} if plan.on_gpu else {"CPU": settings.num_cpus}
     cache = {} if plan.on_gpu else {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}
     deployment: dict[str, Any] = {
-        "num_replicas": settings.num_replicas,
+        **replica_options(settings),
         "ray_actor_options": {"num_cpus": 0},
         "max_ongoing_requests": 256,
         "graceful_shutdown_timeout_s": DRAIN_SECONDS,
@@ -131,28 +138,29 @@ def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EngineP
         "deployment_config": deployment,
         "runtime_env": {"env_vars": cache},
         "experimental_configs": {"stream_batching_interval_ms": 0},
-        "log_engine_metrics": False,
+        "log_engine_metrics": True,
     }
 
 
-def deploy_embedder(unit: Unit, folder: Path, *, num_cpus: float = 0.2, threads: int = 2) -> EngineApp:
+def deploy_embedder(unit: Unit, folder: Path, settings: EngineSettings, *, num_cpus: float = 0.2) -> EngineApp:
     """Start (or update) an embedding model's application; returns at once."""
-    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), num_cpus, threads))
+    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), settings, num_cpus))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="embedder")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
-def _deploy_embedder(app_name: str, model: str, folder: str, num_cpus: float, threads: int) -> None:
+def _deploy_embedder(app_name: str, model: str, folder: str, settings: EngineSettings, num_cpus: float) -> None:
     from mosaic.serving.embedder import Embedder  # brings torch: see above
 
     deployment = serve.deployment(
         Embedder,
         name="Embedder",
+        **replica_options(settings),
         ray_actor_options={"num_cpus": num_cpus},
         max_ongoing_requests=64,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
-    _start(deployment.bind(folder, model, threads=threads), app_name)
+    _start(deployment.bind(folder, model, threads=settings.threads or 2), app_name)
 
 
 def deploy_classifier(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
@@ -168,7 +176,7 @@ def _deploy_classifier(app_name: str, model: str, folder: str, settings: EngineS
     deployment = serve.deployment(
         Classifier,
         name="Classifier",
-        num_replicas=settings.num_replicas,
+        **replica_options(settings),
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
@@ -199,7 +207,7 @@ def _start_custom(replica: type, unit: Unit, folder: Path, settings: EngineSetti
     deployment = serve.deployment(
         replica,
         name=replica.__name__,
-        num_replicas=settings.num_replicas,
+        **replica_options(settings),
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
@@ -208,11 +216,14 @@ def _start_custom(replica: type, unit: Unit, folder: Path, settings: EngineSetti
     _start(deployment.bind(str(folder), unit.model, **arguments), unit.app_name)
 
 
-def deploy_echo(unit: Unit, *, delay_seconds: float = 0.0, num_cpus: float = 0.05) -> EngineApp:
+def deploy_echo(
+    unit: Unit, settings: EngineSettings, *, delay_seconds: float = 0.0, num_cpus: float = 0.05
+) -> EngineApp:
     """Start the echo double as an application."""
     deployment = serve.deployment(
         EchoEngine,
         name="EchoEngine",
+        **replica_options(settings),
         ray_actor_options={"num_cpus": num_cpus},
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,

@@ -14,13 +14,15 @@ from mosaic.serving.rollout import AppState
 class EchoEngine:
     """Answers with the last message, or the prompt, a word a chunk, in the engine protocol's shape.
 
-    `delay_seconds` is waited before each word; a text that begins with `fail:` raises EngineFailed after the first
-    word. A message `call: NAME JSON` calls the tool NAME with those arguments if the request brings it. How tokens are
-    drawn means nothing here; `n` answers are the same, n times.
+    `delay_seconds` is waited before each word, a tenth of a second more for a text that begins with `slow:`; one that
+    begins with `fail:` raises EngineFailed after the first word. A message `call: NAME JSON` calls the tool NAME with
+    those arguments if the request brings it. How tokens are drawn means nothing here; `n` answers are the same, n
+    times.
     """
 
     def __init__(self, delay_seconds: float = 0.0) -> None:
         self._delay_seconds = delay_seconds
+        print("the echo is ready", flush=True)
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         if request.task not in ("chat", "complete"):
@@ -43,8 +45,9 @@ class EchoEngine:
     async def _wait(self, text: str, place: int) -> None:
         if text.startswith("fail:") and place > 0:
             raise EngineFailed("the echo was asked to fail")
-        if self._delay_seconds:
-            await asyncio.sleep(self._delay_seconds)
+        delay_seconds = self._delay_seconds + (0.1 if text.startswith("slow:") else 0)
+        if delay_seconds:
+            await asyncio.sleep(delay_seconds)
 
 
 class _Asked:

@@ -37,6 +37,10 @@ _EXCEPTION = re.compile(r"^(?:ray\.exceptions\.|[a-z_]\w*\.)*([A-Z]\w*(?:Error|E
 _WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "RuntimeError: Traceback")
 
 
+SCALED_TO_ZERO = "scaled to zero: the next request waits until an engine has started"
+"""What is told of an engine that runs in so far as a request would start it."""
+
+
 class AppState(NamedTuple):
     """How an engine's application is."""
 

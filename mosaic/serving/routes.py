@@ -5,10 +5,13 @@ endpoint.yaml. The sizes of Databricks' machines (`workload_size`, `workload_typ
 `engine` says what an engine runs with.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from mosaic.catalog import names
@@ -32,7 +35,8 @@ class AskedEntity(Asked):
     entity_name: str = Field(max_length=1000)
     entity_version: str | None = Field(default=None, max_length=20)
     engine: dict[str, Any] | None = None
-    scale_to_zero_enabled: Literal[False] = False
+    scale_to_zero_enabled: bool = False
+    """The same as `scaling: {min_replicas: 0}` in `engine`."""
     workload_size: str | None = None
     workload_type: str | None = None
 
@@ -70,6 +74,7 @@ class AnsweredEntity(Answer):
     name: str
     entity_name: str
     entity_version: str | None
+    scale_to_zero_enabled: bool
     engine: dict[str, Any] | None
     state: EntityState
 
@@ -106,6 +111,10 @@ class EndpointInfo(Answer):
     pending_config: PendingConfig | None
 
 
+class Logs(Answer):
+    logs: str
+
+
 class ListedEndpoints(Answer):
     endpoints: list[EndpointInfo]
 
@@ -123,12 +132,14 @@ class ServingRoutes:
             route("GET", one, self.get),
             route("PUT", f"{one}/config", self.update, asked=AskedConfig),
             route("DELETE", one, self.delete),
+            route("GET", f"{one}/served-models/{{entity}}/logs", self.logs),
+            Route(f"{one}/metrics", self.metrics, methods=["GET"]),
         ]
 
     def create(self, call: Call) -> EndpointInfo:
         asked = call.parse(CreateEndpoint)
         serving = self._serving(call.principal)
-        return _info(serving, serving.create(_settings(asked.name, asked.config)))
+        return _info(serving, serving.create(_settings(serving, asked.name, asked.config)))
 
     def list(self, call: Call) -> ListedEndpoints:
         serving = self._serving(call.principal)
@@ -143,20 +154,31 @@ class ServingRoutes:
     def update(self, call: Call) -> EndpointInfo:
         asked = call.parse(AskedConfig, name=call.path["name"])
         serving = self._serving(call.principal)
-        return _info(serving, serving.update(_settings(call.path["name"], asked)))
+        return _info(serving, serving.update(_settings(serving, call.path["name"], asked)))
+
+    def logs(self, call: Call) -> Logs:
+        """The last lines of the replicas of a served entity's engine."""
+        found = self._serving(call.principal).logs(call.path["name"], call.path["entity"])
+        return Logs(logs="".join(f"{line}\n" for one in found for line in one.lines))
+
+    async def metrics(self, http: Request) -> Response:
+        """In Prometheus' format, for a scraper too."""
+        serving = self._serving(http.state.principal)
+        return PlainTextResponse(await asyncio.to_thread(serving.export_metrics, http.path_params["name"]))
 
     def delete(self, call: Call) -> Nothing:
         self._serving(call.principal).delete(call.path["name"])
         return Nothing()
 
 
-def _settings(name: str, asked: AskedConfig) -> EndpointSettings:
+def _settings(serving: Serving, name: str, asked: AskedConfig) -> EndpointSettings:
     shares = _shares(asked)
     entities = []
     for number, entity in enumerate(asked.served_entities):
         given: dict[str, Any] = {"model": _model(entity), "name": _entity_name(entity, number)}
         given["traffic_percentage"] = shares.pop(given["name"], 0 if shares or asked.traffic_config else 100)
-        entities.append(given | ({} if entity.engine is None else {"engine": entity.engine}))
+        engine = _engine(serving, entity)
+        entities.append(given | ({} if engine is None else {"engine": engine}))
     if shares:
         raise BadRequest(
             f"traffic_config routes to {sorted(shares)}, and the served entities are "
@@ -169,6 +191,25 @@ def _settings(name: str, asked: AskedConfig) -> EndpointSettings:
     more = {"task": ours.get(asked.task or "", asked.task), "retrieval": asked.retrieval}
     told = {"name": name, "served_entities": entities, **{key: one for key, one in more.items() if one is not None}}
     return EndpointSettings.parse(told, source="config")
+
+
+def _engine(serving: Serving, entity: AskedEntity) -> dict[str, Any] | None:
+    if not entity.scale_to_zero_enabled:
+        return entity.engine
+    engine = entity.engine
+    if engine is None:
+        engine = serving.engine_settings(entity.entity_name).model_dump(mode="json")
+    scaling = engine.get("scaling") or {}
+    if not isinstance(scaling, dict):
+        return engine  # refused with all else that is wrong with it
+    if scaling.get("min_replicas", 0) != 0:
+        raise BadRequest(
+            f"scale_to_zero_enabled is true, and engine.scaling.min_replicas = {scaling['min_replicas']!r}: "
+            "leave one of the two out",
+            param="scale_to_zero_enabled",
+        )
+    most = engine.get("num_replicas", 1)  # a fixed number becomes the most that there are
+    return {**engine, "num_replicas": 1, "scaling": {"max_replicas": most, **scaling, "min_replicas": 0}}
 
 
 def _shares(asked: AskedConfig) -> dict[str, int]:
@@ -228,7 +269,7 @@ def _newest(endpoint: Endpoint) -> dict[str, Any]:
 
 def _live_state(state: EndpointState) -> EntityState:
     if state.ready == "READY":
-        return EntityState(deployment="DEPLOYMENT_READY", deployment_state_message="")
+        return EntityState(deployment="DEPLOYMENT_READY", deployment_state_message=state.scaled_to_zero or "")
     return EntityState(deployment="DEPLOYMENT_FAILED", deployment_state_message=state.reason or "")
 
 
@@ -246,9 +287,15 @@ def _config(config: dict[str, Any], version: int, state: EntityState) -> Answere
         if not names.is_model_version(entity.model):
             name, number = entity.model, ""
         engine = None if entity.engine is None else entity.engine.model_dump(mode="json")
+        to_zero = entity.engine is not None and entity.engine.scales_to_zero
         entities.append(
             AnsweredEntity(
-                name=entity.name, entity_name=name, entity_version=number or None, engine=engine, state=state
+                name=entity.name,
+                entity_name=name,
+                entity_version=number or None,
+                scale_to_zero_enabled=to_zero,
+                engine=engine,
+                state=state,
             )
         )
         routes.append(

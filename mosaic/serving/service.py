@@ -10,16 +10,20 @@ from mosaic.catalog.records import Endpoint, EndpointConfig
 from mosaic.errors import NotFound, PermissionDenied, Unavailable
 from mosaic.protocol import Principal, Wire
 from mosaic.serving import flags
+from mosaic.serving.description import Description, ReplicaLog, Seen, described, logs_of, measured
 from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place, pins_of, unit_of
-from mosaic.serving.rollout import AppState, short_reason
+from mosaic.serving.metrics import EntityMetrics, entity_metrics
+from mosaic.serving.rollout import SCALED_TO_ZERO, AppState, short_reason
+from mosaic.serving.settings import EngineSettings
 
 _POLL_SECONDS = 0.1
 _PREDICTING = ("mlflow", "classifier", "python")
 """Kinds of registered models whose endpoints have the task `predict`."""
 
 
-class Engines(Protocol):
-    """What is asked about the engines before a configuration is proposed; `serving.apps.ServeApps` is one."""
+class Engines(Seen, Protocol):
+    """What is asked about the engines before a configuration is proposed, and how they are; `serving.apps.ServeApps` is
+    one."""
 
     def states(self) -> dict[str, AppState]: ...
 
@@ -36,6 +40,8 @@ class EndpointState(Wire):
     config_update: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"]
     reason: str | None = None
     """Why it is not ready, or the last update failed; told to who may MANAGE it."""
+    scaled_to_zero: str | None = None
+    """Which engines end when idle and have; the next request starts them, and waits."""
 
 
 class Serving:
@@ -89,7 +95,8 @@ class Serving:
 
     def state(self, endpoint: Endpoint, states: Mapping[str, AppState] | None = None) -> EndpointState:
         """How it is now; `states` are the engines' if they are known already."""
-        not_running = self._not_running(endpoint, self._engines.states() if states is None else states)
+        states = self._engines.states() if states is None else states
+        not_running = self._not_running(endpoint, states)
         told = endpoint.failed.reason if endpoint.failed is not None else not_running
         updating: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"] = "NOT_UPDATING"
         if endpoint.pending is not None:
@@ -100,11 +107,46 @@ class Serving:
             ready="READY" if not_running is None else "NOT_READY",
             config_update=updating,
             reason=told if self._may("MANAGE", endpoint) else None,
+            scaled_to_zero=self._scaled_to_zero(endpoint, states) if not_running is None else None,
         )
 
     def states(self) -> Mapping[str, AppState]:
         """Of all engines, for several endpoints at once."""
         return self._engines.states()
+
+    def engine_settings(self, model: str) -> EngineSettings:
+        """How the platform runs the engine of a model that a configuration says nothing about."""
+        return self._engines.settings_of(Unit(model, ""))
+
+    def describe(self, name: str) -> Description:
+        """An endpoint with its engines and where they run. Raises NotFound, PermissionDenied without MANAGE."""
+        endpoint, states = self._managed(name, "getServingEndpoint"), self._engines.states()
+        state = self.state(endpoint, states)
+        return described(
+            self._catalog, self._engines, endpoint, states, (state.ready, state.config_update, state.reason)
+        )
+
+    def logs(self, name: str, entity: str | None = None, *, lines: int = 200) -> Sequence[ReplicaLog]:
+        """The last lines of each replica of an endpoint's engines, or of one served entity's.
+
+        Raises NotFound, PermissionDenied without MANAGE.
+        """
+        return logs_of(self._catalog, self._engines, self._managed(name, "getServingEndpointLogs"), entity, lines)
+
+    def metrics(self, name: str) -> Sequence[EntityMetrics]:
+        """By served entity: requests, times, tokens, queue, KV cache; since the gateways that run were started, and
+        some seconds late. Raises NotFound, PermissionDenied without BROWSE."""
+        engines, samples = measured(self._catalog, self._engines, self.get(name))
+        return entity_metrics(samples, engines)
+
+    def export_metrics(self, name: str) -> str:
+        """What there is about an endpoint and its engines in Prometheus' format. Raises as `metrics`."""
+        return "".join(f"{one.line}\n" for one in measured(self._catalog, self._engines, self.get(name))[1])
+
+    def _managed(self, name: str, action: str) -> Endpoint:
+        full = self._catalog.endpoints.full_name(name)
+        self._catalog.grants.check(self._principal, "MANAGE", "endpoint", full, action=action)
+        return self._catalog.endpoints.get(full)
 
     def wait(self, name: str, *, timeout_seconds: float = 1800) -> Endpoint:
         """Until the endpoint's last configuration is live and its engines run.
@@ -150,6 +192,13 @@ class Serving:
                 why = f": {short_reason(there.reason)}" if there.reason else ""
                 return f"the engine of {entity.name!r} is {there.state}{why}"
         return None
+
+    def _scaled_to_zero(self, endpoint: Endpoint, states: Mapping[str, AppState]) -> str | None:
+        """What of a configuration whose engines run has no replica at the moment."""
+        entities = EndpointSettings.parse(endpoint.config, source=f"endpoint {endpoint.name}").served_entities
+        apps = {entity.name: unit_of(self._catalog, entity, endpoint.pinned).app_name for entity in entities}
+        idle = [name for name, app in apps.items() if states[app].reason == SCALED_TO_ZERO]
+        return f"the engine of {', '.join(map(repr, idle))} is {SCALED_TO_ZERO}" if idle else None
 
     def _propose(self, settings: EndpointSettings, *, new: bool) -> Endpoint:
         full = self._catalog.endpoints.full_name(settings.name)

@@ -1,10 +1,11 @@
 """How a model's engine runs; apart from what needs Ray to be imported."""
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from mosaic.serving.scaling import Scaling
 from mosaic.settings import Settings
 
 _LONGEST_KWARGS, _DEEPEST_KWARGS = 16_384, 10
@@ -15,6 +16,13 @@ class EngineSettings(Settings):
 
     num_replicas: int = Field(default=1, ge=1, le=1000)
     """Engines of this model; Ray spreads the requests."""
+    scaling: Scaling | None = None
+    """As many engines as is asked for, down to none, in place of `num_replicas`."""
+    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
+    """Engines on one node at most; not for vLLM's, which reserve their place in another way."""
+    health_timeout_seconds: float = Field(default=60, gt=0, le=86_400)
+    """How long a vLLM engine may be silent after it was asked for one token before it is taken to hang, and
+    replaced."""
     num_cpus: float = Field(default=0.4, gt=0, le=1024)
     """Logical CPUs that a replica reserves (its threads take what the machine has)."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -56,6 +64,23 @@ class EngineSettings(Settings):
             if not one.strip() or one.lstrip().startswith("-") or len(one) > 500 or not one.isprintable():
                 raise ValueError(f"{one[:100]!r} must be a requirement such as 'humanize==4.9', not an option of pip's")
         return given
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if self.scaling is not None and self.num_replicas != 1:
+            raise ValueError(
+                f"num_replicas = {self.num_replicas} is a fixed number and scaling a range: give one of the two"
+            )
+        return self
+
+    @property
+    def first_replicas(self) -> int:
+        """Engines that start at first."""
+        return self.num_replicas if self.scaling is None else self.scaling.first_replicas
+
+    @property
+    def scales_to_zero(self) -> bool:
+        return self.scaling is not None and self.scaling.min_replicas == 0
 
     @field_validator("engine_kwargs")
     @classmethod

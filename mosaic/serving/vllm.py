@@ -1,14 +1,15 @@
 """The vLLM replica: `ray.serve.llm`'s server, asked in our engine protocol, with LoRA adapters loaded when first named.
 
-It reaches into internals of Ray 2.60 (`resolve_lora` and `_engine_client` of the engine, `DiskMultiplexConfig`), which
-tests hold:
-Ray's own LoRA loading takes only cloud addresses, and our adapters live wherever the catalog says.
+It reaches into internals of Ray 2.60 (`resolve_lora` and `_engine_client` of the engine, `DiskMultiplexConfig`), and
+to feel the engine's pulse into one of vLLM 0.29 (the states of its requests); tests that load, kill and hang it hold
+them. Ray's own LoRA loading takes only cloud addresses, and our adapters live wherever the catalog says.
 
 vLLM's engine is a process of its own. When that is killed, every request fails at once; the replica tells so and ends
 itself, which is faster than waiting until Serve has found it unhealthy.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,24 +19,33 @@ from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig,
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm.platforms import current_platform
 
-from mosaic.errors import BadRequest, EngineDied
+from mosaic.errors import BadRequest, EngineDied, EngineFailed
+from mosaic.ids import new_id
 from mosaic.protocol import Adapter, EngineRequest
+from mosaic.serving.pulse import Pulse, end_with_children
 from mosaic.serving.vllm_cpu import CpuEngine, cpu_environment
 from mosaic.serving.vllm_requests import ask
 
 _LAST_WORDS_SECONDS = 0.5
 """Between an engine's death and the end of its replica, for the errors of its requests to leave."""
 
+logger = logging.getLogger("ray.serve")
+
 
 class VllmReplica(LLMServer):
     """One engine with one base model and any number of its adapters.
 
     `resolve` turns an adapter's name into a local folder with its verified files, on the node where the engine runs.
-    `threads` is the CPU threads of its arithmetic (none: one per core).
+    `threads` is the CPU threads of its arithmetic (none: one per core). An engine that was asked for a token and is
+    silent for `health_seconds` hangs: it ends with its replica, and Serve starts another one.
     """
 
     async def __init__(  # type: ignore[misc]
-        self, llm_config: LLMConfig, resolve: Callable[[str], Path], threads: int | None = None
+        self,
+        llm_config: LLMConfig,
+        resolve: Callable[[str], Path],
+        threads: int | None = None,
+        health_seconds: float = 60,
     ) -> None:
         self._resolve = resolve
         self._adapter_lock = asyncio.Lock()
@@ -45,6 +55,8 @@ class VllmReplica(LLMServer):
             await super().__init__(llm_config, engine_cls=CpuEngine)
         else:
             await super().__init__(llm_config)
+        self._generates = llm_config.engine_kwargs.get("runner") != "pooling"
+        self._pulse = Pulse(self._ask_for_a_token, self._last_token_at, limit_seconds=health_seconds)
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         """See `mosaic.protocol.Engine`."""
@@ -58,10 +70,16 @@ class VllmReplica(LLMServer):
             raise EngineDied(f"the engine of {self._llm_config.model_id!r} died") from error
 
     async def check_health(self) -> None:
-        """Asked by Serve; ends the replica when its engine is dead, so that another one starts."""
+        """As Serve asks every few seconds; a replica whose engine is dead or hangs ends here, and another starts."""
         if self.engine is not None and self._is_dead():
             self._end()
         await super().check_health()
+        if self._generates:
+            try:
+                self._pulse.check()
+            except EngineFailed as error:
+                logger.error("%s; this replica ends, and another one takes its place", error.message)
+                end_with_children()
 
     def _is_dead(self) -> bool:
         return bool(self.engine._engine_client.errored)
@@ -76,6 +94,17 @@ class VllmReplica(LLMServer):
             name = request.adapter.name
         async for item in ask(self.engine, request, name):
             yield item
+
+    async def _ask_for_a_token(self) -> None:
+        request = EngineRequest(request_id=new_id("req"), task="complete", body={"prompt": "ping", "max_tokens": 1})
+        async for _ in ask(self.engine, request, self._llm_config.model_id):
+            pass
+
+    def _last_token_at(self) -> float:
+        """By the engine's own clock, of the requests that it has; 0 of none."""
+        client = getattr(self.engine, "_engine_client", None)
+        states = [] if client is None else client.output_processor.request_states.values()
+        return max((one.stats.last_token_ts for one in states if one.stats is not None), default=0.0)
 
     async def load_adapter(self, adapter: Adapter) -> None:
         """Load an adapter before anybody asks for it; raises BadRequest when vLLM refuses its files."""

@@ -64,6 +64,10 @@ SERVING: dict[str, Way] = {
     "get": lambda own: own.serving.get("closed"),
     "configs": lambda own: own.serving.configs("closed"),
     "wait": lambda own: own.serving.wait("closed"),
+    "describe": lambda own: own.serving.describe("closed"),
+    "logs": lambda own: own.serving.logs("closed"),
+    "metrics": lambda own: own.serving.metrics("closed"),
+    "export_metrics": lambda own: own.serving.export_metrics("closed"),
     "delete": lambda own: own.serving.delete("closed"),
 }
 MODELS: dict[str, Way] = {
@@ -79,7 +83,7 @@ UNCHECKED = {
     Platform: {"acting", "base_url", "batch", "mlflow_uri", "status", "flush_ledger", "flush_audit", "resume_audit"},
     "Tables": {"acting", "run_id"},
     "Indexes": {"acting", "list", "query_async"},  # the last two have tests of their own below
-    "Serving": {"list", "state", "states"},  # `state` is of an endpoint that one has got
+    "Serving": {"list", "state", "states", "engine_settings"},  # `state` is of an endpoint that one has got
 }
 """What names nothing that anybody could own."""
 

@@ -1,0 +1,137 @@
+"""An engine's pulse: who is quiet is asked, who hangs is told from who is busy; a real one that hangs is replaced."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+from openai import OpenAI
+
+from mosaic.errors import EngineFailed
+from mosaic.platform import Platform
+from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.pulse import Pulse
+from mosaic.serving.replicas import Replica
+from mosaic.serving.settings import EngineSettings
+
+
+class Engine:
+    """One whose answers the test gives."""
+
+    def __init__(self) -> None:
+        self.now, self.tokens, self.asked = 0.0, 0.0, 0
+        self.answers, self.breaks = True, False
+
+    async def ask(self) -> None:
+        self.asked += 1
+        if self.breaks:
+            raise ValueError("this one has no chat template")
+        while not self.answers:
+            await asyncio.sleep(0)
+
+    def pulse(self) -> Pulse:
+        return Pulse(self.ask, lambda: self.tokens, limit_seconds=60, quiet_seconds=15, clock=lambda: self.now)
+
+
+async def after(engine: Engine, pulse: Pulse, seconds: float) -> None:
+    """Checked every 5 seconds, as Serve does it."""
+    until = engine.now + seconds
+    while engine.now < until:
+        engine.now += 5
+        pulse.check()
+        await asyncio.sleep(0.001)
+
+
+def felt(test: Callable[[Engine, Pulse], object]) -> None:
+    async def run() -> None:
+        engine = Engine()
+        await test(engine, engine.pulse())  # type: ignore[misc]
+
+    asyncio.run(run())
+
+
+def test_an_idle_engine_is_asked_for_a_token_now_and_then() -> None:
+    async def idle(engine: Engine, pulse: Pulse) -> None:
+        await after(engine, pulse, 10)
+        assert engine.asked == 0
+        await after(engine, pulse, 600)
+        assert 20 <= engine.asked <= 40
+
+    felt(idle)
+
+
+def test_one_that_generates_is_never_asked() -> None:
+    async def busy(engine: Engine, pulse: Pulse) -> None:
+        engine.answers = False
+        for _ in range(100):
+            engine.tokens += 1
+            await after(engine, pulse, 5)
+        assert engine.asked == 0
+
+    felt(busy)
+
+
+def test_one_that_is_too_busy_for_the_question_does_not_hang() -> None:
+    async def full(engine: Engine, pulse: Pulse) -> None:
+        engine.answers = False
+        for _ in range(10):
+            await after(engine, pulse, 50)
+            engine.tokens += 1
+        assert engine.asked > 1
+
+    felt(full)
+
+
+def test_one_that_answers_nothing_hangs() -> None:
+    async def hung(engine: Engine, pulse: Pulse) -> None:
+        engine.answers = False
+        await after(engine, pulse, 70)
+        with pytest.raises(EngineFailed, match="no token in 60 s after it was asked for one"):
+            await after(engine, pulse, 10)
+
+    felt(hung)
+
+
+def test_a_refusal_is_an_answer() -> None:
+    async def refused(engine: Engine, pulse: Pulse) -> None:
+        engine.breaks = True
+        await after(engine, pulse, 600)
+        assert engine.asked > 10
+
+    felt(refused)
+
+
+@pytest.mark.faults
+def test_an_engine_that_hangs_is_replaced_by_itself(platform: Platform, client: OpenAI, tiny_chat: Path) -> None:
+    """Kill point: SIGSTOP of the engine's process, which stays alive and says nothing."""
+    entity = ServedEntity(name="only", model=str(tiny_chat), engine=EngineSettings(health_timeout_seconds=10))
+    platform.serving.put(EndpointSettings(name="hanging", served_entities=[entity]))
+    platform.serving.wait("hanging")
+
+    def ask() -> None:
+        client.chat.completions.create(model="hanging", messages=[{"role": "user", "content": "hi"}], max_tokens=3)
+
+    def running() -> list[Replica]:
+        return [one for one in platform.serving.describe("hanging").entities[0].replicas if one.state == "RUNNING"]
+
+    ask()
+    (before,) = running()
+    assert before.pid is not None
+    (engine,) = [one for one in psutil.Process(before.pid).children(recursive=True) if "EngineCore" in one.name()]
+    engine.suspend()
+    assert engine.status() == psutil.STATUS_STOPPED
+    with suppress(openai.OpenAIError):  # what waits for the engine fails, or is asked of the next one
+        ask()
+    deadline = time.monotonic() + 150
+    while not [one for one in running() if one.replica_id != before.replica_id]:
+        assert time.monotonic() < deadline, "no other replica runs"
+        time.sleep(0.5)
+    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    ask()
+    (log,) = platform.serving.logs("hanging", lines=1000)
+    assert log.replica_id != before.replica_id and log.lines
+    platform.serving.delete("hanging")
