@@ -55,6 +55,8 @@ def serve_environment(
         # Deleting an application waits this long for requests on their way; the default of 30 s makes every `down`
         # slow.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # What a replica logs and prints is in its log at once (`mosaic endpoint logs`), not a thousand lines later.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         # How soon the autoscaler hears what waits at a gateway; the default of 10 s is longer than many a burst.
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         # A replica that was killed is noticed by the first failed connection, and again when it is back.

@@ -78,7 +78,7 @@ def test_what_is_asked_is_counted_and_shown_by_every_way(platform: Platform, cli
     with pytest.raises(NotFound, match=r"served entity 'none'; there (is|are) \['echo'\]"):
         platform.serving.logs("echo", "none")
     (log,) = platform.serving.logs("echo", lines=50)
-    assert log.entity == "echo" and log.lines == ["the echo is ready"]
+    assert log.entity == "echo" and any("the echo is ready" in line for line in log.lines)
 
     base, admin = f"{platform.base_url}/api/2.0/serving-endpoints/echo", platform.catalog.create_token("admin")[1]
 
@@ -89,5 +89,5 @@ def test_what_is_asked_is_counted_and_shown_by_every_way(platform: Platform, cli
     assert exported.headers["content-type"].startswith("text/plain")
     lines = [line for line in exported.text.splitlines() if "mosaic_" in line]
     assert lines and all('endpoint="main.serving.echo"' in line for line in lines)
-    assert get("served-models/echo/logs", admin).json() == {"logs": "the echo is ready\n"}
+    assert "the echo is ready" in get("served-models/echo/logs", admin).json()["logs"]
     assert get("served-models/echo/logs", token).status_code == 403  # alice may ask it, not manage it

@@ -123,7 +123,8 @@ def test_an_engine_that_hangs_is_replaced_by_itself(platform: Platform, client: 
     assert before.pid is not None
     (engine,) = [one for one in psutil.Process(before.pid).children(recursive=True) if "EngineCore" in one.name()]
     engine.suspend()
-    assert engine.status() == psutil.STATUS_STOPPED
+    while engine.status() != psutil.STATUS_STOPPED:  # it ends what it does in the kernel first
+        time.sleep(0.05)
     with suppress(openai.OpenAIError):  # what waits for the engine fails, or is asked of the next one
         ask()
     deadline = time.monotonic() + 150
