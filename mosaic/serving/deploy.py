@@ -91,7 +91,11 @@ def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Cal
         require_memory({unit.app_name: (plan, settings.first_replicas)}, nodes)
     except Unavailable as error:  # a rollout tries again what is away; nothing comes free while it waits
         raise Unprocessable(error.message, param=error.param, code=error.code) from None
-    ray.get(_deploy_vllm.remote(unit.app_name, unit.model, str(folder), settings, plan, resolve))
+    # Serve refuses a router of one's own behind HAProxy, which would go past it. Engines have no route, so that nothing
+    # comes to them through HAProxy; the one process that hands the application in is told that there is none.
+    told = {"RAY_SERVE_ENABLE_HA_PROXY": "0"} if settings.routing == "prefix" else {}
+    deploy = _deploy_vllm.options(runtime_env={"env_vars": told})
+    ray.get(deploy.remote(unit.app_name, unit.model, str(folder), settings, plan, resolve))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="vllm")
 
 

@@ -13,7 +13,8 @@ from mosaic.errors import BadRequest
 
 GIB = 1024**3
 CPU_OVERHEAD = int(1.6 * GIB)
-"""Of an engine on the CPU beside weights and cache: two Python processes with torch and vLLM (docs/decisions.md)."""
+"""Of an engine on the CPU beside weights and cache: two Python processes with torch and vLLM, 1.26 GiB as measured
+where two engines share their libraries."""
 GPU_OVERHEAD = 2 * GIB
 """Of a worker on a GPU: the CUDA context, activations and graphs."""
 

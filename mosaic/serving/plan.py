@@ -49,8 +49,8 @@ def plan_engine(settings: EngineSettings, folder: Path, nodes: Sequence[Node]) -
     only_reads = runner_of(folder, config, settings) == "pooling"
     if only_reads:
         settings = reading(config, settings)
-    on_gpu = _is_on_gpu(settings, nodes)
     workers, share = _workers(settings), min(settings.num_gpus or 1.0, 1.0)
+    on_gpu = _is_on_gpu(settings, nodes)
     given = dict(settings.engine_kwargs)
     kwargs: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": settings.max_model_len or -1}
     if on_gpu:

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mosaic.errors import BadRequest
 from mosaic.platform import load_settings
@@ -92,6 +94,15 @@ def test_parsers_are_those_of_vllm() -> None:
     error = refused(tool_call_parser="herms")
     assert "did you mean 'hermes'?" in error.message and error.param == "engine.tool_call_parser"
     assert "must be 'none' or one of" in refused(reasoning_parser="").message
+
+
+def test_the_page_shows_an_engine_that_could_start() -> None:
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    (shown,) = re.findall(r"```yaml\nengine:\n(.*?)```", page, re.DOTALL)
+    engine = EngineSettings.parse(yaml.safe_load(shown))
+    flags.check(engine)
+    assert engine.max_model_len is None and engine.routing == "prefix"
+    assert flags.for_administrators(engine.engine_kwargs) == []
 
 
 def test_the_platforms_settings_are_checked_when_they_are_read(tmp_path: Path) -> None:
