@@ -77,7 +77,7 @@ class EndpointSettings(Settings):
     name: str
     """Name in the catalog; without dots it is in `main.serving`."""
     task: Literal["chat", "embed", "predict"] = "chat"
-    """What it is asked for: /v1/chat/completions, /v1/embeddings, or the predictions of an MLflow model."""
+    """What it is asked for: /v1/chat/completions, /v1/embeddings, or the predictions of a custom model."""
     served_entities: list[ServedEntity] = Field(min_length=1, max_length=10)
     """Who answers; the shares add up to 100."""
     retrieval: Retrieval | None = None
