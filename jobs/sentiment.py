@@ -25,6 +25,7 @@ import sentiment_model as task
 from ray import cloudpickle
 from rich.console import Console
 from rich.table import Table
+from rich.tree import Tree
 
 import mosaic
 from mosaic.catalog import ModelVersion
@@ -218,11 +219,15 @@ def show(report: dict[str, Any], file: Path) -> None:
     say(f"Through the gateway {report['same_labels']} of {count} labels are those of the model offline; the largest")
     say(f"difference of a probability is {report['largest_difference_of_a_probability']:.1e}.")
     say(f"An answer came after {1000 * report['median_seconds']:.0f} ms (median, {CLIENTS} at a time).")
-    node, depth = report["lineage"], 0
-    while node is not None:
-        say(f"{'  ' * depth}{node['label']}")
-        node, depth = (node["came_from"][0] if node["came_from"] else None), depth + 1
+    console.print(tree(report["lineage"]))
     say(f"All figures: {file.resolve()}")
+
+
+def tree(node: dict[str, Any]) -> Tree:
+    """The thread from an answer back to the file of tweets."""
+    drawn = Tree(node["label"])
+    drawn.children.extend(tree(part) for part in node["came_from"])
+    return drawn
 
 
 def say(line: str) -> None:

@@ -15,9 +15,10 @@ class Batches(Generic[Item, Answer]):
     """Calls `work` with all that has come while the call before was running, up to `max_size` of it, oldest first.
 
     So nobody waits for a clock: alone, a request is computed at once, and among many the batches are as large as the
-    computation is slow. Ray's `serve.batch` closes a batch before its turn has come: without a wait its batches are of
-    one request. `size` says how much an item counts; one that is larger than `max_size` is computed alone. `work`
-    answers each item, or says with an error of ours why not. All calls must come from one event loop.
+    computation is slow. Ray's `serve.batch` closes a batch before its turn to run has come: without a wait it holds
+    what came within one turn of the event loop. `size` says how much an item counts; one that is larger than `max_size`
+    is computed alone. `work` answers each item, or says with an error of ours why not. All calls must come from one
+    event loop.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class EndpointSettings(Settings):
     """Name in the catalog; without dots it is in `main.serving`."""
     task: Literal["chat", "complete", "embed", "score", "predict"] = "chat"
     """What it is asked for: /v1/chat/completions (and /v1/completions), /v1/completions alone, /v1/embeddings,
-    /v1/score and /v1/rerank, or the predictions of an MLflow model."""
+    /v1/score and /v1/rerank, or the predictions of a custom model."""
     served_entities: list[ServedEntity] = Field(min_length=1, max_length=10)
     """Who answers; the shares add up to 100."""
     retrieval: Retrieval | None = None
