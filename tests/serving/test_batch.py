@@ -135,14 +135,14 @@ def test_predictions_and_embeddings_row_by_row(rows: Platform, tmp_path: Path) -
     minilm = ServedEntity(name="minilm", model="all-minilm-l6-v2")
     rows.serving.put(EndpointSettings(name="batch-minilm", task="embed", served_entities=[minilm]))
     try:
+        rows.serving.wait("shouter")
         with pytest.raises(BadRequest, match="predicts from columns, not from a prompt"):
-            rows.serving.wait("shouter")
             rows.batch.infer(asked("x", endpoint="shouter"))
-        columns = {"prompt": None, "columns": ["text"], "keep": ["id"], "piece_rows": 100}
+        columns = {"prompt": None, "columns": ["text"], "keep": ["id"], "piece_rows": 100, "stall_seconds": 16}
         result = rows.batch.infer(asked("shouted", endpoint="shouter", **columns))
         found = answers(rows, "shouted")
         assert (result.rows, result.errors) == (COUNT, 1) and json.loads(found[0]["response"]) == "HELLO 0"
-        assert "text" in found[3]["error"]  # the signature's own words, and the other rows of its request are well
+        assert "endpoint 'shouter': " in found[3]["error"] and "has no attribute 'upper'" in found[3]["error"]
         rows.serving.wait("batch-minilm")
         result = rows.batch.infer(asked("embedded", endpoint="batch-minilm", **columns))
         found = answers(rows, "embedded")

@@ -17,6 +17,8 @@ import pytest
 
 from mosaic.errors import EngineFailed
 from mosaic.platform import Platform
+from mosaic.runtime.cluster import marked_processes
+from mosaic.runtime.home import read_record
 from mosaic.serving.batch import KILL_POINTS, BatchProgress, BatchResult, BatchSettings
 
 pytestmark = pytest.mark.faults
@@ -61,13 +63,14 @@ def check_each_once(platform: Platform, result: BatchResult) -> list[dict[str, A
 
 
 def engine_processes(platform: Platform) -> list[psutil.Process]:
-    """vLLM's, of this platform's home."""
+    """vLLM's, of this platform: they write over their own environment, but not over their parent's."""
+    record = read_record(platform.settings.home_folder)
+    assert record is not None
     found = []
-    for process in psutil.process_iter(["name", "cmdline"]):
+    for parent in marked_processes(record["platform_id"]):
         try:
-            named = "EngineCore" in " ".join([process.name(), *process.cmdline()])
-            if named and str(platform.settings.home_folder) in json.dumps(process.environ()):
-                found.append(process)
+            children = parent.children()
+            found += [one for one in children if "EngineCor" in " ".join([one.name(), *one.cmdline()])]
         except psutil.Error:
             continue
     return found
@@ -100,11 +103,13 @@ def test_a_model_killed_with_its_driver_at_half_leaves_no_process_and_goes_on(
 ) -> None:
     spec = with_model(tiny_chat, "model_at_half")
     killed = drive(alone, tmp_path, spec, "after-commit", 5)
-    killed.communicate(timeout=150)
-    assert killed.returncode == -signal.SIGKILL
-    until = time.monotonic() + 60
-    while (left := engine_processes(alone)) and time.monotonic() < until:
+    seen: set[psutil.Process] = set()
+    while killed.poll() is None:
+        seen |= set(engine_processes(alone))
         time.sleep(0.2)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and seen
+    _, left = psutil.wait_procs(seen, timeout=60)
     assert left == []
     result = alone.batch.infer(BatchSettings.parse(spec))
     assert result.pieces_before == 5
