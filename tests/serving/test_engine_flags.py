@@ -96,11 +96,12 @@ def test_parsers_are_those_of_vllm() -> None:
     assert "must be 'none' or one of" in refused(reasoning_parser="").message
 
 
-def test_the_page_shows_an_engine_that_could_start() -> None:
+def test_the_page_shows_engines_that_could_start() -> None:
     page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
-    (shown,) = re.findall(r"```yaml\nengine:\n(.*?)```", page, re.DOTALL)
-    engine = EngineSettings.parse(yaml.safe_load(shown))
+    shown = re.findall(r"```yaml\nengine:\n(.*?)```", page, re.DOTALL)
+    engine, scaled = (EngineSettings.parse(yaml.safe_load(one)) for one in shown)
     flags.check(engine)
+    assert scaled.scales_to_zero
     assert engine.max_model_len is None and engine.routing == "prefix"
     assert flags.for_administrators(engine.engine_kwargs) == []
 
