@@ -42,7 +42,8 @@ def asked(output: str, **more: Any) -> dict[str, Any]:
 
 
 def with_model(folder: Path, output: str, **more: Any) -> dict[str, Any]:
-    engine = {"max_model_len": 512, "max_lora_rank": 0}
+    # One piece after another, so that there is something left to do when the engine dies.
+    engine = {"max_model_len": 512, "engine_kwargs": {"max_num_seqs": 4}}
     chat = {"model": str(folder), "prompt": "{text}", "piece_rows": 4, "max_tokens": 200, "engine": engine}
     return asked(output, **chat, sampling={"temperature": 0}, **more)
 
@@ -120,6 +121,7 @@ def test_an_engine_that_is_killed_is_started_again_and_one_that_always_dies_ends
     alone: Platform, tiny_chat: Path
 ) -> None:
     kills: list[int] = []
+    after: list[int] = []
 
     def kill_engine() -> None:
         for process in engine_processes(alone):
@@ -129,10 +131,11 @@ def test_an_engine_that_is_killed_is_started_again_and_one_that_always_dies_ends
     def once(progress: BatchProgress) -> None:
         if progress.pieces_done == 3 and not kills:
             kill_engine()
+        if progress.pieces_done == 9:
+            after.extend(process.pid for process in engine_processes(alone))
 
-    spec = with_model(tiny_chat, "engine_killed", piece_rows=1)
-    result = alone.batch.infer(BatchSettings.parse({**spec, "concurrency": 1}), once)
-    assert len(kills) == 1
+    result = alone.batch.infer(BatchSettings.parse(with_model(tiny_chat, "engine_killed")), once)
+    assert len(kills) == len(after) == 1 and kills != after
     check_each_once(alone, result)
 
     stop = threading.Event()
