@@ -71,6 +71,7 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
     else:
         answers = engine.completions(_build(CompletionRequest, told, request), None)
     opening: list[dict[str, Any]] = []
+    has_begun = False
     async for answer in answers:
         if isinstance(answer, ErrorResponse):
             raise as_error(answer.error.message, int(answer.error.code), answer.error.param, request)
@@ -83,11 +84,14 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
                 chunk = json.loads(data)
                 if "error" in chunk:
                     error = chunk["error"]
+                    if has_begun:
+                        raise EngineFailed(error["message"])
                     raise as_error(error["message"], int(error.get("code") or 500), error.get("param"), request)
                 if _is_opening(chunk):
                     # Sent together with the first token, or with what is wrong: then the client gets a status.
                     opening.append(chunk)
                     continue
+                has_begun = True
                 while opening:
                     yield opening.pop(0)
                 yield chunk

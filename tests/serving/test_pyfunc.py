@@ -202,9 +202,12 @@ def test_on_the_platform(platform: Platform, token: str, custom: str) -> None:
         assert nested.status_code == 400 and "levels deep" in nested.json()["error"]["message"]
         wrong = asked({"dataframe_records": [{"name": "ann"}]})
         assert wrong.status_code == 400 and "age" in wrong.json()["error"]["message"]
+        assert wrong.json()["error"]["param"] == "dataframe_records"
         assert asked({"messages": [{"role": "user", "content": "x"}]}).status_code == 422
         platform.flush_ledger()
         rows = platform.tables.to_arrow("system.serving.inference").to_pylist()
+        (row,) = (one for one in rows if one["request_id"] == wrong.headers["x-request-id"])
+        assert (row["status_code"], row["endpoint"]) == (400, "main.serving.greeter") and "age" in row["error"]
         (row,) = (one for one in rows if one["request_id"] == answer.headers["x-request-id"])
         assert (row["model"], row["model_version"], row["model_alias"]) == (custom, 1, "live")
         assert "hello ann" in row["response"] and "bob" in row["request"]

@@ -1,13 +1,15 @@
 """What a vLLM endpoint can be asked, by the official client: tools, forms, choices, log probabilities, completions."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
-from mosaic.errors import BadRequest, EngineFailed, Unprocessable
+from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.models.doubles import byte_tokenizer
 from mosaic.platform import Platform
 from mosaic.protocol import EngineRequest
@@ -177,3 +179,40 @@ def test_refusals_of_vllm_in_our_words() -> None:
     assert isinstance(refused("Internal server error", 500), EngineFailed)
     told = refused("This model does not support the 'generate' task. The chat ... is not available.")
     assert isinstance(told, Unprocessable) and told.param == "model"
+
+
+class Scripted:
+    """vLLM's end of a chat that is streamed, as it was seen to answer."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self._events = [f"data: {json.dumps(event)}\n\n" for event in events]
+
+    async def chat(self, request: Any, raw: Any) -> AsyncIterator[str]:
+        for event in [*self._events, "data: [DONE]\n\n"]:
+            yield event
+
+
+def test_a_stream_begins_with_its_first_token() -> None:
+    """vLLM says who speaks before it knows whether anything will be said."""
+    from mosaic.serving.vllm_requests import ask
+
+    def chunk(**delta: Any) -> dict[str, Any]:
+        return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+    async def seen(*events: dict[str, Any]) -> list[Any]:
+        body = {"messages": HELLO, "response_format": {"type": "json_object"}}
+        request = EngineRequest(request_id="r", task="chat", body=body, stream=True)
+        found: list[Any] = []
+        try:
+            async for item in ask(Scripted(*events), request, "m"):  # type: ignore[arg-type]
+                found.append(item)
+        except MosaicError as error:
+            found.append((error.status, error.param))
+        return found
+
+    who, word = chunk(role="assistant", content=""), chunk(content="hi")
+    broken = {"error": {"message": "Internal server error", "code": 500, "param": None}}
+    assert asyncio.run(seen(who, word, word)) == [who, word, word]
+    assert asyncio.run(seen(who, broken)) == [(400, "response_format")]
+    assert asyncio.run(seen(who, word, broken)) == [who, word, (502, None)]
+    assert asyncio.run(seen(who)) == [who]
