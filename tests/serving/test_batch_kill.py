@@ -1,9 +1,11 @@
-"""kill -9 of a batch job's driver at every named point, with its engine: resumed, each row is there exactly once."""
+"""kill -9 of a batch job's driver at every named point, and of its engine: resumed, each row is there exactly once."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +15,11 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from mosaic.errors import EngineFailed
 from mosaic.platform import Platform
 from mosaic.runtime.cluster import marked_processes
 from mosaic.runtime.home import read_record
-from mosaic.serving.batch import KILL_POINTS, BatchResult, BatchSettings
+from mosaic.serving.batch import KILL_POINTS, BatchProgress, BatchResult, BatchSettings
 
 pytestmark = pytest.mark.faults
 
@@ -40,8 +43,8 @@ def asked(output: str, **more: Any) -> dict[str, Any]:
 
 def with_model(folder: Path, output: str, **more: Any) -> dict[str, Any]:
     # One piece after another, so that there is something left to do when the engine dies.
-    engine = {"max_model_len": 512, "engine_kwargs": {"max_num_seqs": 4}}
-    chat = {"model": str(folder), "prompt": "{text}", "piece_rows": 4, "max_tokens": 200, "engine": engine}
+    engine = {"max_model_len": 512, "engine_kwargs": {"max_num_seqs": 2}}
+    chat = {"model": str(folder), "prompt": "{text}", "piece_rows": 4, "max_tokens": 300, "engine": engine}
     return asked(output, **chat, sampling={"temperature": 0}, **more)
 
 
@@ -112,3 +115,50 @@ def test_a_model_killed_with_its_driver_at_half_leaves_no_process_and_goes_on(
     result = alone.batch.infer(BatchSettings.parse(spec))
     assert result.pieces_before == 5
     check_each_once(alone, result)
+
+
+def test_an_engine_that_is_killed_is_started_again_and_one_that_always_dies_ends_the_job(
+    alone: Platform, tiny_chat: Path
+) -> None:
+    seen: set[int] = set()
+    kills: list[int] = []
+    stop = threading.Event()
+
+    def kill_engine() -> None:
+        for process in engine_processes(alone):
+            kills.append(process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+
+    def once(progress: BatchProgress) -> None:
+        if progress.pieces_done == 1 and not kills:
+            kill_engine()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            seen.update(process.pid for process in engine_processes(alone))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        result = alone.batch.infer(BatchSettings.parse(with_model(tiny_chat, "engine_killed")), once)
+    finally:
+        stop.set()
+        watcher.join()
+    assert len(kills) == 1 and len(seen) == 2
+    check_each_once(alone, result)
+    stop.clear()
+
+    def kill_all() -> None:
+        while not stop.wait(0.2):
+            kill_engine()
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    spec = with_model(tiny_chat, "engine_always_killed")
+    try:
+        with pytest.raises(EngineFailed, match="the same job goes on from there"):
+            alone.batch.infer(BatchSettings.parse(spec))
+    finally:
+        stop.set()
+        killer.join()
+    check_each_once(alone, alone.batch.infer(BatchSettings.parse(spec)))
