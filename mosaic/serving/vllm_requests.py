@@ -71,7 +71,7 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
     else:
         answers = engine.completions(_build(CompletionRequest, told, request), None)
     opening: list[dict[str, Any]] = []
-    has_begun = False
+    has_begun = is_whole = False
     async for answer in answers:
         if isinstance(answer, ErrorResponse):
             raise as_error(answer.error.message, int(answer.error.code), answer.error.param, request)
@@ -92,11 +92,15 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
                     opening.append(chunk)
                     continue
                 has_begun = True
+                is_whole = is_whole or any(choice.get("finish_reason") for choice in chunk["choices"])
                 while opening:
                     yield opening.pop(0)
                 yield chunk
-    for chunk in opening:
-        yield chunk
+    if request.stream and not is_whole:
+        # vLLM ends a stream in silence when a grammar that passed its checks does not compile.
+        if has_begun:
+            raise EngineFailed("the engine ended the stream before the answer was whole")
+        raise as_error("Internal server error", 500, None, request)
 
 
 def _is_opening(chunk: dict[str, Any]) -> bool:

@@ -103,7 +103,7 @@ def test_a_limit_below_the_calls_bounds_them(sql: Sql) -> None:
 def test_an_endpoint_that_does_not_answer_ends_with_the_statement(rows: Platform) -> None:
     away = Sql(rows.storage, rows._parts.tables, rows.catalog, base_url="http://127.0.0.1:1")
     began, stop = time.monotonic(), threading.Event()
-    with pytest.raises(BadRequest, match="time limit of 2 s"):
+    with pytest.raises((BadRequest, Unavailable), match=r"time limit of 2 s|no gateway answers"):
         ask(away, "SELECT ai_query('echo', 'x')", timeout_seconds=2)
     threading.Timer(0.5, stop.set).start()
     with pytest.raises(BadRequest, match="cancelled"):

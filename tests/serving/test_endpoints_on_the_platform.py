@@ -164,7 +164,7 @@ def test_the_command(platform: Platform, client: OpenAI, settings_file: Path, tm
     changed = json.loads(endpoint("update", "-f", spec(served_entities=halves), "--json").stdout)
     assert (changed["config_version"], len(changed["config"]["served_entities"])) == (2, 2)
     shown = json.loads(endpoint("get", "typed", "--json").stdout)
-    assert shown["state"] == {"ready": "READY", "config_update": "NOT_UPDATING", "reason": None}
+    assert shown["state"] == {"ready": "READY", "config_update": "NOT_UPDATING", "reason": None, "scaled_to_zero": None}
     listed = {one["name"]: one["state"]["ready"] for one in json.loads(endpoint("list", "--json").stdout)}
     assert listed["main.serving.typed"] == "READY"
     assert [one["state"] for one in json.loads(endpoint("configs", "typed", "--json").stdout)] == ["replaced", "live"]

@@ -77,7 +77,7 @@ def test_what_is_asked_is_counted_and_shown_by_every_way(platform: Platform, cli
 
     with pytest.raises(NotFound, match=r"served entity 'none'; there (is|are) \['echo'\]"):
         platform.serving.logs("echo", "none")
-    (log,) = platform.serving.logs("echo", lines=50)
+    (log,) = platform.serving.logs("echo", lines=10_000)
     assert log.entity == "echo" and any("the echo is ready" in line for line in log.lines)
 
     base, admin = f"{platform.base_url}/api/2.0/serving-endpoints/echo", platform.catalog.create_token("admin")[1]

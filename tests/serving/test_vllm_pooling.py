@@ -157,7 +157,7 @@ def test_the_task_in_databricks_words(platform: Platform) -> None:
         ({"architectures": ["BertModel"]}, (), "pooling", "pooling"),
         ({"architectures": ["ModernBertModel"]}, (), "auto", "pooling"),
         ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "x"}}, (), "auto", "pooling"),
-        ({"architectures": ["BertForSequenceClassification"]}, (), "auto", None),
+        ({"architectures": ["BertForSequenceClassification"]}, (), "auto", "classifier"),
         ({"architectures": ["OddModel"]}, (), "auto", None),
         ({}, (), "auto", None),
     ],

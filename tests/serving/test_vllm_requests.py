@@ -211,8 +211,11 @@ def test_a_stream_begins_with_its_first_token() -> None:
         return found
 
     who, word = chunk(role="assistant", content=""), chunk(content="hi")
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     broken = {"error": {"message": "Internal server error", "code": 500, "param": None}}
-    assert asyncio.run(seen(who, word, word)) == [who, word, word]
+    assert asyncio.run(seen(who, word, end)) == [who, word, end]
+    assert asyncio.run(seen(who, end)) == [who, end]
     assert asyncio.run(seen(who, broken)) == [(400, "response_format")]
     assert asyncio.run(seen(who, word, broken)) == [who, word, (502, None)]
-    assert asyncio.run(seen(who)) == [who]
+    assert asyncio.run(seen(who)) == [(400, "response_format")]
+    assert asyncio.run(seen(who, word)) == [who, word, (502, None)]
