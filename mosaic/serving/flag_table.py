@@ -49,6 +49,8 @@ def flag_table() -> dict[str, Any]:
 
     chat = [one for one in dataclasses.fields(FrontendArgs) if one.name in CHAT_FLAGS]
     own = [one for one in dataclasses.fields(AsyncEngineArgs) if not one.name.startswith("_")]
+    # A batch job leaves the server's flags out of its engine's arguments, by these names.
+    assert not set(CHAT_FLAGS) & {one.name for one in own}
     flags = {one.name: _taken(one.type, one.default) for one in (*own, *chat)}
     flags["speculative_config"]["fields"] = _fields(SpeculativeConfig)
     listed = {

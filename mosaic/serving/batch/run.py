@@ -276,7 +276,8 @@ class BatchInference:
             raise
         finally:
             if status != "finished":
-                self._catalog.finish_run(run_id, status)  # type: ignore[arg-type]
+                with suppress(Conflict):  # another driver has ended it
+                    self._catalog.finish_run(run_id, status)  # type: ignore[arg-type]
 
     def _end_others(self, job: _Job) -> None:
         """Runs of this job that were killed say that they run, and their tokens open endpoints: now there is nothing
