@@ -416,6 +416,11 @@ class Catalog:
             if revoked > 1:
                 going.params["num_tokens"] = str(revoked)
 
+    def get_token(self, token_id: str) -> Token:
+        """Also a revoked or expired one; raises NotFound."""
+        with self._store.read() as connection:
+            return tokens.get(connection, token_id)
+
     def list_tokens(self) -> list[Token]:
         """All of them, also revoked and expired ones, oldest first."""
         with self._store.read() as connection:

@@ -77,10 +77,17 @@ def revoke(connection: sa.Connection, token_id: str, *, now: datetime) -> int:
     return len(revoked)
 
 
+def get(connection: sa.Connection, token_id: str) -> Token:
+    """Raises NotFound."""
+    row = connection.execute(sa.select(*_SHOWN).where(token.c.id == token_id)).one_or_none()
+    if row is None:
+        raise not_found("token", token_id, connection.execute(sa.select(token.c.id)).scalars(), param="token_id")
+    return Token(**row._mapping)
+
+
 def list_all(connection: sa.Connection) -> list[Token]:
     """Every token, also revoked and expired ones, oldest first."""
-    columns = [column for column in token.c if column.name != "secret_sha256"]
-    return [Token(**row._mapping) for row in connection.execute(sa.select(*columns).order_by(token.c.id))]
+    return [Token(**row._mapping) for row in connection.execute(sa.select(*_SHOWN).order_by(token.c.id))]
 
 
 def _within(
@@ -111,6 +118,7 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+_SHOWN = [column for column in token.c if column.name != "secret_sha256"]
 _LOOKUP = (
     sa.select(token, principal.c.kind.label("principal_kind"), principal.c.active.label("principal_active"))
     .join(principal, principal.c.name == token.c.principal)

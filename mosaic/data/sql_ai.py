@@ -9,12 +9,13 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.work_tokens import check_may_ask, work_token
 from mosaic.client import Client
 from mosaic.errors import BadRequest, MosaicError
 from mosaic.protocol import Principal
@@ -123,32 +124,23 @@ class AiQueries:
         self._catalog, self._base_url = catalog, base_url
 
     def check(self, endpoints: Sequence[str], principal: Principal) -> list[tuple[str, int]]:
-        """Their full names and live configurations; raises NotFound, PermissionDenied without EXECUTE."""
+        """Their full names and live configurations; raises NotFound, PermissionDenied without EXECUTE or
+        with a token that opens no endpoints."""
         found = []
         for name in endpoints:
             full = self._catalog.endpoints.full_name(name)
             self._catalog.grants.check(principal, "EXECUTE", "endpoint", full, action="queryEndpoint")
+            check_may_ask(self._catalog, principal, "queryEndpoint")
             found.append((full, self._catalog.endpoints.get(full).config_version))
         return found
 
     @contextmanager
     def calls(self, principal: Principal, *, seconds: float, most_rows: int, concurrency: int) -> Iterator[AiCalls]:
         """Those of one statement, which ends after `seconds`."""
-        ends = datetime.now(UTC) + timedelta(seconds=seconds + _TOKEN_SECONDS_MORE)
-        token, secret = self._catalog.create_token(
-            principal.name,
-            kind=principal.kind,
-            is_admin=principal.is_admin,
-            comment=f"a statement's {NAME}",
-            expires_at=None if principal.token_id else ends,
-            scopes=("model-serving",),
-            by=principal,
-        )
-        client = Client(self._base_url, secret, timeout_seconds=seconds, patience_seconds=min(5.0, seconds / 4))
-        try:
+        lasts, comment = timedelta(seconds=seconds + _TOKEN_SECONDS_MORE), f"a statement's {NAME}"
+        with work_token(self._catalog, principal, comment=comment, lasts=lasts, action="queryEndpoint") as secret:
+            client = Client(self._base_url, secret, timeout_seconds=seconds, patience_seconds=min(5.0, seconds / 4))
             yield AiCalls(client, most_rows=most_rows, concurrency=concurrency)
-        finally:
-            self._catalog.revoke_token(token.id, by=principal)
 
 
 class Answering:

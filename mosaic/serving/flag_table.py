@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-_CHAT_FLAGS = (
+CHAT_FLAGS = (
     "chat_template",
     "chat_template_content_format",
     "default_chat_template_kwargs",
@@ -47,8 +47,10 @@ def flag_table() -> dict[str, Any]:
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    chat = [one for one in dataclasses.fields(FrontendArgs) if one.name in _CHAT_FLAGS]
+    chat = [one for one in dataclasses.fields(FrontendArgs) if one.name in CHAT_FLAGS]
     own = [one for one in dataclasses.fields(AsyncEngineArgs) if not one.name.startswith("_")]
+    # A batch job leaves the server's flags out of its engine's arguments, by these names.
+    assert not set(CHAT_FLAGS) & {one.name for one in own}
     flags = {one.name: _taken(one.type, one.default) for one in (*own, *chat)}
     flags["speculative_config"]["fields"] = _fields(SpeculativeConfig)
     listed = {

@@ -336,3 +336,16 @@ def test_summaries(unity: Unity, catalog: Catalog) -> None:
     unity.make("/tables", **TABLE | {"schema_name": "ml", "name": "a" * 250}, table_type="MANAGED")
     assert names("&table_name_pattern=" + "%25a" * 40 + "b") == []  # at once
     assert unity("GET", "/table-summaries").status_code == 400
+
+
+def test_the_platforms_own_properties_are_not_for_clients(unity: Unity) -> None:
+    refused = unity(
+        "POST", "/tables", json=TABLE | {"table_type": "MANAGED", "properties": {"mosaic.batch_plan": "{}"}}
+    )
+    assert refused.status_code == 400 and "'mosaic.batch_plan'" in refused.json()["message"]
+    own = {"mosaic.batch_plan": "p"}
+    unity.catalog.create_table("main.docs.out", "s3://b/out", columns=[], primary_key=None, owner="ann", properties=own)
+    told = unity("PATCH", "/tables/main.docs.out", json={"properties": {"mosaic.batch_plan": "q"}})
+    assert told.status_code == 400
+    changed = unity("PATCH", "/tables/main.docs.out", json={"properties": {"team": "ml"}})
+    assert changed.json()["properties"] == {"team": "ml", **own}

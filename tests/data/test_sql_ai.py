@@ -69,6 +69,9 @@ def test_the_caller_needs_execute_on_the_endpoint(rows: Platform, sql: Sql) -> N
     try:
         with pytest.raises(PermissionDenied, match=r"'sue' may not EXECUTE on endpoint 'main\.serving\.echo'"):
             ask(sql, statement, sue)
+        narrow = ADMIN.model_copy(update={"scopes": ("sql",)})
+        with pytest.raises(PermissionDenied, match="needs a token with the scope 'model-serving'"):
+            ask(sql, statement, narrow)
     finally:
         rows.catalog.grants.grant("schema", "main.serving", "users", ["EXECUTE"], by=ADMIN)
 

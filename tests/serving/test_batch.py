@@ -113,6 +113,35 @@ def test_a_job_that_breaks_off_goes_on_where_it_was(rows: Platform) -> None:
     assert [one.status for one in runs] == ["finished", "cancelled"]
 
 
+def test_of_two_drivers_the_last_gives_back_what_is_there(rows: Platform) -> None:
+    job, others = rows.batch, []
+
+    def at(point: str) -> None:
+        if point == "before-commit" and not others:
+            others.append(rows.batch.infer(asked("raced", stall_seconds=30)))
+
+    job.at = at
+    result = job.infer(asked("raced", stall_seconds=30))
+    assert (result.rows, others[0].rows, result.job_id) == (COUNT, COUNT, others[0].job_id)
+    assert [row["id"] for row in answers(rows, "raced")] == list(range(COUNT))
+    runs = [one for one in rows.catalog.list_runs(kind="batch_inference") if one.name == "main.batch.raced"]
+    assert [one.status for one in runs] == ["finished", "failed"]  # the second ended the first
+
+
+def test_a_job_that_is_done_ends_its_own_users_runs_alone(rows: Platform) -> None:
+    told = asked("ended", where="id = 1")
+    params = {"job_id": rows.batch.infer(told).job_id}
+    name, admin = "main.batch.ended", rows.principal.name
+    left = [
+        rows.catalog.start_run("batch_inference", name, principal=one, params=params) for one in (admin, "somebody")
+    ]
+    try:
+        assert rows.batch.infer(told).run_id is None
+        assert [rows.catalog.get_run(one).status for one in left] == ["failed", "running"]
+    finally:
+        rows.catalog.finish_run(left[1], "failed")
+
+
 def test_a_row_that_the_endpoint_fails_on_is_an_error_of_that_row(rows: Platform) -> None:
     told = asked("failed", prompt="fail: {text}", where="id < 2", stall_seconds=8)
     result = rows.batch.infer(told)

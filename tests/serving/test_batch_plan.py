@@ -45,6 +45,14 @@ def settings(**more: Any) -> BatchSettings:
         ({"piece_rows": 0}, "field 'piece_rows' = 0"),
         ({"sampling": {"top_k": 4}}, "unknown field 'sampling.top_k'"),
         ({"model": None, "endpoint": "e", "engine": {}}, "an endpoint has its own"),
+        ({"prompt": "{0}"}, r"\{0\} is a number, which names no column here"),
+        ({"engine": {"scaling": {"max_replicas": 3}}}, r"engine\.scaling is for endpoints, and a job would ignore it"),
+        ({"engine": {"routing": "prefix"}}, r"engine\.routing is for endpoints"),
+        ({"engine": {"max_batch_size": 4}}, r"engine\.max_batch_size is for endpoints"),
+        ({"engine": {"max_replicas_per_node": 4}}, r"engine\.max_replicas_per_node is for endpoints"),
+        ({"engine": {"health_timeout_seconds": 9}}, r"engine\.health_timeout_seconds is for endpoints"),
+        ({"engine": {"engine_kwargs": {"response_role": "x"}}}, r"engine\.engine_kwargs\.response_role is for endpoi"),
+        ({"engine": {"runner": "pooling"}}, r"engine\.runner is 'pooling'"),
     ],
 )
 def test_settings_that_do_not_agree_are_refused(more: dict[str, Any], told: str) -> None:

@@ -16,6 +16,9 @@ from mosaic.catalog.unity.spark import SparkType, parse_json, parse_type
 from mosaic.catalog.unity.surface import Surface, described, split
 from mosaic.errors import BadRequest, NotFound
 
+OWN_PROPERTIES = "mosaic."
+"""How the names of properties begin that only the platform writes."""
+
 _LEAN = (
     Query("omit_columns", "whether the columns are left out", "boolean"),
     Query("omit_properties", "whether the properties are left out", "boolean"),
@@ -58,7 +61,7 @@ class TableRoutes:
             owner=by.name,
             by=by,
             comment=asked.comment or "",
-            properties=asked.properties,
+            properties=_own_words(asked.properties or {}, {}),
         )
         return self._shown(table)
 
@@ -105,7 +108,10 @@ class TableRoutes:
         name = names.parse_object(call.path["full_name"], "table")
         by = self._authorize(call.principal, "MANAGE", "table", name)
         asked = call.parse(shapes.UpdateTable, full_name=name)
-        return self._shown(self._catalog.update_table(name, by=by, **self._given(call, asked)))
+        given = self._given(call, asked)
+        if asked.properties is not None:
+            given["properties"] = _own_words(asked.properties, self._catalog.get_table(name).properties)
+        return self._shown(self._catalog.update_table(name, by=by, **given))
 
     def delete(self, call: Call) -> shapes.Nothing:
         name = names.parse_object(call.path["full_name"], "table")
@@ -216,3 +222,18 @@ def _from_name(column: shapes.AskedColumn) -> SparkType:
     if name == "DECIMAL":
         return parse_type(f"decimal({column.type_precision or 10},{column.type_scale or 0})")
     return parse_type(name)
+
+
+def _own_words(properties: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
+    """With the platform's own properties as they are there: they say what it did, such as a batch job's plan.
+
+    Raises BadRequest for others of such a name.
+    """
+    kept = {name: value for name, value in there.items() if name.startswith(OWN_PROPERTIES)}
+    ours = [name for name in properties if name.startswith(OWN_PROPERTIES) and properties[name] != kept.get(name)]
+    if ours:
+        raise BadRequest(
+            f"property {ours[0]!r}: names that begin with {OWN_PROPERTIES!r} are the platform's own; take another",
+            param="properties",
+        )
+    return {**properties, **kept}

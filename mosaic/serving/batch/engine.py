@@ -16,6 +16,7 @@ from mosaic.ids import new_id
 from mosaic.serving.batch.prompts import Answer, Unaskable, messages
 from mosaic.serving.batch.settings import BatchSettings
 from mosaic.serving.deploy import vllm_config
+from mosaic.serving.flag_table import CHAT_FLAGS
 from mosaic.serving.plan import EnginePlan
 from mosaic.serving.settings import EngineSettings
 
@@ -53,6 +54,8 @@ class EngineAsker:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         if self._tokenizer.chat_template is None:
             raise BadRequest(f"model {setup.model!r} has no chat template, so that it cannot be asked by chats")
+        self._written = template_flags(setup.plan.engine_kwargs)
+        self._template_is_new = True
         self._engine, config = start_engine(setup.model, str(folder), setup.engine, setup.plan)
         self._most_tokens = config.model_config.max_model_len
         self._turns = asyncio.Semaphore(config.scheduler_config.max_num_seqs + _AHEAD)
@@ -65,7 +68,11 @@ class EngineAsker:
             self._adapter = LoRARequest(setup.adapter, 1, str(setup.resolve(setup.adapter)))
 
     async def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """One for each row, in their order. Raises BadRequest for a json_schema that the engine does not take."""
+        """One for each row, in their order. Raises BadRequest for a json_schema that the engine does not take, and a
+        system_prompt that the model's chat template does not."""
+        if self._template_is_new:
+            try_template(self._tokenizer, self._settings, self._written)
+            self._template_is_new = False
         if self._schema_is_new:
             await self._try_schema()
         asked = await asyncio.to_thread(lambda: [self._tokens(row) for row in rows])
@@ -89,7 +96,11 @@ class EngineAsker:
             chat = messages(self._settings, row)
         except Unaskable as error:
             return str(error)
-        text = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        try:
+            text = rendered(self._tokenizer, chat, self._written)
+        except Exception as error:
+            # A template raises what it likes.
+            return f"the model's chat template refuses the row: {error}"[:2000]
         tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(tokens) + self._settings.max_tokens > self._most_tokens:
             return (
@@ -136,7 +147,8 @@ def start_engine(model: str, folder: str, settings: EngineSettings, plan: Engine
     os.environ.update(given["runtime_env"]["env_vars"])
     # The context decides how many rows are computed at once: as many as vLLM's own offline `LLM` takes.
     context = UsageContext.LLM_CLASS
-    config = AsyncEngineArgs(model=folder, **given["engine_kwargs"]).create_engine_config(usage_context=context)
+    flags = engine_flags(given["engine_kwargs"])
+    config = AsyncEngineArgs(model=folder, **flags).create_engine_config(usage_context=context)
     if current_platform.is_cpu():
         from mosaic.serving.vllm_cpu import cpu_environment
 
@@ -144,6 +156,41 @@ def start_engine(model: str, folder: str, settings: EngineSettings, plan: Engine
         if config.parallel_config.world_size == 1:
             config.parallel_config.distributed_executor_backend = "uni"  # as vllm_cpu.py says
     return AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True), config
+
+
+def engine_flags(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those of vLLM's server, such as a preset's tool parser, which the engine's own arguments do not have."""
+    return {name: value for name, value in kwargs.items() if name not in CHAT_FLAGS}
+
+
+def template_flags(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """How a plan's flags have conversations written, as a tokenizer takes it."""
+    more = dict(kwargs.get("default_chat_template_kwargs") or {})
+    if kwargs.get("chat_template") is not None:
+        from vllm.entrypoints.chat_utils import load_chat_template
+
+        more["chat_template"] = load_chat_template(kwargs["chat_template"])
+    return more
+
+
+def rendered(tokenizer: Any, chat: list[dict[str, str]], more: Mapping[str, Any]) -> str:
+    """A conversation as the model reads it."""
+    made: str = tokenizer.apply_chat_template(chat, **{**more, "add_generation_prompt": True, "tokenize": False})
+    return made
+
+
+def try_template(tokenizer: Any, settings: BatchSettings, more: Mapping[str, Any]) -> None:
+    """Raises BadRequest if the template refuses every conversation of the job: that is its fault, not each row's."""
+    chat, field = [{"role": "user", "content": "a"}], "model"
+    if settings.system_prompt is not None:
+        chat, field = [{"role": "system", "content": "a"}, *chat], "system_prompt"
+    try:
+        rendered(tokenizer, chat, more)
+    except Exception as error:
+        # A template raises what it likes.
+        raise BadRequest(
+            f"{field}: the model's chat template refuses the conversation: {error}"[:2000], param=field
+        ) from None
 
 
 def sampling_params(settings: BatchSettings, default: Mapping[str, Any]) -> Any:

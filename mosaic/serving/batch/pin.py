@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.names import is_model_version, parse_model_version
-from mosaic.errors import BadRequest, PermissionDenied, Unavailable
+from mosaic.catalog.work_tokens import check_may_ask
+from mosaic.errors import BadRequest, Conflict, PermissionDenied, Unavailable
 from mosaic.protocol import Principal
 from mosaic.serving import flags
 from mosaic.serving.batch.calls import Task
@@ -55,10 +56,17 @@ def pin_model(catalog: Catalog, settings: BatchSettings, principal: Principal, n
     """The model of a job, as `name` pinned it before (None: as it is now).
 
     Raises NotFound, PermissionDenied without EXECUTE on a registered model and on an adapter's base, or for what only
-    administrators may run.
+    administrators may run, and Conflict for a name that `settings.model` cannot have meant.
     """
     assert settings.model is not None
     check, is_admin = catalog.grants.check, catalog.principals.is_administrator(principal)
+    if name is not None and not _can_mean(settings.model, name):
+        raise Conflict(
+            f"output_table {settings.output_table!r} says that {name!r} answers, which is not what model "
+            f"{settings.model!r} can mean; name another output_table",
+            param="output_table",
+            code="batch_differs",
+        )
     if is_place(settings.model) and not is_admin:
         _deny(catalog, principal, f"model {settings.model!r} is a place, which only administrators may run from")
     if settings.engine is not None:
@@ -71,6 +79,11 @@ def pin_model(catalog: Catalog, settings: BatchSettings, principal: Principal, n
     if is_model_version(settings.model):
         check(principal, "EXECUTE", "model", parse_model_version(settings.model).model, action=ACTION)
     now = answering(catalog, name or settings.model)
+    if is_place(now.engine_model) and not is_admin:
+        told = (
+            f"{settings.model!r} is an adapter of {now.engine_model!r}, a place, which only administrators may run from"
+        )
+        _deny(catalog, principal, f"model {told}")
     if is_model_version(now.engine_model):
         check(principal, "EXECUTE", "model", parse_model_version(now.engine_model).model, action=ACTION)
     if now.version is None:
@@ -83,9 +96,10 @@ def pin_model(catalog: Catalog, settings: BatchSettings, principal: Principal, n
 
 
 def pin_endpoint(catalog: Catalog, settings: BatchSettings, principal: Principal) -> Answerer:
-    """The endpoint of a job; raises NotFound, PermissionDenied without EXECUTE, Unavailable while none of its
-    configurations is live, and BadRequest for what it is not asked by."""
+    """The endpoint of a job; raises NotFound, PermissionDenied without EXECUTE or with a token that opens no
+    endpoints, Unavailable while none of its configurations is live, and BadRequest for what it is not asked by."""
     assert settings.endpoint is not None
+    check_may_ask(catalog, principal, ACTION)
     full = catalog.endpoints.full_name(settings.endpoint)
     catalog.grants.check(principal, "EXECUTE", "endpoint", full, action=ACTION)
     endpoint = catalog.endpoints.get(full)
@@ -112,15 +126,15 @@ def pin_endpoint(catalog: Catalog, settings: BatchSettings, principal: Principal
     )
 
 
-def require_chat_model(resolve: Callable[[str], Path], model: str) -> None:
-    """Raises BadRequest for a model that vLLM does not chat with, and whatever `resolve` raises."""
+def require_chat_model(resolve: Callable[[str], Path], model: str, engine: EngineSettings) -> None:
+    """Raises BadRequest for a model that vLLM, run so, does not chat with, and whatever `resolve` raises."""
     folder = resolve(model)
     if (folder / "MLmodel").is_file():
         raise BadRequest(
             f"model {model!r} is MLflow's; serve it, and name its endpoint in place of model", param="model"
         )
     config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    if not config or runner_of(folder, config, EngineSettings()) != "generate":
+    if not config or runner_of(folder, config, engine) != "generate":
         architectures = config.get("architectures") or []
         raise BadRequest(
             f"model {model!r} is a {architectures}; a job itself runs causal language models. Serve it, and name its "
@@ -154,6 +168,14 @@ def output_schema(settings: BatchSettings, given: pa.Schema, task: Task) -> tupl
             param="keep",
         )
     return pa.schema([*(given.field(name) for name in keep), *own]), keep
+
+
+def _can_mean(model: str, pinned: str) -> bool:
+    """Whether a job's model can have been pinned so: an alias to any version of its model, all else to itself."""
+    if not is_model_version(model) or not is_model_version(pinned):
+        return model == pinned
+    asked, named = parse_model_version(model), parse_model_version(pinned)
+    return asked.model == named.model and named.version is not None and asked.version in (None, named.version)
 
 
 def _used(model: str) -> tuple[str, str, int | None]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ import ray
 
 from mosaic.catalog import Catalog, Table
 from mosaic.catalog.names import parse_object, parse_table_version
+from mosaic.catalog.work_tokens import revoke_left, work_token
 from mosaic.client import Client
 from mosaic.data import Tables
 from mosaic.data.delta import arrow_schema, check_columns, dataset
@@ -31,6 +32,7 @@ from mosaic.serving.batch.calls import EndpointSetup
 from mosaic.serving.batch.engine import EngineSetup
 from mosaic.serving.batch.pieces import PieceReader, check_where
 from mosaic.serving.batch.pin import (
+    ACTION,
     INPUT_VERSION,
     Answerer,
     check_output,
@@ -55,7 +57,7 @@ RUN_KIND = "batch_inference"
 _ROWS_AHEAD = 512
 """Of one engine: as many as vLLM computes at once on most machines, and as many again."""
 _CALLER_CPUS = 0.1
-_TOKEN_DAYS = 7
+_TOKEN_LASTS, _TOKEN_SILENT = timedelta(days=7), timedelta(hours=1)
 _PATIENCE_SECONDS = 30
 
 
@@ -104,11 +106,16 @@ class BatchInference:
         job = self._prepare(settings)
         self.at("planned")
         before = self._tables.position(job.output, job.plan.job_id)
-        if before > job.plan.pieces:
+        if self._is_done(job):
             self._end_others(job)
             return self._result(job, None, min(before, job.plan.pieces), began)
         with self._run(job) as run_id:
-            self._work(job, before, run_id, on_progress, began)
+            try:
+                self._work(job, before, run_id, on_progress, began)
+            except MosaicError:
+                # Whoever came to the same job and did the rest has ended this run, and its token, meanwhile.
+                if not self._is_done(job):
+                    raise
             self.at("before-end")
             result = self._result(job, run_id, before, began)
             told = {name: float(getattr(result, name)) for name in ("rows", "errors", "completion_tokens", "seconds")}
@@ -116,6 +123,9 @@ class BatchInference:
                 self._catalog.finish_run(run_id, "finished", metrics=told)
         self._end_others(job)
         return result
+
+    def _is_done(self, job: _Job) -> bool:
+        return self._tables.position(job.output, job.plan.job_id) > job.plan.pieces
 
     def _prepare(self, settings: BatchSettings) -> _Job:
         """Grants, pins and plan; nothing has been made where this raises."""
@@ -129,7 +139,7 @@ class BatchInference:
         if settings.model is not None:
             answerer = pin_model(self._catalog, settings, self._principal, pinned)
             assert answerer.engine_model is not None
-            require_chat_model(self._resolve, answerer.engine_model)
+            require_chat_model(self._resolve, answerer.engine_model, self._engine(settings, answerer))
         else:
             answerer = pin_endpoint(self._catalog, settings, self._principal)
         opened = self._tables.acting(self._principal).open(table, plan.version if plan is not None else version)
@@ -216,21 +226,12 @@ class BatchInference:
             yield engine, place
             return
         assert answerer.served_name is not None
-        principal, patience = self._principal, min(_PATIENCE_SECONDS, settings.stall_seconds / 8)
-        token, secret = self._catalog.create_token(
-            principal.name,
-            kind=principal.kind,
-            is_admin=principal.is_admin,
-            comment=f"batch job {job.plan.job_id}",
-            expires_at=None if principal.token_id else datetime.now(UTC) + timedelta(days=_TOKEN_DAYS),
-            scopes=("model-serving",),
-            by=principal,
-        )
-        client = Client(self._base_url, secret, timeout_seconds=600, patience_seconds=patience)
-        try:
+        patience, comment = min(_PATIENCE_SECONDS, settings.stall_seconds / 8), _token_comment(job)
+        # Of drivers that were killed; one that runs uses its own more often than that.
+        revoke_left(self._catalog, self._principal, comment=comment, silent=_TOKEN_SILENT)
+        with work_token(self._catalog, self._principal, comment=comment, lasts=_TOKEN_LASTS, action=ACTION) as secret:
+            client = Client(self._base_url, secret, timeout_seconds=600, patience_seconds=patience)
             yield EndpointSetup(client, answerer.served_name, answerer.task), place
-        finally:
-            self._catalog.revoke_token(token.id, by=principal)
 
     def _engine(self, settings: BatchSettings, answerer: Answerer) -> EngineSettings:
         return settings.engine or self._engines.get(answerer.engine_model or "", EngineSettings())
@@ -275,12 +276,15 @@ class BatchInference:
             raise
         finally:
             if status != "finished":
-                self._catalog.finish_run(run_id, status)  # type: ignore[arg-type]
+                with suppress(Conflict):  # another driver has ended it
+                    self._catalog.finish_run(run_id, status)  # type: ignore[arg-type]
 
     def _end_others(self, job: _Job) -> None:
-        """Runs of this job that were killed say that they run: now there is nothing left that they could do."""
+        """Runs of this job that were killed say that they run, and their tokens open endpoints: now there is nothing
+        left that they could do. Those of other principals are theirs to end."""
+        revoke_left(self._catalog, self._principal, comment=_token_comment(job))
         for run in self._catalog.list_runs(kind=RUN_KIND, status="running", limit=1000):
-            if run.params.get("job_id") == job.plan.job_id:
+            if (run.params.get("job_id"), run.principal) == (job.plan.job_id, self._principal.name):
                 with suppress(Conflict):  # it ended by itself meanwhile
                     self._catalog.finish_run(run.run_id, "failed")
 
@@ -308,6 +312,10 @@ class BatchInference:
             pieces_before=before,
             seconds=time.monotonic() - began,
         )
+
+
+def _token_comment(job: _Job) -> str:
+    return f"batch job {job.plan.job_id}"
 
 
 def _rank(adapter: Path) -> int:

@@ -8,10 +8,16 @@ from pydantic import Field, field_validator, model_validator
 
 from mosaic.catalog.names import parse_object, parse_table_version
 from mosaic.errors import BadRequest
+from mosaic.serving.flag_table import CHAT_FLAGS
 from mosaic.serving.settings import EngineSettings
 from mosaic.settings import Settings
 
 _LONGEST_SCHEMA = 65_536
+_OF_ENDPOINTS = ("scaling", "routing", "max_replicas_per_node", "max_batch_size", "health_timeout_seconds")
+"""Engine settings that mean nothing in a job."""
+TEMPLATE_FLAGS = ("chat_template", "default_chat_template_kwargs")
+NOT_IN_A_JOB = frozenset(CHAT_FLAGS) - frozenset(TEMPLATE_FLAGS)
+"""vLLM's flags about how its server answers chats."""
 
 
 class Sampling(Settings):
@@ -82,6 +88,20 @@ class BatchSettings(Settings):
             columns_of(template)
         return template
 
+    @field_validator("engine")
+    @classmethod
+    def _is_a_jobs(cls, engine: EngineSettings | None) -> EngineSettings | None:
+        if engine is None:
+            return None
+        plain = EngineSettings()
+        given = [f"engine.{name}" for name in _OF_ENDPOINTS if getattr(engine, name) != getattr(plain, name)]
+        given += [f"engine.engine_kwargs.{name}" for name in engine.engine_kwargs if name in NOT_IN_A_JOB]
+        if given:
+            raise ValueError(f"{given[0]} is for endpoints, and a job would ignore it; leave it out")
+        if engine.runner == "pooling":
+            raise ValueError("engine.runner is 'pooling', and a model that runs in a job chats; ask an endpoint of it")
+        return engine
+
     @field_validator("json_schema")
     @classmethod
     def _is_small(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -136,6 +156,8 @@ def columns_of(template: str) -> list[str]:
     for _, name, spec, conversion in parts:
         if name is None:
             continue
+        if name.isdecimal():
+            raise ValueError(f"{{{name}}} is a number, which names no column here; rename the column, or use a view")
         if not name or spec or conversion or any(mark in name for mark in "[]."):
             raise ValueError(f"{{{name}}} must be the name of a column, such as {{text}}, without more")
         found.append(name)

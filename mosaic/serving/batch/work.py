@@ -4,7 +4,8 @@ endpoint."""
 import asyncio
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -52,24 +53,46 @@ class Place(NamedTuple):
 class PieceWorker:
     """The actor: reads a piece's rows, has them answered, gives all back as one row, so that no block cuts a piece."""
 
-    def __init__(self, setup: Setup, settings: BatchSettings, reader: PieceReader, keep: list[str], schema: pa.Schema):
+    def __init__(
+        self,
+        setup: Setup,
+        settings: BatchSettings,
+        reader: PieceReader,
+        keep: list[str],
+        schema: pa.Schema,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings, self._reader, self._keep, self._schema = settings, reader, keep, schema
-        self._asker = setup.asker(settings)
+        self._asker, self._now = setup.asker(settings), now
+        self._finished = float("-inf")
+        """When this actor last finished a piece."""
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         (asked,) = batch.to_pylist()
         piece = Piece(**asked)
         rows = await asyncio.to_thread(self._reader.read, piece)
         questions = rows.select(self._settings.reads).to_pylist()
-        try:
-            answers = await asyncio.wait_for(self._asker.answer(questions), self._settings.stall_seconds)
-        except TimeoutError:
-            raise stalled(self._settings, f"piece {piece.number} (rows {piece.start} to {piece.stop})") from None
+        answers = await self._answers(piece, questions)
         made = _with_answers(rows.select([*self._keep, INPUT_ROW]), answers, self._schema)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, made.schema) as writer:
             writer.write_table(made)
         return pa.table({"number": [piece.number], "rows": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
+
+    async def _answers(self, piece: Piece, questions: list[dict[str, Any]]) -> list[Answer]:
+        """Raises Unavailable when neither this piece nor another of the actor, with which it shares the engine, is
+        finished for `stall_seconds`."""
+        began, asked = self._now(), asyncio.ensure_future(self._asker.answer(questions))
+        try:
+            while not asked.done():
+                left = max(began, self._finished) + self._settings.stall_seconds - self._now()
+                if left <= 0:
+                    raise stalled(self._settings, f"piece {piece.number} (rows {piece.start} to {piece.stop})")
+                await asyncio.wait([asked], timeout=left)
+            self._finished = self._now()
+            return asked.result()
+        finally:
+            asked.cancel()
 
 
 def run_pieces(
@@ -142,7 +165,8 @@ def _watched(data: "ray.data.Dataset", settings: BatchSettings) -> Iterator[pa.T
     try:
         while True:
             try:
-                batch = found.get(timeout=settings.stall_seconds + 60)  # an actor's own limit comes first
+                # An actor's own limit comes first; a piece has twice that where another was finished beside it.
+                batch = found.get(timeout=2 * settings.stall_seconds + 60)
             except queue.Empty:
                 raise stalled(settings, "any piece") from None
             if batch is None:
