@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,21 +11,20 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
 from mosaic.catalog import Catalog
-from mosaic.errors import EngineFailed, Unavailable
+from mosaic.errors import BadRequest, EngineFailed, NotFound, Unavailable
 from mosaic.ids import new_id
 from mosaic.protocol import EngineRequest
 from mosaic.serving.deploy import start_engine
 from mosaic.serving.endpoint import EndpointSettings, Unit, adapter_of
 from mosaic.serving.engine import ServeEngine
 from mosaic.serving.nodes import cluster_nodes
-from mosaic.serving.plan import plan_engine, require_memory
+from mosaic.serving.plan import plan_engine, require_memory, reserved
 from mosaic.serving.replicas import Replica, log_lines, metrics_text, replicas_by_app
 from mosaic.serving.rollout import SCALED_TO_ZERO, AppState
-from mosaic.serving.runners import runner_of
+from mosaic.serving.runners import Kind, kind_of
 from mosaic.serving.settings import EngineSettings
 
 _PROBE_SECONDS = 300
-_EMBEDDER_CPUS = 0.2
 
 
 class ServeApps:
@@ -119,10 +117,10 @@ class ServeApps:
     def cpus_of(self, unit: Unit) -> float:
         """Logical CPUs that its replicas reserve, those that there are at first."""
         settings = self.settings_of(unit)
-        if unit.model in ("echo", "all-minilm-l6-v2"):
-            return _EMBEDDER_CPUS * settings.first_replicas
-        on_gpu = settings.num_gpus or settings.accelerator == "gpu"
-        return 0.0 if on_gpu else settings.num_cpus * settings.first_replicas
+        try:
+            return reserved(self._kind(unit), settings)[0] * settings.first_replicas
+        except (BadRequest, NotFound):  # it does not start, and its endpoint says why
+            return 0.0
 
     def require_model(self, unit: Unit) -> None:
         """Raises NotFound with the models that there are."""
@@ -137,26 +135,31 @@ class ServeApps:
         states = self.states()
         gone = ("ending", "failed")
         missing = [unit for unit in sorted(units) if states.get(unit.app_name, AppState("ending")).state in gone]
-        folders = {unit: folder for unit in missing if (folder := self._vllm_folder(unit)) is not None}
+        kinds = {unit: self._kind(unit) for unit in missing}
+        on_vllm = [unit for unit, kind in kinds.items() if kind in ("generate", "pooling")]
+        folders = {unit: folder for unit in on_vllm if (folder := self._local(unit.model)) is not None}
         nodes = cluster_nodes() if folders else ()
         plans = {
             unit.app_name: (plan_engine(self.settings_of(unit), folder, nodes), self.settings_of(unit).first_replicas)
             for unit, folder in folders.items()
         }
+        cpus, gpus = dict[str, float](), dict[str, float]()
+        for unit, kind in kinds.items():
+            name, settings = unit.app_name, self.settings_of(unit)
+            each = reserved(kind, settings, plans[name][0] if name in plans else None)
+            cpus[name], gpus[name] = (one * settings.first_replicas for one in each)
         free = ray.available_resources()
-        on_gpus = {name: plan.workers * plan.gpu_share * count for name, (plan, count) in plans.items() if plan.on_gpu}
-        on_cpus = {unit.app_name: self.cpus_of(unit) for unit in missing if unit.app_name not in on_gpus}
-        require_fit(on_cpus, free.get("CPU", 0.0), "free")
-        require_fit(on_gpus, free.get("GPU", 0.0), "free", "GPUs")
+        require_fit(cpus, free.get("CPU", 0.0), "free")
+        require_fit(gpus, free.get("GPU", 0.0), "free", "GPUs")
         require_memory(plans, nodes)
 
-    def _vllm_folder(self, unit: Unit) -> Path | None:
-        """Of a model that vLLM serves and that is on this machine."""
+    def _kind(self, unit: Unit) -> Kind | None:
+        """What it runs as, as far as it is on this machine already. Raises BadRequest for a config.json that is
+        none."""
         folder = None if unit.model == "echo" else self._local(unit.model)
-        if folder is None or (folder / "MLmodel").is_file() or not (folder / "config.json").is_file():
+        if folder is None and unit.model != "echo":
             return None
-        config = json.loads((folder / "config.json").read_text())
-        return folder if runner_of(folder, config, self.settings_of(unit)) in ("generate", "pooling") else None
+        return kind_of(folder, self.settings_of(unit))
 
 
 def _has_replicas(application: ApplicationStatusOverview) -> bool:
@@ -177,5 +180,5 @@ def require_fit(wanted: Mapping[str, float], available: float, where: str, what:
     """Raise Unavailable with the sum when the logical CPUs (or `what` else) do not suffice."""
     total = sum(wanted.values())
     if total > available + 1e-6:
-        listed = " + ".join(f"{cpus:g} ({name})" for name, cpus in wanted.items())
+        listed = " + ".join(f"{cpus:g} ({name})" for name, cpus in wanted.items() if cpus)
         raise Unavailable(f"{listed} = {total:g} {what} are wanted, {available:g} are {where}", code="does_not_fit")

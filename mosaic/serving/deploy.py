@@ -4,23 +4,26 @@ Applications are started without waiting: Serve's controller carries them on, an
 are.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
-from mosaic.errors import BadRequest, Unavailable, Unprocessable
+from mosaic.errors import BadRequest, MosaicError, Unavailable, Unprocessable
 from mosaic.protocol import Wire
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import Unit
 from mosaic.serving.nodes import cluster_nodes
-from mosaic.serving.plan import EnginePlan, plan_engine, require_memory
+from mosaic.serving.plan import EnginePlan, plan_engine, require_memory, reserved
+from mosaic.serving.presets import read_config
 from mosaic.serving.pyfunc import Pyfunc
 from mosaic.serving.python_model import PythonModel
-from mosaic.serving.runners import runner_of
+from mosaic.serving.runners import Kind, kind_of
 from mosaic.serving.scaling import replica_options
 from mosaic.serving.settings import EngineSettings
 
@@ -31,6 +34,9 @@ _PREFIX_ROUTING = {"request_router_class": "mosaic.serving.prefix_router.PrefixR
 """In Serve's words; the router runs in whoever asks."""
 HEALTH_CHECK_SECONDS = 2
 """How often Serve looks whether an engine lives; Ray's ten are that much longer without one that has died."""
+_LONGEST_REASON = 600
+_AWAY = (RayError, RayServeException, ConnectionError, TimeoutError)
+"""Of Ray itself: nobody's fault, and tried again."""
 
 
 class EngineApp(Wire):
@@ -49,9 +55,17 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
     """
     settings = unit.settings or default
     folder = None if unit.model == "echo" else resolve(unit.model)
-    if folder is not None and (folder / "MLmodel").is_file():
+    kind = kind_of(folder, settings)
+    with its_fault(unit.model):
+        return _start_kind(kind, unit, folder, settings, resolve)
+
+
+def _start_kind(
+    kind: Kind | None, unit: Unit, folder: Path | None, settings: EngineSettings, resolve: Callable[[str], Path]
+) -> EngineApp:
+    if folder is not None and kind == "mlflow":
         return deploy_pyfunc(unit, folder, settings)
-    if folder is not None and (folder / "mosaic-model.json").is_file():
+    if folder is not None and kind == "python":
         return deploy_python(unit, folder, settings)
     if settings.pip:
         raise BadRequest(
@@ -59,18 +73,36 @@ def start_engine(unit: Unit, default: EngineSettings, resolve: Callable[[str], P
         )
     if folder is None:
         return deploy_echo(unit, settings)
-    config = json.loads((folder / "config.json").read_text())
-    match runner_of(folder, config, settings):
+    match kind:
         case "generate" | "pooling":
             return deploy_vllm(unit, folder, settings, resolve)
         case "embedder":
             return deploy_embedder(unit, folder, settings)
         case "classifier":
             return deploy_classifier(unit, folder, settings)
+    architectures = read_config(folder).get("architectures") or []
     raise BadRequest(
-        f"model {unit.model!r} is a {config.get('architectures') or []}; served are causal language models, encoders, "
-        "classifiers of text and cross-encoders (...ForSequenceClassification), models of MLflow's and Python classes"
+        f"model {unit.model!r} is a {architectures}; served are causal language models, encoders, classifiers of text "
+        "and cross-encoders (...ForSequenceClassification), models of MLflow's and Python classes"
     )
+
+
+@contextmanager
+def its_fault(model: str) -> Iterator[None]:
+    """What vLLM, Serve or a library refuses is the configuration's fault, and no better when it is tried again."""
+    try:
+        yield
+    except (RayTaskError, ValueError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, MosaicError):
+            raise cause from None
+        # A plain RayError stands for one that cannot be pickled.
+        if isinstance(cause, _AWAY) and type(cause) is not RayError:
+            raise
+        told = " ".join(str(cause).split())[:_LONGEST_REASON]
+        raise BadRequest(
+            f"model {model!r} cannot be started: {type(cause).__name__}: {told}", param="served_entities"
+        ) from error
 
 
 def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Callable[[str], Path]) -> EngineApp:
@@ -146,21 +178,24 @@ def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EngineP
     }
 
 
-def deploy_embedder(unit: Unit, folder: Path, settings: EngineSettings, *, num_cpus: float = 0.2) -> EngineApp:
+def deploy_embedder(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
     """Start (or update) an embedding model's application; returns at once."""
-    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), settings, num_cpus))
+    options = _actor_options("embedder", settings)
+    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), settings, options))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="embedder")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
-def _deploy_embedder(app_name: str, model: str, folder: str, settings: EngineSettings, num_cpus: float) -> None:
+def _deploy_embedder(
+    app_name: str, model: str, folder: str, settings: EngineSettings, options: dict[str, float]
+) -> None:
     from mosaic.serving.embedder import Embedder  # brings torch: see above
 
     deployment = serve.deployment(
         Embedder,
         name="Embedder",
         **replica_options(settings),
-        ray_actor_options={"num_cpus": num_cpus},
+        ray_actor_options=options,
         max_ongoing_requests=64,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
@@ -169,19 +204,22 @@ def _deploy_embedder(app_name: str, model: str, folder: str, settings: EngineSet
 
 def deploy_classifier(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
     """Start (or update) a text classifier's application; returns at once."""
-    ray.get(_deploy_classifier.remote(unit.app_name, unit.model, str(folder), settings))
+    options = _actor_options("classifier", settings)
+    ray.get(_deploy_classifier.remote(unit.app_name, unit.model, str(folder), settings, options))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="classifier")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
-def _deploy_classifier(app_name: str, model: str, folder: str, settings: EngineSettings) -> None:
+def _deploy_classifier(
+    app_name: str, model: str, folder: str, settings: EngineSettings, options: dict[str, float]
+) -> None:
     from mosaic.serving.classifier import Classifier  # brings torch: see above
 
     deployment = serve.deployment(
         Classifier,
         name="Classifier",
         **replica_options(settings),
-        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        ray_actor_options=options,
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
@@ -190,29 +228,29 @@ def _deploy_classifier(app_name: str, model: str, folder: str, settings: EngineS
         model,
         threads=settings.threads,
         max_batch_size=settings.max_batch_size or 32,
-        device="cuda" if settings.num_gpus else "cpu",
+        device="cuda" if options["num_gpus"] else "cpu",
     )
     _start(bound, app_name)
 
 
 def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
     """Start (or update) the application of an MLflow model; returns at once."""
-    _start_custom(Pyfunc, unit, folder, settings)
+    _start_custom(Pyfunc, "mlflow", unit, folder, settings)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="pyfunc")
 
 
 def deploy_python(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
     """Start (or update) the application of a Python class; returns at once."""
-    _start_custom(PythonModel, unit, folder, settings)
+    _start_custom(PythonModel, "python", unit, folder, settings)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="python")
 
 
-def _start_custom(replica: type, unit: Unit, folder: Path, settings: EngineSettings) -> None:
+def _start_custom(replica: type, kind: Kind, unit: Unit, folder: Path, settings: EngineSettings) -> None:
     deployment = serve.deployment(
         replica,
         name=replica.__name__,
         **replica_options(settings),
-        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        ray_actor_options=_actor_options(kind, settings),
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
@@ -220,20 +258,23 @@ def _start_custom(replica: type, unit: Unit, folder: Path, settings: EngineSetti
     _start(deployment.bind(str(folder), unit.model, **arguments), unit.app_name)
 
 
-def deploy_echo(
-    unit: Unit, settings: EngineSettings, *, delay_seconds: float = 0.0, num_cpus: float = 0.05
-) -> EngineApp:
+def deploy_echo(unit: Unit, settings: EngineSettings, *, delay_seconds: float = 0.0) -> EngineApp:
     """Start the echo double as an application."""
     deployment = serve.deployment(
         EchoEngine,
         name="EchoEngine",
         **replica_options(settings),
-        ray_actor_options={"num_cpus": num_cpus},
+        ray_actor_options=_actor_options("echo", settings),
         max_ongoing_requests=256,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     _start(deployment.bind(delay_seconds), unit.app_name)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="echo")
+
+
+def _actor_options(kind: Kind, settings: EngineSettings) -> dict[str, float]:
+    cpus, gpus = reserved(kind, settings)
+    return {"num_cpus": cpus, "num_gpus": gpus}
 
 
 def _start(application: serve.Application, app_name: str) -> None:

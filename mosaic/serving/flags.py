@@ -27,6 +27,7 @@ _OURS = {
     "reasoning_parser": "engine.reasoning_parser",
     "runner": "engine.runner",
     "distributed_executor_backend": "Ray, which places the workers",
+    "disable_log_stats": "the platform, which counts what every engine does",
 }
 """Flags that the settings give, by what sets them: a second place to say it would make the memory check wrong."""
 
@@ -38,7 +39,6 @@ ANY_OWNER = frozenset(
         "default_chat_template_kwargs",
         "disable_cascade_attn",
         "disable_chunked_mm_input",
-        "disable_log_stats",
         "disable_sliding_window",
         "dtype",
         "enable_auto_tool_choice",

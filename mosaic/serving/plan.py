@@ -12,7 +12,7 @@ from mosaic.protocol import Wire
 from mosaic.serving import flags, memory, presets
 from mosaic.serving.memory import GIB, Need
 from mosaic.serving.nodes import Gpu, Node
-from mosaic.serving.runners import reading, runner_of
+from mosaic.serving.runners import Kind, reading, runner_of
 from mosaic.serving.settings import EngineSettings
 
 _MOST_WORKERS = 1024
@@ -22,6 +22,11 @@ _GPU_SHARE = 0.92
 """Of a GPU's memory that vLLM takes by itself."""
 _FOR_GPUS = ("tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "gpu_memory_utilization")
 """Flags that split a model over GPUs: one spec runs on both, and on the CPU there is nothing to split."""
+
+
+_SMALL: dict[Kind | None, float] = {"embedder": 0.2, "echo": 0.05}
+"""Logical CPUs of replicas that need less than others and no GPU, unless another number than the default is asked
+for."""
 
 
 class EnginePlan(Wire):
@@ -45,16 +50,17 @@ def plan_engine(settings: EngineSettings, folder: Path, nodes: Sequence[Node]) -
     cannot hold, Unavailable for GPUs in a cluster that has none.
     """
     flags.check(settings)
-    config = presets.read_json(folder / "config.json")
+    config = presets.read_config(folder)
     only_reads = runner_of(folder, config, settings) == "pooling"
     if only_reads:
-        settings = reading(config, settings)
+        settings = reading(folder, config, settings)
     workers, share = _workers(settings), min(settings.num_gpus or 1.0, 1.0)
     on_gpu = _is_on_gpu(settings, nodes)
     given = dict(settings.engine_kwargs)
     kwargs: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": settings.max_model_len or -1}
     if on_gpu:
         kwargs["gpu_memory_utilization"] = round(_GPU_SHARE * share, 3)
+        _require_share(given.get("gpu_memory_utilization", 0), share)
     else:
         kwargs |= {"enforce_eager": True, "worker_cls": "mosaic.serving.vllm_cpu.CpuWorker"}
         given = {key: value for key, value in given.items() if key not in _FOR_GPUS}
@@ -85,14 +91,53 @@ def require_memory(plans: Mapping[str, tuple[EnginePlan, int]], nodes: Sequence[
                 free[roomiest] -= plan.need.total
 
 
+def reserved(kind: Kind | None, settings: EngineSettings, plan: EnginePlan | None = None) -> tuple[float, float]:
+    """(logical CPUs, GPUs) that each replica reserves; `plan` is a vLLM engine's, once it is known.
+
+    A `kind` of None is a model that has yet to be fetched, and is taken for one of vLLM's. Raises BadRequest for GPUs
+    that such a replica has no use for, or that Ray does not give.
+    """
+    gpus, on_gpu = settings.num_gpus, settings.accelerator == "gpu"
+    if plan is not None:
+        return (0.0, plan.workers * plan.gpu_share) if plan.on_gpu else (settings.num_cpus, 0.0)
+    if kind in (None, "generate", "pooling"):
+        return (0.0, gpus or 1.0) if gpus or on_gpu else (settings.num_cpus, 0.0)
+    if kind in _SMALL:
+        if gpus or on_gpu:
+            raise BadRequest(
+                f"engine.accelerator = {settings.accelerator!r} with num_gpus = {gpus:g}: this model's replica runs on "
+                "the CPU (an embedding model on a GPU: runner = 'pooling')",
+                param="engine.num_gpus" if gpus else "engine.accelerator",
+            )
+        default = settings.num_cpus == EngineSettings.model_fields["num_cpus"].default
+        return _SMALL[kind] if default else settings.num_cpus, 0.0
+    if gpus and settings.accelerator == "cpu":
+        raise _either(gpus)
+    if gpus > 1 and gpus != int(gpus):
+        raise BadRequest(f"engine.num_gpus = {gpus:g}: must be whole, or less than 1", param="engine.num_gpus")
+    return settings.num_cpus, gpus or float(on_gpu)
+
+
+def _either(gpus: float) -> BadRequest:
+    return BadRequest(
+        f"engine.num_gpus = {gpus:g} with accelerator = 'cpu': leave the one or the other out", param="engine.num_gpus"
+    )
+
+
+def _require_share(utilization: float, share: float) -> None:
+    if utilization > share:
+        raise BadRequest(
+            f"engine.engine_kwargs.gpu_memory_utilization = {utilization:g}, and num_gpus = {share:g} is the part of a "
+            "GPU that the engine reserves: must be at most that",
+            param="engine.engine_kwargs.gpu_memory_utilization",
+        )
+
+
 def _is_on_gpu(settings: EngineSettings, nodes: Sequence[Node]) -> bool:
     there = any(node.gpu_count for node in nodes)
     if settings.accelerator == "cpu":
         if settings.num_gpus:
-            raise BadRequest(
-                f"engine.num_gpus = {settings.num_gpus:g} with accelerator = 'cpu': leave the one or the other out",
-                param="engine.num_gpus",
-            )
+            raise _either(settings.num_gpus)
         return False
     if not there and (settings.accelerator == "gpu" or settings.num_gpus):
         raise Unavailable(
@@ -205,9 +250,10 @@ def _require_gpus(name: str, plan: EnginePlan, replicas: int, gpus: Sequence[Gpu
             param="engine",
             code="does_not_fit",
         )
-    per_gpu = int(1 / plan.gpu_share)
-    fitting = [gpu for gpu in gpus if plan.need.total <= gpu.memory * share <= gpu.free]
-    if per_gpu * len(fitting) < plan.workers * replicas:
+    per_gpu = int(1 / plan.gpu_share + 1e-9)
+    large_enough = [gpu for gpu in gpus if plan.need.total <= gpu.memory * share]
+    fitting = sum(min(per_gpu, int(gpu.free / (gpu.memory * share))) for gpu in large_enough)
+    if fitting < plan.workers * replicas:
         told = ", ".join(f"{gpu.free / GIB:.2f} of {gpu.memory / GIB:.2f}" for gpu in gpus)
         raise Unavailable(
             f"{plan.workers * replicas} workers of {name} each set aside {share:g} of a GPU's memory, and of it are "

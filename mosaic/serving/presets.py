@@ -5,10 +5,16 @@ family are trained on several formats, and the template says which. What the set
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mosaic.errors import BadRequest
+
+_TEXT_CONFIGS = ("text_config", "llm_config")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LARGEST, _MOST_LAYERS = 2**64, 10_000
+"""Of numbers in config.json: memory is added up from them."""
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
@@ -113,6 +119,42 @@ def read_json(file: Path) -> dict[str, Any]:
     """A file's object; empty where there is none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def read_config(folder: Path, *, param: str = "served_entities") -> dict[str, Any]:
+    """A model's config.json, empty where there is none.
+
+    Raises BadRequest, of the field `param`, for one that is no object, or that has something else than transformers
+    writes where the platform reads it.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRequest(f"the model's config.json is no JSON: {str(error)[:200]}", param=param) from None
+    if not isinstance(config, dict):
+        raise BadRequest(f"the model's config.json must be an object, not {type(config).__name__}", param=param)
+    texts = [config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)]
+    wrong = next((told for one in (config, *texts) for told in _wrong(one)), None)
+    if wrong is not None:
+        raise BadRequest(f"the model's config.json: {wrong}", param=param)
+    return config
+
+
+def _wrong(config: Mapping[str, Any]) -> Iterator[str]:
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        yield f"architectures = {str(names)[:80]} must be a list of names"
+    if not isinstance(config.get("id2label", {}), dict | None):
+        yield f"id2label = {str(config['id2label'])[:80]} must be an object"
+    longest = config.get("max_position_embeddings")
+    if longest is not None and type(longest) is not int:
+        yield f"max_position_embeddings = {str(longest)[:80]!r} must be an integer"
+    for name, given in config.items():
+        most = _MOST_LAYERS if name in _LAYERS else _LARGEST
+        if type(given) is int and given > most:
+            yield f"{name[:80]} must be at most {most:,}"

@@ -1,6 +1,5 @@
 """Models into the catalog: a folder, or a Python class, becomes the next version of a name, with its files' sums."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any
 from mosaic.catalog import Catalog, ModelVersion
 from mosaic.catalog import files as files_of
 from mosaic.catalog.names import is_model_version, parse_model_version, parse_object
-from mosaic.errors import BadRequest
+from mosaic.errors import BadRequest, PermissionDenied
 from mosaic.ids import new_id
 from mosaic.models import ModelResolver
 from mosaic.models.cache import digests
 from mosaic.protocol import Principal
 from mosaic.serving.classify import label_count
+from mosaic.serving.endpoint import is_place
+from mosaic.serving.presets import read_config
 from mosaic.serving.python_model import write_model
 from mosaic.storage import Storage
 
@@ -52,7 +53,8 @@ class Models:
         An adapter needs `base_model`, which it was trained on; a class needs `columns`, the type of each by name, and
         may have an `example`, rows that a rollout asks about, and a folder of `files`, which its `load` is given. With
         a run, which must be running, the version is what that made. Raises BadRequest for what is no model,
-        PermissionDenied unless the principal may MANAGE the model, or CREATE MODEL in its schema.
+        PermissionDenied unless the principal may MANAGE the model, or CREATE MODEL in its schema, and for a base model
+        that is a place (a folder, an address, a model of the hub) unless it is an administrator.
         """
         name = parse_object(name, "model")
         self._may(name)
@@ -82,6 +84,8 @@ class Models:
             raise BadRequest(
                 f"{str(folder)!r} is of kind {kind!r}; base_model is for adapters, which need it", param="base_model"
             )
+        if base_model is not None and is_place(base_model):
+            self._require_administrator(name, base_model)
         address = self._storage.address("models", *name.split("."), new_id("mdl"))
         checksums = digests(folder)
         self._storage.upload(folder, address)
@@ -100,6 +104,17 @@ class Models:
         if alias is not None:
             self._catalog.set_alias(name, alias, made.version, principal=self._may(name))
         return made
+
+    def _require_administrator(self, name: str, base_model: str) -> None:
+        if self._catalog.principals.is_administrator(self._principal):
+            return
+        error = PermissionDenied(
+            f"base_model {base_model!r} is a place, which only administrators may name; register the base model, and "
+            "name its version, such as main.ml.base/1",
+            param="base_model",
+        )
+        self._catalog.audit.deny("createModelVersion", {"full_name": name}, error, by=self._principal)
+        raise error
 
     def _may(self, name: str) -> Principal:
         """Who may make a version; raises PermissionDenied."""
@@ -134,8 +149,4 @@ def kind_of(folder: Path) -> str:
             f"(PEFT), MLmodel (MLflow); there is {there}",
             param="source",
         )
-    try:
-        described = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise BadRequest(f"{str(folder / 'config.json')!r} is no JSON: {error}", param="source") from None
-    return "classifier" if label_count(described) > 1 else "full"
+    return "classifier" if label_count(read_config(folder, param="source")) > 1 else "full"

@@ -214,12 +214,19 @@ class Serving:
         )
 
     def _check_model(self, by: Principal, model: str) -> Principal:
-        """EXECUTE on a registered model, and on the base of an adapter, whose engine starts with it."""
+        """EXECUTE on a registered model, and on the base of an adapter, whose engine starts with it; only
+        administrators serve an adapter of a place."""
         check = self._catalog.grants.check
         if is_model_version(model):
             of = parse_model_version(model).model
             by = check(by, "EXECUTE", "model", of, action="createServingEndpoint")
             base = answering(self._catalog, model).engine_model
+            if is_place(base) and not self._catalog.principals.is_administrator(self._principal):
+                self._deny(
+                    of,
+                    f"the base model of adapter {model!r} is {base!r}, a place, which only administrators may serve "
+                    "from; register the base model, and the adapter with its version as base_model",
+                )
             if is_model_version(base) and parse_model_version(base).model != of:
                 by = check(by, "EXECUTE", "model", parse_model_version(base).model, action="createServingEndpoint")
         return by

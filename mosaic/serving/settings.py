@@ -24,11 +24,14 @@ class EngineSettings(Settings):
     """How long a vLLM engine may be silent after it was asked for one token before it is taken to hang, and
     replaced."""
     num_cpus: float = Field(default=0.4, gt=0, le=1024)
-    """Logical CPUs that a replica reserves (its threads take what the machine has)."""
+    """Logical CPUs that a replica reserves (its threads take what the machine has); the small embedder 0.2 unless
+    another number than the default is asked for."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where a vLLM engine runs: `auto` takes GPUs where the Ray cluster has some, and the CPU elsewhere."""
+    """Where an engine runs: `auto` takes GPUs for vLLM's where the Ray cluster has some, and the CPU elsewhere; custom
+    models have a GPU with `gpu`."""
     num_gpus: float = Field(default=0, ge=0, le=1024)
-    """GPUs of a replica; 0 is one for each worker of a vLLM engine that runs on GPUs, and none for other models."""
+    """GPUs of a replica; 0 is one for each worker of a vLLM engine that runs on GPUs, and for other models one with
+    `accelerator: gpu` and none without."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of a CPU engine's arithmetic; None: one per core of the machine that it starts on."""
     max_batch_size: int | None = Field(default=None, ge=1, le=1024)

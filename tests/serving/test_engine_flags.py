@@ -13,7 +13,9 @@ import yaml
 
 from mosaic.errors import BadRequest
 from mosaic.platform import load_settings
-from mosaic.serving import flags, presets
+from mosaic.serving import flags, presets, register
+from mosaic.serving.plan import plan_engine
+from mosaic.serving.runners import kind_of
 from mosaic.serving.settings import EngineSettings
 
 
@@ -64,6 +66,7 @@ def test_what_vllm_takes_passes(given: dict[str, Any]) -> None:
         ({"ssl_keyfile": "/a"}, "no engine flag 'ssl_keyfile'"),
         ({"max_model_len": 3}, "'max_model_len' is given by engine.max_model_len"),
         ({"enable_lora": True}, "given by engine.max_lora_rank"),
+        ({"disable_log_stats": True}, "'disable_log_stats' is given by the platform"),
         ({"enable_prefix_caching": "yes"}, 'enable_prefix_caching = "yes": must be boolean or null, not string'),
         ({"seed": True}, "seed = true: must be integer, not boolean"),
         ({"seed": 1.5}, "must be integer, not number"),
@@ -183,3 +186,41 @@ def test_templates_are_found_where_tokenizers_keep_them(tmp_path: Path) -> None:
 def test_models_that_see_are_served_for_text(tmp_path: Path) -> None:
     folder = model(tmp_path / "m", "mistral3", "[TOOL_CALLS]", vision_config={"hidden_size": 8})
     assert presets.preset_of(folder) == presets.Preset("mistral", None, {"language_model_only": True})
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("[]", "must be an object, not list"),
+        ("{nope", "is no JSON"),
+        ("[" * 200_000, "is no JSON"),
+        ('{"architectures": [5]}', "architectures = [5] must be a list of names"),
+        ('{"architectures": "LlamaModel"}', "architectures = LlamaModel must be"),
+        ('{"architectures": ["XForSequenceClassification"], "id2label": 5}', "id2label = 5 must be an object"),
+        ('{"max_position_embeddings": "9"}', "max_position_embeddings = '9' must be an integer"),
+        ('{"num_hidden_layers": 1000000000000}', "num_hidden_layers must be at most 10,000"),
+        ('{"text_config": {"hidden_size": 1%s}}' % ("0" * 400), "hidden_size must be at most"),
+    ],
+)
+def test_a_config_that_is_none_is_the_callers_error(written: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(written)
+    for read in (
+        lambda: kind_of(tmp_path, EngineSettings()),
+        lambda: plan_engine(EngineSettings(), tmp_path, ()),
+        lambda: register.kind_of(tmp_path),
+    ):
+        with pytest.raises(BadRequest) as refused:
+            read()
+        assert told in refused.value.message and len(refused.value.message) < 500
+        assert refused.value.param in ("served_entities", "source")
+
+
+def test_configs_as_transformers_writes_them_pass(tmp_path: Path) -> None:
+    for config in (
+        {"architectures": None, "id2label": None, "max_position_embeddings": None, "head_dim": None},
+        {"architectures": ["LlamaForCausalLM"], "id2label": {"0": "x"}, "max_position_embeddings": 10_485_760},
+        {"num_key_value_heads": [1, 2], "text_config": {"num_hidden_layers": 126, "vocab_size": 262_208}},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert presets.read_config(tmp_path) == config
+    assert presets.read_config(tmp_path / "none") == {}

@@ -18,7 +18,7 @@ from mosaic.serving import memory
 from mosaic.serving.deploy import vllm_config
 from mosaic.serving.memory import GIB, Shape
 from mosaic.serving.nodes import Gpu, Node, this_node
-from mosaic.serving.plan import EnginePlan, plan_engine, require_memory
+from mosaic.serving.plan import EnginePlan, plan_engine, require_memory, reserved
 from mosaic.serving.prefix_router import text_of
 from mosaic.serving.settings import EngineSettings
 
@@ -180,6 +180,12 @@ def test_a_prompts_place_in_the_cache_is_its_words_under_its_adapter() -> None:
             "accelerator = 'cpu' has one",
         ),
         ({"engine_kwargs": {"tensor_parallel_size": 1024, "pipeline_parallel_size": 9}}, [CPU], BadRequest, "at most"),
+        (
+            {"num_gpus": 0.1, "engine_kwargs": {"gpu_memory_utilization": 1.0}},
+            [with_gpus(H200)],
+            BadRequest,
+            "gpu_memory_utilization = 1, and num_gpus = 0.1 is the part of a GPU",
+        ),
         ({"engine_kwargs": {"nope": 1}}, [CPU], BadRequest, "no engine flag 'nope'"),
         (
             {"max_model_len": 5_000_000},
@@ -256,6 +262,11 @@ def test_the_sum_is_told_when_a_gpu_engine_does_not_fit(tmp_path: Path) -> None:
     require_memory({"bot": (plan(folder, big, num_gpus=0.5), 2)}, [big])
     with pytest.raises(Unavailable, match="3 workers of bot"):
         require_memory({"bot": (plan(folder, big, num_gpus=0.5), 3)}, [big])
+    half_free = with_gpus(Gpu(memory=80 * GIB, free=40 * GIB))
+    quarter = plan(model(tmp_path / "small", LLAMA_8B), half_free, num_gpus=0.25)
+    require_memory({"bot": (quarter, 2)}, [half_free])
+    with pytest.raises(Unavailable, match="3 workers of bot"):
+        require_memory({"bot": (quarter, 3)}, [half_free])
     unknown = Node(name="g2", memory=GIB, free=GIB, gpu_count=1)
     require_memory({"bot": (plan(folder, unknown), 1)}, [unknown])
 
@@ -279,3 +290,43 @@ def test_adapters_take_their_slots(llama: Path) -> None:
 def test_this_machine_has_some_memory() -> None:
     node = this_node("here", 0)
     assert 0 < node.free <= node.memory and node.gpus == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "expected"),
+    [
+        ("echo", {}, (0.05, 0)),
+        ("embedder", {}, (0.2, 0)),
+        ("embedder", {"num_cpus": 2}, (2, 0)),
+        ("classifier", {}, (0.4, 0)),
+        ("classifier", {"num_gpus": 1}, (0.4, 1)),
+        ("classifier", {"accelerator": "gpu", "num_cpus": 1}, (1, 1)),
+        ("mlflow", {"num_gpus": 0.5}, (0.4, 0.5)),
+        ("python", {"accelerator": "gpu"}, (0.4, 1)),
+        ("generate", {"accelerator": "gpu"}, (0, 1)),
+        (None, {}, (0.4, 0)),
+    ],
+)
+def test_what_a_replica_reserves(kind: Any, engine: dict[str, Any], expected: tuple[float, float]) -> None:
+    assert reserved(kind, EngineSettings(**engine)) == expected
+
+
+def test_what_a_vllm_engine_reserves_is_its_plans(llama: Path) -> None:
+    split = EngineSettings(num_cpus=2, engine_kwargs={"tensor_parallel_size": 2})
+    for node, expected in ((CPU, (2, 0)), (with_gpus(H200, H200), (0, 2))):
+        assert reserved("generate", split, plan_engine(split, llama, [node])) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "param"),
+    [
+        ("embedder", {"num_gpus": 1}, "engine.num_gpus"),
+        ("embedder", {"accelerator": "gpu"}, "engine.accelerator"),
+        ("classifier", {"accelerator": "cpu", "num_gpus": 1}, "engine.num_gpus"),
+        ("python", {"num_gpus": 1.5}, "engine.num_gpus"),
+    ],
+)
+def test_gpus_that_a_replica_has_no_use_for_are_refused(kind: Any, engine: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        reserved(kind, EngineSettings(**engine))
+    assert refused.value.param == param

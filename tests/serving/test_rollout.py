@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from mosaic.catalog import Catalog
-from mosaic.errors import Conflict, Unavailable
+from mosaic.errors import BadRequest, Conflict, NotFound, Unavailable
+from mosaic.serving.deploy import its_fault
 from mosaic.serving.doubles import InstantApps
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity, Unit, unit
 from mosaic.serving.rollout import AppState, Rollouts, RolloutSettings, short_reason
@@ -362,3 +365,42 @@ def test_an_engine_that_vanishes_while_it_is_waited_for_is_started_again(catalog
     apps.running.clear()
     until(rollouts, lambda: settled(catalog))
     assert catalog.endpoints.get("bot").config_version == 1 and apps.told.count(("start", "engine-one")) == 2
+
+
+def of_ray(cause: Exception) -> RayTaskError:
+    """As `ray.get` raises what a task raised."""
+    return RayTaskError("start", f"Traceback: {cause}", cause, proctitle="x", ip="127.0.0.1").as_instanceof_cause()
+
+
+def invalid() -> Exception:
+    try:
+        EngineSettings(num_replicas=0)
+    except ValidationError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "told"),
+    [
+        (
+            of_ray(invalid()),
+            BadRequest,
+            "'bot' cannot be started: ValidationError: 1 validation error for Engine",
+        ),
+        (of_ray(ValueError("no\nsuch flag")), BadRequest, "ValueError: no such flag"),
+        (of_ray(OSError("its config.json is none")), BadRequest, "its config.json is none"),
+        (of_ray(NotFound("no such model")), NotFound, "no such model"),
+        (of_ray(ConnectionError("away")), ConnectionError, "away"),
+        (of_ray(ActorUnavailableError("away", None)), ActorUnavailableError, "away"),
+        (ValueError("not a fraction"), BadRequest, "not a fraction"),
+        (Unavailable("away"), Unavailable, "away"),
+        (RuntimeError("away"), RuntimeError, "away"),
+    ],
+)
+def test_what_is_refused_at_the_start_is_the_configurations_fault(
+    error: Exception, raised: type[Exception], told: str
+) -> None:
+    with pytest.raises(raised) as found, its_fault("bot"):
+        raise error
+    assert told in str(found.value)

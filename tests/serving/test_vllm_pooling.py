@@ -19,6 +19,7 @@ from mosaic.platform import Platform
 from mosaic.serving.embedder import Embedder
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
 from mosaic.serving.runners import ENCODERS, runner_of
+from mosaic.serving.runners import reading as settings_to_read
 from mosaic.serving.settings import EngineSettings
 from tests.gateway.test_gateway_http import post, row
 
@@ -168,6 +169,27 @@ def test_which_way_a_model_is_served(
     for name in files:
         (tmp_path / name).write_text("[]")
     assert runner_of(tmp_path, config, EngineSettings(runner=runner)) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "files", "expected"),
+    [
+        (None, {"tokenizer_config.json": {"model_max_length": 512}}, None),
+        (1024, {}, 514),
+        (1024, {"tokenizer_config.json": {"model_max_length": 512}}, 512),
+        (1024, {"tokenizer_config.json": {"model_max_length": 10**30}}, 514),
+        (1024, {"tokenizer_config.json": {"model_max_length": "512"}}, 514),
+        (1024, {"sentence_bert_config.json": {"max_seq_length": 128}}, 128),
+        (100, {"tokenizer_config.json": {"model_max_length": 512}}, 100),
+    ],
+)
+def test_what_is_read_is_no_longer_than_the_tokenizer_says(
+    asked: int | None, files: dict[str, Any], expected: int | None, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    read = settings_to_read(tmp_path, {"max_position_embeddings": 514}, EngineSettings(max_model_len=asked))
+    assert read.max_model_len == expected
 
 
 @pytest.mark.slow
