@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mosaic.errors import BadRequest
-from mosaic.gateway.schemas import check_regex, check_schema
+from mosaic.gateway.schemas import check_regex, check_schemas
 from mosaic.protocol import Message, Wire
 
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -126,9 +126,9 @@ class Generation(Wire):
         if self.structured_outputs is not None and self.response_format is not None:
             raise BadRequest("structured_outputs and response_format exclude each other", param="structured_outputs")
         if isinstance(self.response_format, SchemaFormat):
-            check_schema(self.response_format.json_schema.schema_, "response_format")
+            check_schemas([self.response_format.json_schema.schema_], "response_format")
         if self.structured_outputs is not None:
-            check_schema(self.structured_outputs.json_ or {}, "structured_outputs")
+            check_schemas([self.structured_outputs.json_ or {}], "structured_outputs")
             check_regex(self.structured_outputs.regex or "", "structured_outputs")
         return self
 
@@ -157,8 +157,8 @@ class ChatRequest(Generation):
             told = "continue_final_message needs add_generation_prompt = false"
             raise BadRequest(told, param="add_generation_prompt")
         names = [tool.function.name for tool in self.tools or ()]
-        for tool in self.tools or ():
-            check_schema(tool.function.parameters or {}, "tools", is_held=False)
+        schemas = [tool.function.parameters or {} for tool in self.tools or ()]
+        check_schemas(schemas, "tools", is_held=False)
         if len(set(names)) != len(names):
             raise BadRequest(f"two tools have the same name: {names}", param="tools")
         if not names:

@@ -1,8 +1,9 @@
 """The vLLM replica: `ray.serve.llm`'s server, asked in our engine protocol, with LoRA adapters loaded when first named.
 
 It reaches into internals of Ray 2.60 (`resolve_lora` and `_engine_client` of the engine, `DiskMultiplexConfig`), and
-to feel the engine's pulse into one of vLLM 0.29 (the states of its requests); tests that load, kill and hang it hold
-them. Ray's own LoRA loading takes only cloud addresses, and our adapters live wherever the catalog says.
+to feel the engine's pulse into some of vLLM 0.29 (the states of its requests, who records its statistics); tests that
+load, kill and hang it hold them. Ray's own LoRA loading takes only cloud addresses, and our adapters live wherever the
+catalog says.
 
 vLLM's engine is a process of its own. When that is killed, every request fails at once; the replica tells so and ends
 itself, which is faster than waiting until Serve has found it unhealthy.
@@ -22,7 +23,7 @@ from vllm.platforms import current_platform
 from mosaic.errors import BadRequest, EngineDied, EngineFailed
 from mosaic.ids import new_id
 from mosaic.protocol import Adapter, EngineRequest
-from mosaic.serving.pulse import Pulse, end_with_children
+from mosaic.serving.pulse import Pulse, Steps, cpu_seconds_of_children, end_with_children
 from mosaic.serving.vllm_cpu import CpuEngine, cpu_environment
 from mosaic.serving.vllm_requests import ask
 
@@ -56,7 +57,12 @@ class VllmReplica(LLMServer):
         else:
             await super().__init__(llm_config)
         self._generates = llm_config.engine_kwargs.get("runner") != "pooling"
-        self._pulse = Pulse(self._ask_for_a_token, self._last_token_at, limit_seconds=health_seconds)
+        self._steps = Steps()
+        if (recorders := getattr(getattr(self.engine, "_engine_client", None), "logger_manager", None)) is not None:
+            recorders.stat_loggers.append(self._steps)
+        self._pulse = Pulse(
+            self._ask_for_a_token, self._progress, cpu_seconds_of_children, limit_seconds=health_seconds
+        )
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         """See `mosaic.protocol.Engine`."""
@@ -99,6 +105,9 @@ class VllmReplica(LLMServer):
         request = EngineRequest(request_id=new_id("req"), task="complete", body={"prompt": "ping", "max_tokens": 1})
         async for _ in ask(self.engine, request, self._llm_config.model_id):
             pass
+
+    def _progress(self) -> float:
+        return self._steps.count + self._last_token_at()
 
     def _last_token_at(self) -> float:
         """By the engine's own clock, of the requests that it has; 0 of none."""

@@ -153,8 +153,8 @@ def as_error(message: str, code: int, param: str | None, request: EngineRequest)
         return BadRequest(reason, param=field, code="context_length_exceeded")
     if "tool-call-parser" in reason:
         reason = (
-            f"{field} needs an engine with a parser for the calls that its model writes: engine_kwargs with "
-            "tool_call_parser (such as hermes) and enable_auto_tool_choice = true"
+            f"{field} needs an engine with a parser for the calls that its model writes: set "
+            "engine: {tool_call_parser: hermes}, or another of vLLM's parsers, where the endpoint is made"
         )
     return BadRequest(reason, param=field)
 

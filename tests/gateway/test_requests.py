@@ -10,6 +10,7 @@ from mosaic.gateway.answers import FoldedChat, FoldedText
 from mosaic.gateway.chat import for_the_engine
 from mosaic.gateway.requests import ChatRequest, CompletionRequest
 from mosaic.gateway.routes import parse
+from mosaic.gateway.schemas import check_regex
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -77,6 +78,15 @@ def test_what_cannot_be_honoured_is_refused_by_name(more: dict[str, Any], param:
         ({"$defs": {"a": {"$ref": "http://elsewhere/schema"}}}, "must point into the schema itself"),
         ({"pattern": "^(a{3}){5000}$"}, "{5000} repeats more than 1000 times"),
         ({"pattern": "a{2,99999999999999}"}, "repeats more than"),
+        ({"pattern": "((a{1000}){1000}){1000}"}, "1,000,000,000 signs with their repetitions written out"),
+        ({"pattern": "[(](?:ab|c{2,}){1,1000}+{9}"}, "at most 10,000 together"),
+        ({"pattern": "[a]({,1000}){1000}x{,1000}{1000}"}, "1,000,001 signs"),
+        ({"properties": {f"p{n}": {"pattern": f"[a-z]{{1000}}{n}"} for n in range(2000)}}, "at most 10,000 together"),
+        ({"patternProperties": {f"a{{600}}{n}": {"pattern": f"b{{600}}{n}"} for n in range(9)}}, "10,8"),
+        (
+            {"properties": {f"p{n}": {"minItems": 90_000, "minLength": 90_000} for n in range(20)}},
+            "minItems, maxItems and the like add up to 1,800,000; at most 1,000,000 together",
+        ),
         ({"patternProperties": {"a" * 5000: {}}}, "5000 characters"),
         ({"items": {"not": {"type": "string"}}}, "'not' is no keyword"),
     ],
@@ -87,6 +97,32 @@ def test_schemas_that_an_engine_could_not_take(schema: dict[str, Any], says: str
         with pytest.raises(BadRequest) as refused:
             parse(ChatRequest, {"model": "m", "messages": HELLO, **more})
         assert refused.value.param == field and says in refused.value.message, refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("regex", "size"),
+    [
+        ("^[a-z0-9._%+-]{1,64}@[a-z]{1,255}$", 322),
+        (r"\\(\\{5000}"[:3] + r"[{5000}(]\]", 3),
+        ("(a(b{10}|c){10}d){10}", 1220),
+        ("a{2}?b+c*(d", 5),
+        ("a)b{3}", 5),
+        ("", 0),
+    ],
+)
+def test_how_large_an_expression_is_with_its_repetitions_written_out(regex: str, size: int) -> None:
+    assert check_regex(regex, "structured_outputs") == size
+
+
+def test_the_expressions_of_all_tools_count_together() -> None:
+    def tools(count: int) -> list[dict[str, Any]]:
+        parameters = {"properties": {"x": {"pattern": "[a-z]{1000}"}}}
+        return [{"type": "function", "function": {"name": f"f{n}", "parameters": parameters}} for n in range(count)]
+
+    parse(ChatRequest, {"model": "m", "messages": HELLO, "tools": tools(10)})
+    with pytest.raises(BadRequest, match="11,000 signs") as refused:
+        parse(ChatRequest, {"model": "m", "messages": HELLO, "tools": tools(11)})
+    assert refused.value.param == "tools"
 
 
 def test_names_and_data_in_a_schema_are_no_keywords() -> None:

@@ -1,10 +1,13 @@
 """An engine's pulse: who is quiet is asked, who hangs is told from who is busy; a real one that hangs is replaced."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import psutil
@@ -14,7 +17,7 @@ from openai import OpenAI
 from mosaic.errors import EngineFailed
 from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
-from mosaic.serving.pulse import Pulse
+from mosaic.serving.pulse import Pulse, Steps, cpu_seconds_of_children
 from mosaic.serving.replicas import Replica
 from mosaic.serving.settings import EngineSettings
 
@@ -23,7 +26,7 @@ class Engine:
     """One whose answers the test gives."""
 
     def __init__(self) -> None:
-        self.now, self.tokens, self.asked = 0.0, 0.0, 0
+        self.now, self.tokens, self.cpu_seconds, self.asked = 0.0, 0.0, 0.0, 0
         self.answers, self.breaks = True, False
 
     async def ask(self) -> None:
@@ -34,7 +37,14 @@ class Engine:
             await asyncio.sleep(0)
 
     def pulse(self) -> Pulse:
-        return Pulse(self.ask, lambda: self.tokens, limit_seconds=60, quiet_seconds=15, clock=lambda: self.now)
+        return Pulse(
+            self.ask,
+            lambda: self.tokens,
+            lambda: self.cpu_seconds,
+            limit_seconds=60,
+            quiet_seconds=15,
+            clock=lambda: self.now,
+        )
 
 
 async def after(engine: Engine, pulse: Pulse, seconds: float) -> None:
@@ -94,6 +104,74 @@ def test_one_that_answers_nothing_hangs() -> None:
             await after(engine, pulse, 10)
 
     felt(hung)
+
+
+def test_one_that_reads_a_long_prompt_does_not_hang() -> None:
+    async def reads(engine: Engine, pulse: Pulse) -> None:
+        engine.answers = False
+        for _ in range(60):  # one step of 5 minutes, in which only its processes' CPU time tells
+            engine.cpu_seconds += 4
+            await after(engine, pulse, 5)
+        assert engine.asked == 1
+        with pytest.raises(EngineFailed, match="no token in"):  # and then is silent
+            await after(engine, pulse, 65)
+
+    felt(reads)
+
+
+def test_one_that_computes_for_ever_hangs() -> None:
+    async def spins(engine: Engine, pulse: Pulse) -> None:
+        engine.answers = False
+        for _ in range(120):
+            engine.cpu_seconds += 5
+            await after(engine, pulse, 5)
+        with pytest.raises(EngineFailed, match=r"no token in 6.. s after it was asked for one, though it computes"):
+            for _ in range(10):
+                engine.cpu_seconds += 5
+                await after(engine, pulse, 5)
+
+    felt(spins)
+
+
+def test_a_little_of_a_core_is_no_work() -> None:
+    async def idles(engine: Engine, pulse: Pulse) -> None:
+        engine.answers = False
+        with pytest.raises(EngineFailed, match=r"no token in 60 s after it was asked for one$"):
+            for _ in range(20):
+                engine.cpu_seconds += 0.5
+                await after(engine, pulse, 5)
+
+    felt(idles)
+
+
+def test_a_step_counts_with_a_token_or_another_part_of_a_prompt() -> None:
+    def usage(share: float) -> SimpleNamespace:
+        return SimpleNamespace(kv_cache_usage=share)
+
+    steps = Steps()
+    for stats, tokens, count in (
+        (usage(0.1), None, 1),  # a part of a prompt
+        (usage(0.2), None, 2),
+        (usage(0.2), None, 2),  # nothing could be done
+        (usage(0.2), object(), 3),  # a token
+        (None, None, 3),
+        (None, object(), 4),
+    ):
+        steps.record(stats, tokens)
+        assert steps.count == count
+    steps.record(usage(0.2), None, engine_idx=1)  # another engine's, of several that share the requests
+    assert steps.count == 5
+
+
+def test_what_the_processes_of_an_engine_compute_is_seen() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        try:
+            seen, deadline = cpu_seconds_of_children(), time.monotonic() + 60
+            while cpu_seconds_of_children() < seen + 0.2:
+                assert time.monotonic() < deadline, "a process computes, and it is not seen"
+                time.sleep(0.05)
+        finally:
+            child.kill()
 
 
 def test_a_refusal_is_an_answer() -> None:

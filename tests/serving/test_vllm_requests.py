@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.models.doubles import byte_tokenizer
 from mosaic.platform import Platform
 from mosaic.protocol import EngineRequest
+from mosaic.serving import flags
+from mosaic.serving.settings import EngineSettings
 from tests.gateway.test_gateway_http import row, rows
 
 pytestmark = pytest.mark.slow
@@ -173,7 +176,10 @@ def test_refusals_of_vllm_in_our_words() -> None:
         return as_error(reason, code, param, EngineRequest(request_id="r", task="chat", body=body))
 
     told = refused('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', tools=[1])
-    assert isinstance(told, BadRequest) and told.param == "tools" and "tool_call_parser" in told.message
+    assert isinstance(told, BadRequest) and told.param == "tools"
+    (setting,) = re.findall(r"engine: \{(.*?)\}", told.message)  # what it says to set is a field that there is
+    field, parser = setting.split(": ")
+    flags.check(EngineSettings.model_validate({field: parser}), at="engine")
     told = refused("Internal server error", 500, response_format={})
     assert isinstance(told, BadRequest) and told.param == "response_format"
     assert isinstance(refused("Internal server error", 500), EngineFailed)
