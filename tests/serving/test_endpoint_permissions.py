@@ -8,10 +8,15 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from mosaic.errors import NotFound, PermissionDenied
 from mosaic.platform.control import control_app
+from mosaic.platform.lifecycle import ADMIN
 from mosaic.platform.parts import Parts, build_parts
+from mosaic.protocol import Principal
 from mosaic.runtime.asgi import RequestId
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.register import Models
+from mosaic.serving.service import Serving
 from tests.catalog.conftest import under_api
 from tests.local import local_settings
 
@@ -106,3 +111,41 @@ def test_who_may_not_and_what_is_wrong(parts: Parts) -> None:
         refused = ask(parts, "ann", "PATCH", "helper", entry)
         assert 400 <= refused.status_code < 500 and told in refused.text, refused.text
     assert ask(parts, "ann", "GET", "nothing").status_code == 404
+
+
+@pytest.mark.parametrize("base", ["/srv/anything", "s3://bucket/base", "Qwen/Qwen3-0.6B", "../base"])
+def test_an_adapter_of_a_place_is_for_administrators(base: str, parts: Parts, tmp_path: Path) -> None:
+    """A place is nobody's to grant, and its engine would read whatever lies there."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    ann = Principal(name="ann", is_admin=False)
+    for kind, name, privileges in (
+        ("catalog", "main", ["USE CATALOG"]),
+        ("schema", "main.serving", ["USE SCHEMA", "CREATE MODEL"]),
+    ):
+        parts.catalog.grants.grant(kind, name, "ann", privileges, by="admin")
+
+    def models(who: Principal) -> Models:
+        return Models(parts.catalog, parts.storage, parts.models, who)
+
+    def serve(who: Principal, model: str) -> None:
+        entity = ServedEntity(name="e", model=model)
+        Serving(parts.catalog, parts.engines, who).create(EndpointSettings(name="new", served_entities=[entity]))
+
+    with pytest.raises(PermissionDenied, match="is a place, which only administrators may name"):
+        models(ann).register("main.serving.bot", folder, base_model=base)
+    assert parts.catalog.find_model("main.serving.bot") is None
+    denied = [one.action_name for one in parts.catalog.audit.list(limit=1000) if one.response.status_code == 403]
+    assert denied == ["createModelVersion"]
+    assert models(ann).register("main.serving.mine", folder, base_model="smollm2-135m-instruct").version == 1
+
+    made = models(ADMIN).register("main.serving.bot", folder, base_model=base)
+    parts.catalog.grants.grant("model", "main.serving.bot", "ann", ["EXECUTE"], by="admin")
+    with pytest.raises(PermissionDenied, match=f"is '{base}', a place, which only administrators may serve"):
+        serve(ann, made.full_name)
+    denied = [one.action_name for one in parts.catalog.audit.list(limit=1000) if one.response.status_code == 403]
+    assert denied == ["createModelVersion", "createServingEndpoint"]
+    if base.startswith("/"):
+        with pytest.raises(NotFound, match=base):  # past what it may, and there is none
+            serve(ADMIN, made.full_name)

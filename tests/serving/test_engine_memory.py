@@ -3,23 +3,29 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ray.exceptions import ActorUnavailableError
+from ray.serve._private.common import DeploymentID, ReplicaID
 from safetensors.torch import save_file
 
+from mosaic.catalog import Catalog
 from mosaic.errors import BadRequest, MosaicError, Unavailable, Unprocessable
 from mosaic.models.doubles import tiny_llama
 from mosaic.protocol import Adapter, EngineRequest
 from mosaic.serving import memory
+from mosaic.serving.apps import ServeApps
 from mosaic.serving.deploy import vllm_config
+from mosaic.serving.endpoint import unit
 from mosaic.serving.memory import GIB, Shape
 from mosaic.serving.nodes import Gpu, Node, this_node
 from mosaic.serving.plan import EnginePlan, plan_engine, require_memory, reserved
-from mosaic.serving.prefix_router import text_of
+from mosaic.serving.prefix_router import PrefixRouter, text_of
 from mosaic.serving.settings import EngineSettings
 
 LLAMA_8B = {
@@ -158,6 +164,27 @@ def test_a_prompts_place_in_the_cache_is_its_words_under_its_adapter() -> None:
     assert text(messages=said) == "\nBe kind.\nHi" == text(prompt="Be kind.\nHi")
     assert text("main.ml.bot/3", messages=said) == "main.ml.bot/3\nBe kind.\nHi"
     assert [text(), text(input=["x"]), text(messages=[]), text(prompt=""), text(prompt=[1])] == [None] * 5
+
+
+class Away:
+    """An actor of Ray's while it is started again."""
+
+    def __getattr__(self, name: str) -> "Away":
+        return self
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        raise ActorUnavailableError("it restarts", None)
+
+
+def test_nothing_fails_while_what_remembers_prefixes_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    router = PrefixRouter.__new__(PrefixRouter)
+    of = DeploymentID(name="d", app_name="engine-bot")
+    replica = ReplicaID(unique_id="r", deployment_id=of)
+    router.__dict__ |= {"_tree_actor": Away(), "_deployment_id": of, "_replicas": {replica: None}}
+    router._eviction_threshold_chars = router._eviction_target_chars = router._eviction_interval_secs = 1
+    asked = EngineRequest(request_id="r", task="complete", body={"prompt": "Hi"})
+    router.on_request_routed(SimpleNamespace(args=[asked]), replica, None)
+    assert "prefixes-engine-bot is away" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -330,3 +357,24 @@ def test_gpus_that_a_replica_has_no_use_for_are_refused(kind: Any, engine: dict[
     with pytest.raises(BadRequest) as refused:
         reserved(kind, EngineSettings(**engine))
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("config", "engine", "expected"),
+    [
+        ({"architectures": ["BertModel"]}, {"num_replicas": 3}, 0.6),
+        ({"architectures": ["BertForSequenceClassification"]}, {"num_gpus": 1, "num_replicas": 2}, 0.8),
+        ({"architectures": ["BertModel"]}, {"num_gpus": 1}, 0),
+        ({"architectures": [5]}, {}, 0),
+        (LLAMA_8B | {"architectures": ["LlamaForCausalLM"]}, {}, 0.4),
+        (None, {}, 0.4),
+    ],
+)
+def test_logical_cpus_are_counted_as_they_are_reserved(
+    config: dict[str, Any] | None, engine: dict[str, Any], expected: float, tmp_path: Path
+) -> None:
+    folder = None if config is None else model(tmp_path / "m", config)
+    catalog = Catalog.open(f"sqlite:///{tmp_path}/c.db")
+    apps = ServeApps(catalog, {}, Path, lambda name: None, lambda name: folder)
+    assert apps.cpus_of(unit("main.ml.any/1", EngineSettings(**engine))) == pytest.approx(expected)
+    catalog.close()

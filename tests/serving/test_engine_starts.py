@@ -1,5 +1,7 @@
 """How engines start on the platform: on whatever there is, with vLLM's own flags, or not at all, with the reason."""
 
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import ray
 import yaml
 from openai import OpenAI
+from ray.exceptions import RayError
 
 from mosaic.errors import BadRequest, Unprocessable
 from mosaic.platform import Platform
@@ -60,6 +63,13 @@ def test_one_spec_for_gpus_starts_on_the_cpu_and_prompts_that_begin_alike_go_to_
         taken = memory_of(app)
         need = plan_engine(engine, tiny_chat, cluster_nodes()).need
         assert len(taken) == 2 and max(taken.values()) <= need.total
+        ray.kill(tree, no_restart=False)  # what remembers is only for speed, and comes back by itself
+        seen, deadline = {}, time.monotonic() + 60
+        while not sum(seen.values()):
+            assert client.chat.completions.create(model="alike", messages=long, max_tokens=1).choices
+            assert time.monotonic() < deadline
+            with suppress(RayError):
+                seen = ray.get(tree.getattr.remote("tenant_to_char_count"))
     finally:
         platform.serving.delete("alike")
 
@@ -85,10 +95,16 @@ def test_the_command_refuses_what_vllm_does_not_take_before_anything_starts(
     assert "wrong" not in [one.served_name for one in platform.serving.list()]
 
 
-def test_what_cannot_fit_is_refused_with_the_sum(platform: Platform, tiny_chat: Path) -> None:
+def test_what_cannot_fit_is_refused_with_the_sum(platform: Platform, tiny_chat: Path, tmp_path: Path) -> None:
     with pytest.raises(Unprocessable, match=r"KV cache 9999\.00 \+ .* GiB free of .*: lower kv_cache_gib") as refused:
         platform.serving.create(served("huge", tiny_chat, EngineSettings(kv_cache_gib=9999)))
     assert refused.value.code == "does_not_fit"
+    with pytest.raises(BadRequest, match=r"this model's replica runs on the CPU .*runner = 'pooling'"):
+        platform.serving.create(served("huge", "all-minilm-l6-v2", EngineSettings(accelerator="gpu")))
+    (tmp_path / "config.json").write_text('{"architectures": [5]}')
+    with pytest.raises(BadRequest, match=r"config\.json: architectures = \[5\] must be a list of names") as wrong:
+        platform.serving.create(served("huge", tmp_path, EngineSettings()))
+    assert wrong.value.param == "served_entities"
     with pytest.raises(BadRequest, match="give num_gpus = 1"):
         platform.serving.create(served("huge", tiny_chat, EngineSettings(num_gpus=3)))
     assert "huge" not in [one.served_name for one in platform.serving.list()]
