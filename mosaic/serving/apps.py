@@ -74,7 +74,7 @@ class ServeApps:
         serve.delete(app_name, _blocking=False)
         self._ended.add(app_name)
 
-    def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
+    def probe(self, app_name: str, settings: EndpointSettings, model: str, start_seconds: float) -> None:
         if settings.task == "chat":
             body: dict[str, object] = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
         elif settings.task == "complete":
@@ -88,12 +88,13 @@ class ServeApps:
         request = EngineRequest(
             request_id=new_id("req"), task=settings.task, body=body, adapter=adapter_of(self._catalog, model)
         )
+        seconds = probe_seconds(serve.status().applications.get(app_name), start_seconds)
         answer = asyncio.run_coroutine_threadsafe(_first(ServeEngine(app_name), request), self._loop)
         try:
-            answer.result(_PROBE_SECONDS)
+            answer.result(seconds)
         except TimeoutError:
             answer.cancel()
-            raise EngineFailed(f"no answer within {_PROBE_SECONDS} s") from None
+            raise EngineFailed(f"no answer within {seconds:g} s") from None
 
     @functools.cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -167,6 +168,13 @@ def _has_replicas(application: ApplicationStatusOverview) -> bool:
         any(count for state, count in one.replica_states.items() if state != "STOPPING")
         for one in application.deployments.values()
     )
+
+
+def probe_seconds(application: ApplicationStatusOverview | None, start_seconds: float) -> float:
+    """How long a probe may take: of an engine that sleeps (or is being woken) as long as one may take to start."""
+    deployments = () if application is None else application.deployments.values()
+    are_awake = all("RUNNING" in [state for state, count in one.replica_states.items() if count] for one in deployments)
+    return _PROBE_SECONDS if are_awake else start_seconds
 
 
 async def _first(engine: ServeEngine, request: EngineRequest) -> None:

@@ -135,7 +135,7 @@ class InstantApps:
             case reason:
                 self.running[unit.app_name] = AppState("failed", reason)
 
-    def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
+    def probe(self, app_name: str, settings: EndpointSettings, model: str, start_seconds: float) -> None:
         self.told.append(("probe", app_name))
         if self.probe_fails:
             raise EngineFailed(self.probe_fails)

@@ -56,8 +56,8 @@ class Apps(Protocol):
     def start(self, unit: Unit) -> None:
         """Returns at once; raises what `start_engine` raises."""
 
-    def probe(self, app_name: str, settings: EndpointSettings, model: str) -> None:
-        """One real request, of one token; raises what the engine raised."""
+    def probe(self, app_name: str, settings: EndpointSettings, model: str, start_seconds: float) -> None:
+        """One real request, of one token; raises what the engine raised. One that sleeps may take `start_seconds`."""
 
     def end(self, app_name: str) -> None:
         """Returns at once; requests on their way are answered first."""
@@ -265,7 +265,8 @@ def roll_out(
         for entity in wanted.served_entities:
             app_name = unit_of(catalog, entity, pinned).app_name
             with _its_fault(said=f"served entity {entity.name!r} fails its probe: "):
-                apps.probe(app_name, wanted, pinned.get(entity.model, entity.model))
+                model = pinned.get(entity.model, entity.model)
+                apps.probe(app_name, wanted, model, settings.start_timeout_seconds)
     except _Fault as error:
         catalog.endpoints.fail(endpoint.id, config.version, str(error))
         return

@@ -21,6 +21,7 @@ from mosaic.catalog.unity.shapes import Answer, Asked, Nothing
 from mosaic.catalog.unity.surface import milliseconds
 from mosaic.errors import BadRequest
 from mosaic.protocol import Principal
+from mosaic.serving.before import Before
 from mosaic.serving.endpoint import EndpointSettings
 from mosaic.serving.rollout import AppState
 from mosaic.serving.service import EndpointState, Serving
@@ -35,8 +36,9 @@ class AskedEntity(Asked):
     entity_name: str = Field(max_length=1000)
     entity_version: str | None = Field(default=None, max_length=20)
     engine: dict[str, Any] | None = None
-    scale_to_zero_enabled: bool = False
-    """The same as `scaling: {min_replicas: 0}` in `engine`."""
+    scale_to_zero_enabled: bool | None = None
+    """True is the same as `scaling: {min_replicas: 0}` in `engine`; false keeps an engine of which an update says no
+    more awake."""
     workload_size: str | None = None
     workload_type: str | None = None
 
@@ -58,6 +60,7 @@ class AskedConfig(Asked):
     traffic_config: TrafficConfig | None = None
     task: str | None = None
     retrieval: dict[str, Any] | None = None
+    """`{}` is none, which an update has to say."""
 
 
 class CreateEndpoint(Asked):
@@ -154,7 +157,8 @@ class ServingRoutes:
     def update(self, call: Call) -> EndpointInfo:
         asked = call.parse(AskedConfig, name=call.path["name"])
         serving = self._serving(call.principal)
-        return _info(serving, serving.update(_settings(serving, call.path["name"], asked)))
+        before = Before.of(serving.get(call.path["name"]))
+        return _info(serving, serving.update(_settings(serving, call.path["name"], asked, before)))
 
     def logs(self, call: Call) -> Logs:
         """The last lines of the replicas of a served entity's engine."""
@@ -171,13 +175,15 @@ class ServingRoutes:
         return Nothing()
 
 
-def _settings(serving: Serving, name: str, asked: AskedConfig) -> EndpointSettings:
+def _settings(serving: Serving, name: str, asked: AskedConfig, before: Before | None = None) -> EndpointSettings:
+    """`before` is the configuration that an update changes: what is not asked stays as it was."""
+    before = before or Before({})
     shares = _shares(asked)
     entities = []
     for number, entity in enumerate(asked.served_entities):
         given: dict[str, Any] = {"model": _model(entity), "name": _entity_name(entity, number)}
         given["traffic_percentage"] = shares.pop(given["name"], 0 if shares or asked.traffic_config else 100)
-        engine = _engine(serving, entity)
+        engine = _engine(serving, entity, before)
         entities.append(given | ({} if engine is None else {"engine": engine}))
     if shares:
         raise BadRequest(
@@ -188,21 +194,26 @@ def _settings(serving: Serving, name: str, asked: AskedConfig) -> EndpointSettin
     if asked.traffic_config is None and len(entities) > 1:
         raise BadRequest("traffic_config must say the share of each served entity", param="traffic_config")
     ours = {theirs: our for our, theirs in _TASKS.items()}
-    more = {"task": ours.get(asked.task or "", asked.task), "retrieval": asked.retrieval}
+    task = before.task(_model(entity) for entity in asked.served_entities) if asked.task is None else asked.task
+    retrieval = asked.retrieval or None
+    if asked.retrieval is None and task in (None, "chat", _TASKS["chat"]):
+        retrieval = before.retrieval
+    more = {"task": ours.get(task or "", task), "retrieval": retrieval}
     told = {"name": name, "served_entities": entities, **{key: one for key, one in more.items() if one is not None}}
     return EndpointSettings.parse(told, source="config")
 
 
-def _engine(serving: Serving, entity: AskedEntity) -> dict[str, Any] | None:
+def _engine(serving: Serving, entity: AskedEntity, before: Before) -> dict[str, Any] | None:
+    was = before.engine(entity.name, _model(entity))
+    engine = was if entity.engine is None else entity.engine
     if not entity.scale_to_zero_enabled:
-        return entity.engine
-    engine = entity.engine
+        return _awake(was) if entity.engine is None and entity.scale_to_zero_enabled is False else engine
     if engine is None:
-        engine = serving.engine_settings(entity.entity_name).model_dump(mode="json")
+        engine = serving.engine_settings(_model(entity)).model_dump(mode="json")
     scaling = engine.get("scaling") or {}
     if not isinstance(scaling, dict):
         return engine  # refused with all else that is wrong with it
-    if scaling.get("min_replicas", 0) != 0:
+    if entity.engine is not None and scaling.get("min_replicas", 0) != 0:
         raise BadRequest(
             f"scale_to_zero_enabled is true, and engine.scaling.min_replicas = {scaling['min_replicas']!r}: "
             "leave one of the two out",
@@ -210,6 +221,15 @@ def _engine(serving: Serving, entity: AskedEntity) -> dict[str, Any] | None:
         )
     most = engine.get("num_replicas", 1)  # a fixed number becomes the most that there are
     return {**engine, "num_replicas": 1, "scaling": {"max_replicas": most, **scaling, "min_replicas": 0}}
+
+
+def _awake(engine: dict[str, Any] | None) -> dict[str, Any] | None:
+    """With a replica at least, where it would end when idle."""
+    if engine is None or (scaling := engine.get("scaling")) is None or scaling["min_replicas"] != 0:
+        return engine
+    if scaling["max_replicas"] == 1:
+        return {**engine, "scaling": None}
+    return {**engine, "scaling": {**scaling, "min_replicas": 1, "scale_to_zero_after_seconds": None}}
 
 
 def _shares(asked: AskedConfig) -> dict[str, int]:

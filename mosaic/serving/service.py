@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, NoReturn, Protocol
 
 from mosaic.catalog import Catalog
@@ -115,7 +116,10 @@ class Serving:
         return self._engines.states()
 
     def engine_settings(self, model: str) -> EngineSettings:
-        """How the platform runs the engine of a model that a configuration says nothing about."""
+        """How the platform runs the engine that answers for a model (an adapter's base) if a configuration says nothing
+        about it."""
+        with suppress(NotFound):  # refused with the configuration
+            model = answering(self._catalog, model).engine_model
         return self._engines.settings_of(Unit(model, ""))
 
     def describe(self, name: str) -> Description:
@@ -204,7 +208,8 @@ class Serving:
         full = self._catalog.endpoints.full_name(settings.name)
         by = self._check(full, settings, new=new)
         if "task" not in settings.model_fields_set and self._are_custom(settings):
-            settings = settings.model_copy(update={"task": "predict"})
+            told = {**settings.model_dump(mode="json"), "task": "predict"}
+            settings = EndpointSettings.parse(told, source=f"endpoint {settings.name!r}, whose models predict")
         units = {unit_of(self._catalog, entity, {}) for entity in settings.served_entities}
         for unit in units:
             self._engines.require_model(unit)

@@ -9,9 +9,12 @@ import httpx
 import pytest
 from openai import OpenAI
 from ray import serve
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 from mosaic.errors import BadRequest
 from mosaic.platform import Platform
+from mosaic.serving.apps import probe_seconds
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity, units_of
 from mosaic.serving.scaling import replica_options
 from mosaic.serving.settings import EngineSettings
@@ -45,6 +48,24 @@ def test_an_engine_that_may_scale_to_zero_starts_with_one_replica_so_that_its_fa
 def test_what_does_not_fit_together_is_refused(given: dict[str, object], told: str) -> None:
     with pytest.raises(BadRequest, match=told):
         EngineSettings.parse(given)
+
+
+def test_a_probe_that_wakes_an_engine_may_take_as_long_as_its_start() -> None:
+    def application(**states: int) -> ApplicationStatusOverview:
+        deployment = DeploymentStatusOverview(
+            status=DeploymentStatus.HEALTHY,
+            status_trigger=DeploymentStatusTrigger.UNSPECIFIED,
+            replica_states={ReplicaState(state): count for state, count in states.items()},
+            message="",
+        )
+        running = ApplicationStatus.RUNNING
+        return ApplicationStatusOverview(
+            status=running, message="", last_deployed_time_s=0.0, deployments={"engine": deployment}
+        )
+
+    assert probe_seconds(application(), 1800) == probe_seconds(application(STARTING=1), 1800) == 1800
+    assert probe_seconds(application(STOPPING=1, RUNNING=0), 1800) == 1800
+    assert probe_seconds(application(RUNNING=1, STARTING=1), 1800) == probe_seconds(None, 1800) == 300
 
 
 def breathing(**more: object) -> EndpointSettings:
