@@ -1,6 +1,5 @@
 """Before a job starts: what its caller may do, who answers, and what exactly that is now."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from mosaic.serving.batch.pieces import INPUT_ROW
 from mosaic.serving.batch.prompts import Answer
 from mosaic.serving.batch.settings import BatchSettings
 from mosaic.serving.endpoint import answering, is_place
+from mosaic.serving.presets import read_config
 from mosaic.serving.runners import runner_of
 from mosaic.serving.settings import EngineSettings
 
@@ -133,8 +133,8 @@ def require_chat_model(resolve: Callable[[str], Path], model: str, engine: Engin
         raise BadRequest(
             f"model {model!r} is MLflow's; serve it, and name its endpoint in place of model", param="model"
         )
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    if not config or runner_of(folder, config, engine) != "generate":
+    config = read_config(folder, param="model")
+    if runner_of(folder, config, engine) != "generate":
         architectures = config.get("architectures") or []
         raise BadRequest(
             f"model {model!r} is a {architectures}; a job itself runs causal language models. Serve it, and name its "
