@@ -1,4 +1,4 @@
-"""Whether an engine still generates: told by its answers, and when there were none for a while by asking for a token.
+"""Whether an engine still works: told by how it gets on, and when it did not for a while by asking for a token.
 
 A process that hangs (a stuck kernel, a stopped process, a deadlock) looks alive from outside; only an answer tells.
 """
@@ -48,7 +48,7 @@ class Pulse:
         """When it was last seen to compute, and of the last look time and CPU seconds; while it is asked."""
 
     def check(self) -> None:
-        """Returns at once; raises EngineFailed when nothing came out of the engine within the time limit.
+        """Returns at once; raises EngineFailed when the engine neither got further nor computed within the time limit.
 
         Called now and then, from the loop on which the engine answers.
         """

@@ -57,7 +57,7 @@ class VllmReplica(LLMServer):
         else:
             await super().__init__(llm_config)
         self._generates = llm_config.engine_kwargs.get("runner") != "pooling"
-        self._steps = Steps()
+        self._steps, self._newest_token_at = Steps(), 0.0
         if (recorders := getattr(getattr(self.engine, "_engine_client", None), "logger_manager", None)) is not None:
             recorders.stat_loggers.append(self._steps)
         self._pulse = Pulse(
@@ -107,7 +107,9 @@ class VllmReplica(LLMServer):
             pass
 
     def _progress(self) -> float:
-        return self._steps.count + self._last_token_at()
+        """Never smaller than before, also when those requests are gone whose tokens it saw."""
+        self._newest_token_at = max(self._newest_token_at, self._last_token_at())
+        return self._steps.count + self._newest_token_at
 
     def _last_token_at(self) -> float:
         """By the engine's own clock, of the requests that it has; 0 of none."""

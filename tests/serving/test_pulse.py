@@ -1,6 +1,7 @@
 """An engine's pulse: who is quiet is asked, who hangs is told from who is busy; a real one that hangs is replaced."""
 
 import asyncio
+import inspect
 import subprocess
 import sys
 import time
@@ -161,6 +162,24 @@ def test_a_step_counts_with_a_token_or_another_part_of_a_prompt() -> None:
         assert steps.count == count
     steps.record(usage(0.2), None, engine_idx=1)  # another engine's, of several that share the requests
     assert steps.count == 5
+
+
+@pytest.mark.slow
+def test_vllm_tells_of_its_steps() -> None:
+    """What is ours stands among vLLM's own recorders, which it tells by these names."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.loggers import StatLoggerManager
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+    manager, steps = StatLoggerManager.__new__(StatLoggerManager), Steps()
+    manager.stat_loggers = [steps]  # type: ignore[list-item]
+    manager.record(scheduler_stats=SchedulerStats(kv_cache_usage=0.1), iteration_stats=None, engine_idx=0)
+    manager.record(scheduler_stats=SchedulerStats(kv_cache_usage=0.1), iteration_stats=IterationStats(), engine_idx=0)
+    manager.log_engine_initialized()
+    manager.log()
+    manager.record_sleep_state(1, 1)
+    assert steps.count == 2
+    assert "self.logger_manager = StatLoggerManager(" in inspect.getsource(AsyncLLM.__init__)
 
 
 def test_what_the_processes_of_an_engine_compute_is_seen() -> None:
