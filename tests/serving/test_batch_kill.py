@@ -64,12 +64,15 @@ def check_each_once(platform: Platform, result: BatchResult) -> list[dict[str, A
 
 
 def engine_processes(platform: Platform) -> list[psutil.Process]:
-    """vLLM's, of this platform: they write over their own environment, but not over their parent's."""
+    """vLLM's, of this platform's jobs, not of its endpoints: they write over their own environment, but not over their
+    parent's."""
     record = read_record(platform.settings.home_folder)
     assert record is not None
     found = []
     for parent in marked_processes(record["platform_id"]):
         try:
+            if "ServeReplica" in " ".join(parent.cmdline()):
+                continue
             children = parent.children()
             found += [one for one in children if "EngineCor" in " ".join([one.name(), *one.cmdline()])]
         except psutil.Error:
