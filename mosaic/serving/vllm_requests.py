@@ -87,7 +87,7 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
                     if has_begun:
                         raise EngineFailed(error["message"])
                     raise as_error(error["message"], int(error.get("code") or 500), error.get("param"), request)
-                if _is_opening(chunk):
+                if not has_begun and _is_opening(chunk):
                     # Sent together with the first token, or with what is wrong: then the client gets a status.
                     opening.append(chunk)
                     continue
@@ -104,9 +104,9 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
 
 
 def _is_opening(chunk: dict[str, Any]) -> bool:
-    """Whether it says who speaks, and nothing yet."""
+    """Whether it says who speaks, or what was read, and nothing yet."""
     said = [{field for field, value in choice.get("delta", {}).items() if value} for choice in chunk["choices"]]
-    return bool(said) and all(fields == {"role"} for fields in said)
+    return all(fields == {"role"} for fields in said)
 
 
 def _as_openai(answer: dict[str, Any]) -> dict[str, Any]:

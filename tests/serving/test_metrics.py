@@ -89,5 +89,5 @@ def test_what_is_asked_is_counted_and_shown_by_every_way(platform: Platform, cli
     assert exported.headers["content-type"].startswith("text/plain")
     lines = [line for line in exported.text.splitlines() if "mosaic_" in line]
     assert lines and all('endpoint="main.serving.echo"' in line for line in lines)
-    assert "the echo is ready" in get("served-models/echo/logs", admin).json()["logs"]
+    assert "engine-echo" in get("served-models/echo/logs", admin).json()["logs"]
     assert get("served-models/echo/logs", token).status_code == 403  # alice may ask it, not manage it

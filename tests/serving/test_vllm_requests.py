@@ -223,5 +223,8 @@ def test_a_stream_begins_with_its_first_token() -> None:
     assert asyncio.run(seen(who, end)) == [who, end]
     assert asyncio.run(seen(who, broken)) == [(400, "response_format")]
     assert asyncio.run(seen(who, word, broken)) == [who, word, (502, None)]
+    spent = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1}}
+    assert asyncio.run(seen(who, word, end, spent)) == [who, word, end, spent]
+    assert asyncio.run(seen(who, spent)) == [(400, "response_format")]
     assert asyncio.run(seen(who)) == [(400, "response_format")]
     assert asyncio.run(seen(who, word)) == [who, word, (502, None)]
