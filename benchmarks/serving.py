@@ -133,11 +133,10 @@ def vllm_server(folder: Path) -> Iterator[tuple[str, float]]:
 
 def wait_for_first_token(url: str, model: str, token: str, began: float) -> float:
     asked = {"model": model, "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     while time.monotonic() - began < 300:
         try:
-            answer = httpx.post(
-                f"{url}/chat/completions", json=asked, headers={"authorization": f"Bearer {token}"}, timeout=60
-            )
+            answer = httpx.post(f"{url}/chat/completions", json=asked, headers=headers, timeout=60)
             if answer.status_code == 200:
                 return time.monotonic() - began
         except httpx.HTTPError:
