@@ -9,7 +9,6 @@ turns, round by round. Printed are the median and the range of the rounds, and o
 
 import asyncio
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+from tests.local import free_ports
 
 ROUNDS, CLIENTS, SECONDS, ALONE_SECONDS, WANTED = 5, 32, 6.0, 3.0, 1.5
 ENDPOINTS = {"without": 1, "batching": 32}
@@ -124,17 +125,6 @@ def untrained(base: Path, folder: Path) -> Path:
 def shown(values: list[float], digits: int = 0) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 if __name__ == "__main__":

@@ -180,55 +180,35 @@ def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EngineP
 
 def deploy_embedder(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
     """Start (or update) an embedding model's application; returns at once."""
-    options = _actor_options("embedder", settings)
-    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), settings, options))
+    ray.get(_deploy_embedder.remote(unit.app_name, unit.model, str(folder), settings))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="embedder")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
-def _deploy_embedder(
-    app_name: str, model: str, folder: str, settings: EngineSettings, options: dict[str, float]
-) -> None:
+def _deploy_embedder(app_name: str, model: str, folder: str, settings: EngineSettings) -> None:
     from mosaic.serving.embedder import Embedder  # brings torch: see above
 
-    deployment = serve.deployment(
-        Embedder,
-        name="Embedder",
-        **replica_options(settings),
-        ray_actor_options=options,
-        max_ongoing_requests=64,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
-    )
+    deployment = _deployment(Embedder, "embedder", settings, max_ongoing_requests=64)
     _start(deployment.bind(folder, model, threads=settings.threads or 2), app_name)
 
 
 def deploy_classifier(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
     """Start (or update) a text classifier's application; returns at once."""
-    options = _actor_options("classifier", settings)
-    ray.get(_deploy_classifier.remote(unit.app_name, unit.model, str(folder), settings, options))
+    ray.get(_deploy_classifier.remote(unit.app_name, unit.model, str(folder), settings))
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="classifier")
 
 
 @ray.remote(num_cpus=0, max_calls=1)
-def _deploy_classifier(
-    app_name: str, model: str, folder: str, settings: EngineSettings, options: dict[str, float]
-) -> None:
+def _deploy_classifier(app_name: str, model: str, folder: str, settings: EngineSettings) -> None:
     from mosaic.serving.classifier import Classifier  # brings torch: see above
 
-    deployment = serve.deployment(
-        Classifier,
-        name="Classifier",
-        **replica_options(settings),
-        ray_actor_options=options,
-        max_ongoing_requests=256,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
-    )
-    bound = deployment.bind(
+    _, gpus = reserved("classifier", settings)
+    bound = _deployment(Classifier, "classifier", settings).bind(
         folder,
         model,
         threads=settings.threads,
         max_batch_size=settings.max_batch_size or 32,
-        device="cuda" if options["num_gpus"] else "cpu",
+        device="cuda" if gpus else "cpu",
     )
     _start(bound, app_name)
 
@@ -246,35 +226,29 @@ def deploy_python(unit: Unit, folder: Path, settings: EngineSettings) -> EngineA
 
 
 def _start_custom(replica: type, kind: Kind, unit: Unit, folder: Path, settings: EngineSettings) -> None:
-    deployment = serve.deployment(
-        replica,
-        name=replica.__name__,
-        **replica_options(settings),
-        ray_actor_options=_actor_options(kind, settings),
-        max_ongoing_requests=256,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
-    )
     arguments = {"max_batch_size": settings.max_batch_size or 1, "pip": tuple(settings.pip)}
-    _start(deployment.bind(str(folder), unit.model, **arguments), unit.app_name)
+    _start(_deployment(replica, kind, settings).bind(str(folder), unit.model, **arguments), unit.app_name)
 
 
 def deploy_echo(unit: Unit, settings: EngineSettings, *, delay_seconds: float = 0.0) -> EngineApp:
     """Start the echo double as an application."""
-    deployment = serve.deployment(
-        EchoEngine,
-        name="EchoEngine",
-        **replica_options(settings),
-        ray_actor_options=_actor_options("echo", settings),
-        max_ongoing_requests=256,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
-    )
-    _start(deployment.bind(delay_seconds), unit.app_name)
+    _start(_deployment(EchoEngine, "echo", settings).bind(delay_seconds), unit.app_name)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="echo")
 
 
-def _actor_options(kind: Kind, settings: EngineSettings) -> dict[str, float]:
+def _deployment(
+    replica: type, kind: Kind, settings: EngineSettings, *, max_ongoing_requests: int = 256
+) -> serve.Deployment:
+    """Of all kinds but vLLM's, which `ray.serve.llm` builds."""
     cpus, gpus = reserved(kind, settings)
-    return {"num_cpus": cpus, "num_gpus": gpus}
+    return serve.deployment(
+        replica,
+        name=replica.__name__,
+        **replica_options(settings),
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        max_ongoing_requests=max_ongoing_requests,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+    )
 
 
 def _start(application: serve.Application, app_name: str) -> None:
