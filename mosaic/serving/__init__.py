@@ -1,5 +1,16 @@
 """Models on Ray Serve: each served model is an application of its own, without a route, that speaks the engine
-protocol."""
+protocol.
+
+    endpoint, settings, scaling       what is asked for: an endpoint's file, how its engines run
+    service, routes, before, permissions, register      how users ask for it: Python, HTTP, grants
+    rollout, apps                     from what is asked for to what takes the traffic; start reading at `rollout`
+    runners, plan, flags, memory, nodes, presets, deploy      from a model's files to a Serve application
+    vllm, embedder, classifier, pyfunc, python_model, doubles     the replicas, and under them
+        vllm_requests, vllm_cpu, pulse; batches, scoring, classify, packages
+    engine, prefix_router             the gateway's end of a replica
+    metrics, replicas, description    what there is to see of all that
+    batch                             models over the rows of tables
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
