@@ -4,6 +4,7 @@ Applications are started without waiting: Serve's controller carries them on, an
 are.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ _PREFIX_ROUTING = {"request_router_class": "mosaic.serving.prefix_router.PrefixR
 HEALTH_CHECK_SECONDS = 2
 """How often Serve looks whether an engine lives; Ray's ten are that much longer without one that has died."""
 _LONGEST_REASON = 600
+_SERVE_BUILDS = threading.Lock()
+"""Serve registers its router's module with cloudpickle while it builds a deployment, and takes it away again: of two
+threads that build at once, one finds it gone."""
 _AWAY = (RayError, RayServeException, ConnectionError, TimeoutError)
 """Of Ray itself: nobody's fault, and tried again."""
 
@@ -241,17 +245,18 @@ def _deployment(
 ) -> serve.Deployment:
     """Of all kinds but vLLM's, which `ray.serve.llm` builds."""
     cpus, gpus = reserved(kind, settings)
-    return serve.deployment(
-        replica,
-        name=replica.__name__,
-        **replica_options(settings),
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        max_ongoing_requests=max_ongoing_requests,
-        graceful_shutdown_timeout_s=DRAIN_SECONDS,
-    )
+    with _SERVE_BUILDS:
+        return serve.deployment(
+            replica,
+            name=replica.__name__,
+            **replica_options(settings),
+            ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+            max_ongoing_requests=max_ongoing_requests,
+            graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        )
 
 
 def _start(application: serve.Application, app_name: str) -> None:
-    serve.run_many(
-        [serve.RunTarget(target=application, name=app_name, route_prefix=None)], wait_for_applications_running=False
-    )
+    target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
+    with _SERVE_BUILDS:
+        serve.run_many([target], wait_for_applications_running=False)

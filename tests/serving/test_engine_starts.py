@@ -1,6 +1,7 @@
 """How engines start on the platform: on whatever there is, with vLLM's own flags, or not at all, with the reason."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ray.exceptions import RayError
 
 from mosaic.errors import BadRequest, Unprocessable
 from mosaic.platform import Platform
+from mosaic.serving import deploy
+from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity, unit
 from mosaic.serving.nodes import cluster_nodes
 from mosaic.serving.plan import plan_engine
@@ -29,6 +32,13 @@ FLAGS = {
 
 def served(name: str, model: Path | str, engine: EngineSettings) -> EndpointSettings:
     return EndpointSettings(name=name, served_entities=[ServedEntity(name="base", model=str(model), engine=engine)])
+
+
+def test_deployments_are_built_by_many_rollouts_at_once() -> None:
+    """Serve alone fails here ("not registered for pickle by value") in one of six."""
+    with ThreadPoolExecutor(8) as rollouts:
+        building = [rollouts.submit(deploy._deployment, EchoEngine, "echo", EngineSettings()) for _ in range(64)]
+    assert [each.result().name for each in building] == ["EchoEngine"] * 64
 
 
 @pytest.mark.slow
