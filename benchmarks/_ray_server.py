@@ -6,7 +6,8 @@ from typing import Any
 
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 
-from mosaic.serving.vllm_cpu import CpuEngine, cpu_environment
+from mosaic.serving.engine_process import cpu_environment
+from mosaic.serving.vllm_cpu import CpuEngine
 
 
 class OneProcessServer(LLMServer):

@@ -8,7 +8,7 @@ import os
 import runpy
 from typing import Any
 
-from mosaic.serving.vllm_cpu import cpu_environment
+from mosaic.serving.engine_process import cpu_environment
 
 if __name__ == "__main__":
     os.environ.update(cpu_environment())

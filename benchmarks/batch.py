@@ -69,7 +69,7 @@ def run_vllm(arguments: argparse.Namespace) -> float:
         if arguments.side == "vllm as it comes":
             del options["worker_cls"]
         else:
-            from mosaic.serving.vllm_cpu import cpu_environment
+            from mosaic.serving.engine_process import cpu_environment
 
             # With it vLLM lets the worker be in the engine's process.
             os.environ |= {**cpu_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

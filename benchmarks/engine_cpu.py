@@ -57,7 +57,7 @@ def run_engine(name: str, scratch: Path) -> None:
     adapter = random_adapter(model, scratch / "adapter")
     options: dict[str, Any] = {}
     if name == "mosaic":
-        from mosaic.serving.vllm_cpu import cpu_environment
+        from mosaic.serving.engine_process import cpu_environment
 
         os.environ.update(cpu_environment())
         options["worker_cls"] = "mosaic.serving.vllm_cpu.CpuWorker"

@@ -27,6 +27,7 @@ from mosaic.serving.python_model import PythonModel
 from mosaic.serving.runners import Kind, kind_of
 from mosaic.serving.scaling import replica_options
 from mosaic.serving.settings import EngineSettings
+from mosaic.serving.vllm_replica import VllmReplica
 
 DRAIN_SECONDS = 600
 """How long an engine that ends may take for its last requests; no request takes longer (`request_timeout_s`)."""
@@ -127,32 +128,36 @@ def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Cal
         require_memory({unit.app_name: (plan, settings.first_replicas)}, nodes)
     except Unavailable as error:  # a rollout tries again what is away; nothing comes free while it waits
         raise Unprocessable(error.message, param=error.param, code=error.code) from None
-    # Serve refuses a router of one's own behind HAProxy, which would go past it. Engines have no route, so that nothing
-    # comes to them through HAProxy; the one process that hands the application in is told that there is none.
-    told = {"RAY_SERVE_ENABLE_HA_PROXY": "0"} if settings.routing == "prefix" else {}
-    deploy = _deploy_vllm.options(runtime_env={"env_vars": told})
-    ray.get(deploy.remote(unit.app_name, unit.model, str(folder), settings, plan, resolve))
+    arguments = {"resolve": resolve, "threads": settings.threads, "health_seconds": settings.health_timeout_seconds}
+    config = vllm_config(unit.model, str(folder), settings, plan)
+    if settings.routing == "prefix":
+        # Serve refuses a router of one's own behind HAProxy, which would go past it. Engines have no route, so that
+        # nothing comes to them through HAProxy; the one process that hands the application in is told that there is
+        # none.
+        away = _start_vllm_elsewhere.options(runtime_env={"env_vars": {"RAY_SERVE_ENABLE_HA_PROXY": "0"}})
+        ray.get(away.remote(unit.app_name, config, arguments))
+    else:
+        _start_vllm(unit.app_name, config, arguments)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="vllm")
 
 
+def _start_vllm(app_name: str, config: dict[str, Any], arguments: dict[str, Any]) -> None:
+    # Not by Ray's `build_llm_deployment`, which needs vLLM in this process: seconds, and half a gigabyte.
+    placement = config["placement_group_config"]
+    with _SERVE_BUILDS:
+        deployment = serve.deployment(
+            VllmReplica,
+            name=VllmReplica.__name__,
+            placement_group_bundles=placement["bundles"],
+            placement_group_strategy="PACK",
+            **config["deployment_config"],
+        )
+    _start(deployment.bind(config, **arguments), app_name)
+
+
 @ray.remote(num_cpus=0, max_calls=1)
-def _deploy_vllm(
-    app_name: str,
-    model: str,
-    folder: str,
-    settings: EngineSettings,
-    plan: EnginePlan,
-    resolve: Callable[[str], Path],
-) -> None:
-    # Importing vLLM takes seconds and half a gigabyte: this worker, which ends with the call, pays it and no driver
-    # does.
-    from ray.serve.llm import LLMConfig, build_llm_deployment
-
-    from mosaic.serving.vllm import VllmReplica
-
-    config = LLMConfig(**vllm_config(model, folder, settings, plan))
-    arguments = {"resolve": resolve, "threads": settings.threads, "health_seconds": settings.health_timeout_seconds}
-    _start(build_llm_deployment(config, deployment_cls=VllmReplica, bind_kwargs=arguments), app_name)
+def _start_vllm_elsewhere(app_name: str, config: dict[str, Any], arguments: dict[str, Any]) -> None:
+    _start_vllm(app_name, config, arguments)
 
 
 def vllm_config(model: str, folder: str, settings: EngineSettings, plan: EnginePlan | None = None) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def deploy_embedder(unit: Unit, folder: Path, settings: EngineSettings) -> Engin
 
 @ray.remote(num_cpus=0, max_calls=1)
 def _deploy_embedder(app_name: str, model: str, folder: str, settings: EngineSettings) -> None:
-    from mosaic.serving.embedder import Embedder  # brings torch: see above
+    from mosaic.serving.embedder import Embedder  # brings torch, which this worker pays for and no driver
 
     deployment = _deployment(Embedder, "embedder", settings, max_ongoing_requests=64)
     _start(deployment.bind(folder, model, threads=settings.threads or 2), app_name)

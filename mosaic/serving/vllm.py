@@ -14,8 +14,9 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig, LLMConfig
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from vllm.platforms import current_platform
@@ -24,7 +25,7 @@ from mosaic.errors import BadRequest, EngineDied, EngineFailed
 from mosaic.ids import new_id
 from mosaic.protocol import Adapter, EngineRequest
 from mosaic.serving.pulse import Pulse, Steps, cpu_seconds_of_children, end_with_children
-from mosaic.serving.vllm_cpu import CpuEngine, cpu_environment
+from mosaic.serving.vllm_cpu import CpuEngine
 from mosaic.serving.vllm_requests import ask
 
 _LAST_WORDS_SECONDS = 0.5
@@ -33,36 +34,52 @@ _LAST_WORDS_SECONDS = 0.5
 logger = logging.getLogger("ray.serve")
 
 
-class VllmReplica(LLMServer):
+class FilesAreThere(CallbackBase):
+    """Keeps Ray from having a worker of its own look for the model's files, which imports all that the replica does
+    (10 s): `resolve` has put them into a folder of the node."""
+
+    async def on_before_node_init(self) -> None:
+        self.ctx.run_init_node = False
+
+
+class VllmServer(LLMServer):
     """One engine with one base model and any number of its adapters.
 
     `resolve` turns an adapter's name into a local folder with its verified files, on the node where the engine runs.
-    `threads` is the CPU threads of its arithmetic (none: one per core). An engine that was asked for a token and is
+    An engine that was asked for a token and is
     silent for `health_seconds` hangs: it ends with its replica, and Serve starts another one.
     """
 
-    async def __init__(  # type: ignore[misc]
-        self,
+    _resolve: Callable[[str], Path]
+    _adapter_lock: asyncio.Lock
+    _adapter_numbers: dict[str, int]
+    _newest_token_at: float
+
+    @classmethod
+    async def started(
+        cls,
         llm_config: LLMConfig,
         resolve: Callable[[str], Path],
-        threads: int | None = None,
         health_seconds: float = 60,
-    ) -> None:
-        self._resolve = resolve
-        self._adapter_lock = asyncio.Lock()
-        self._adapter_numbers: dict[str, int] = {}
-        if current_platform.is_cpu():
-            os.environ.update(cpu_environment(threads))  # for the engine's process, which starts from this one
-            await super().__init__(llm_config, engine_cls=CpuEngine)
-        else:
-            await super().__init__(llm_config)
-        self._generates = llm_config.engine_kwargs.get("runner") != "pooling"
-        self._steps, self._newest_token_at = Steps(), 0.0
-        if (recorders := getattr(getattr(self.engine, "_engine_client", None), "logger_manager", None)) is not None:
-            recorders.stat_loggers.append(self._steps)
-        self._pulse = Pulse(
-            self._ask_for_a_token, self._progress, cpu_seconds_of_children, limit_seconds=health_seconds
+    ) -> Self:
+        llm_config.callback_config = CallbackConfig(callback_class=FilesAreThere)
+        server: Self = cls.sync_init(llm_config, engine_cls=CpuEngine if current_platform.is_cpu() else None)
+        server._resolve = resolve
+        server._adapter_lock = asyncio.Lock()
+        server._adapter_numbers = {}
+        await server.start()
+        server._generates = llm_config.engine_kwargs.get("runner") != "pooling"
+        server._steps, server._newest_token_at = Steps(), 0.0
+        if (recorders := getattr(getattr(server.engine, "_engine_client", None), "logger_manager", None)) is not None:
+            recorders.stat_loggers.append(server._steps)
+        server._pulse = Pulse(
+            server._ask_for_a_token, server._progress, cpu_seconds_of_children, limit_seconds=health_seconds
         )
+        return server
+
+    async def _start_engine(self) -> None:
+        """Without Ray's report of which models are in use, whose actor takes four seconds to start."""
+        await self.engine.start()
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         """See `mosaic.protocol.Engine`."""
@@ -109,7 +126,7 @@ class VllmReplica(LLMServer):
     def _progress(self) -> float:
         """Never smaller than before, also when those requests are gone whose tokens it saw."""
         self._newest_token_at = max(self._newest_token_at, self._last_token_at())
-        return self._steps.count + self._newest_token_at
+        return float(self._steps.count + self._newest_token_at)
 
     def _last_token_at(self) -> float:
         """By the engine's own clock, of the requests that it has; 0 of none."""

@@ -10,28 +10,24 @@ benchmarks/engine_cpu.py measures both against vLLM as it comes.
 
 from typing import Any
 
-import psutil
 import torch
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
+from vllm.v1.engine import utils as processes
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-
-def cpu_environment(threads: int | None = None) -> dict[str, str]:
-    """What an engine's processes need in their environment: as many threads as there are cores, unless told, and
-    nothing compiled while they answer (vLLM would stop for 15 s at the first request for logprobs)."""
-    cores = threads or psutil.cpu_count(logical=False) or 1
-    return {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
+from mosaic.serving.engine_process import EngineProcesses
 
 
 class CpuEngine(VLLMEngine):
-    """Ray's vLLM engine with the worker in the scheduler's process; `ray.serve.llm` itself allows only the other
-    way."""
+    """Ray's vLLM engine with the worker in the scheduler's process, and that forked (`engine_process.py`);
+    `ray.serve.llm` itself allows only the other way."""
 
     def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
         if vllm_engine_config.parallel_config.world_size == 1:
             vllm_engine_config.parallel_config.distributed_executor_backend = "uni"
+        processes.get_mp_context = EngineProcesses
         return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
 
 

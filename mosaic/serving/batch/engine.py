@@ -150,7 +150,7 @@ def start_engine(model: str, folder: str, settings: EngineSettings, plan: Engine
     flags = engine_flags(given["engine_kwargs"])
     config = AsyncEngineArgs(model=folder, **flags).create_engine_config(usage_context=context)
     if current_platform.is_cpu():
-        from mosaic.serving.vllm_cpu import cpu_environment
+        from mosaic.serving.engine_process import cpu_environment
 
         os.environ.update(cpu_environment(settings.threads))
         if config.parallel_config.world_size == 1:
