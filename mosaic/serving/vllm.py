@@ -73,7 +73,7 @@ class VllmServer(LLMServer):
         server._steps, server._newest_token_at = Steps(), 0.0
         if (recorders := getattr(getattr(server.engine, "_engine_client", None), "logger_manager", None)) is not None:
             recorders.stat_loggers.append(server._steps)
-        # vLLM's own server does the same: a collection of what imports have left behind would hold up streams for 0.4 s.
+        # As vLLM's own server: a collection of what imports have left behind would hold up streams for 0.4 s.
         gc.collect()
         gc.freeze()
         server._pulse = Pulse(
