@@ -3,8 +3,8 @@
     python -m benchmarks.serving [rounds]
 
 All three serve the packaged chat model with the same flags, the same CPU worker and one engine each, on this machine at
-the same time; they take turns within every round. Then: how long from `endpoint create` to the first token, beside how
-long vLLM's own server takes, and how long an adapter takes that is added to an engine that runs.
+the same time; they take turns within every round. Before that: how long from `endpoint create` to the first token, beside
+how long vLLM's own server takes, and how long an adapter takes that is added to an engine that runs.
 """
 
 import os
@@ -24,14 +24,12 @@ from ray import serve
 
 from benchmarks._streams import load
 from benchmarks.engine_cpu import random_adapter
-from mosaic.models import ModelResolver
 from mosaic.platform import Platform
 from mosaic.platform.lifecycle import join
 from mosaic.serving.deploy import vllm_config
-from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.endpoint import APP_PREFIX, EndpointSettings, ServedEntity
 from mosaic.serving.plan import plan_engine
 from mosaic.serving.settings import EngineSettings
-from mosaic.storage import Storage
 from tests.local import free_ports, local_settings, mosaic, write_settings
 
 MODEL, ENDPOINT = "smollm2-135m-instruct", "helper"
@@ -42,25 +40,34 @@ Peer = Callable[[int, int, int, int], dict[str, Any]]
 
 def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        folder = ModelResolver(Path(scratch) / "models", Storage(f"{scratch}/root")).resolve(MODEL)
-        with running_platform(Path(scratch)) as platform, vllm_server(folder) as (bare, bare_ready):
+        with running_platform(Path(scratch)) as platform:
+            folder = platform.models.resolve(MODEL)
             token = platform.catalog.create_token("bench", kind="user", is_admin=True)[1]
-            created = [seconds_to_first_token(platform, token, "helper", ENGINE)]
-            peers: dict[str, Peer] = {
-                "vLLM's server": peer(bare, MODEL),
-                "build_openai_app": peer(ray_app(platform, folder), MODEL),
-                "mosaic": peer(f"{platform.base_url}/v1", ENDPOINT, token),
-            }
-            compare(peers, rounds)
-            for number in range(2):
-                other = ENGINE.model_copy(update={"max_model_len": 1000 - number})
-                serve.delete("peer")
-                created.append(seconds_to_first_token(platform, token, f"again-{number}", other))
-                platform.serving.delete(f"again-{number}")
+            starts(platform, token, folder, rounds)
+            seconds_to_first_token(platform, token, ENDPOINT, ENGINE)
             added = [seconds_of_adapter(platform, token, folder, Path(scratch), number) for number in range(rounds)]
-        print(f"vLLM's server, from start to first token: {bare_ready:.1f} s")
-        print(f"endpoint create to first token: {shown(created, 's', 1)}")
-        print(f"adapter added to a running engine, to its first token: {shown(added, 's', 2)}")
+            print(f"adapter added to a running engine, to its first token: {shown(added, 's', 2)}", flush=True)
+            with vllm_server(folder) as (bare, _):
+                peers: dict[str, Peer] = {
+                    "vLLM's server": peer(bare, MODEL),
+                    "build_openai_app": peer(ray_app(platform, folder), MODEL),
+                    "mosaic": peer(f"{platform.base_url}/v1", ENDPOINT, token),
+                }
+                compare(peers, rounds)
+
+
+def starts(platform: Platform, token: str, folder: Path, rounds: int) -> None:
+    """vLLM's server from its start to its first token, and mosaic from `endpoint create`, one after the other."""
+    bare, created = [], []
+    for number in range(rounds):
+        with vllm_server(folder) as (_, seconds):
+            bare.append(seconds)
+        name, engine = f"start-{number}", ENGINE.model_copy(update={"max_model_len": 1000 - number})
+        created.append(seconds_to_first_token(platform, token, name, engine))
+        platform.serving.delete(name)
+        wait_for_end_of_engines()
+    print(f"vLLM's server, from start to first token: {shown(bare, 's', 1)}")
+    print(f"mosaic, from endpoint create to first token: {shown(created, 's', 1)}", flush=True)
 
 
 def compare(peers: dict[str, Peer], rounds: int) -> None:
@@ -129,6 +136,11 @@ def vllm_server(folder: Path) -> Iterator[tuple[str, float]]:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
+
+
+def wait_for_end_of_engines() -> None:
+    while any(name.startswith(APP_PREFIX) for name in serve.status().applications):
+        time.sleep(0.5)
 
 
 def wait_for_first_token(url: str, model: str, token: str, began: float) -> float:

@@ -71,8 +71,8 @@ def engine_processes(platform: Platform) -> list[psutil.Process]:
     found = []
     for parent in marked_processes(record["platform_id"]):
         try:
-            if "ServeReplica" in " ".join(parent.cmdline()):
-                continue
+            if any(word in " ".join(parent.cmdline()) for word in ("ServeReplica", "forkserver")):
+                continue  # an endpoint's
             children = parent.children()
             found += [one for one in children if "EngineCor" in " ".join([one.name(), *one.cmdline()])]
         except psutil.Error:
