@@ -3,8 +3,8 @@
     python -m benchmarks.serving [rounds]
 
 All three serve the packaged chat model with the same flags, the same CPU worker and one engine each, on this machine at
-the same time; they take turns within every round. Before that: how long from `endpoint create` to the first token, beside
-how long vLLM's own server takes, and how long an adapter takes that is added to an engine that runs.
+the same time; they take turns within every round. Before that: how long from `endpoint create` to the first token,
+beside how long vLLM's own server takes, and how long an adapter takes that is added to an engine that runs.
 """
 
 import os
@@ -39,21 +39,20 @@ Peer = Callable[[int, int, int, int], dict[str, Any]]
 
 
 def main(rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        with running_platform(Path(scratch)) as platform:
-            folder = platform.models.resolve(MODEL)
-            token = platform.catalog.create_token("bench", kind="user", is_admin=True)[1]
-            starts(platform, token, folder, rounds)
-            seconds_to_first_token(platform, token, ENDPOINT, ENGINE)
-            added = [seconds_of_adapter(platform, token, folder, Path(scratch), number) for number in range(rounds)]
-            print(f"adapter added to a running engine, to its first token: {shown(added, 's', 2)}", flush=True)
-            with vllm_server(folder) as (bare, _):
-                peers: dict[str, Peer] = {
-                    "vLLM's server": peer(bare, MODEL),
-                    "build_openai_app": peer(ray_app(platform, folder), MODEL),
-                    "mosaic": peer(f"{platform.base_url}/v1", ENDPOINT, token),
-                }
-                compare(peers, rounds)
+    with tempfile.TemporaryDirectory() as scratch, running_platform(Path(scratch)) as platform:
+        folder = platform.models.resolve(MODEL)
+        token = platform.catalog.create_token("bench", kind="user", is_admin=True)[1]
+        starts(platform, token, folder, rounds)
+        seconds_to_first_token(platform, token, ENDPOINT, ENGINE)
+        added = [seconds_of_adapter(platform, token, folder, Path(scratch), number) for number in range(rounds)]
+        print(f"adapter added to a running engine, to its first token: {shown(added, 's', 2)}", flush=True)
+        with vllm_server(folder) as (bare, _):
+            peers: dict[str, Peer] = {
+                "vLLM's server": peer(bare, MODEL),
+                "build_openai_app": peer(ray_app(platform, folder), MODEL),
+                "mosaic": peer(f"{platform.base_url}/v1", ENDPOINT, token),
+            }
+            compare(peers, rounds)
 
 
 def starts(platform: Platform, token: str, folder: Path, rounds: int) -> None:

@@ -70,7 +70,7 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
         answers = engine.chat(_build(ChatCompletionRequest, told, request), None)
     else:
         answers = engine.completions(_build(CompletionRequest, told, request), None)
-    opening: list[dict[str, Any]] = []
+    opening: dict[int, dict[str, Any]] = {}
     has_begun = is_whole = False
     async for answer in answers:
         if isinstance(answer, ErrorResponse):
@@ -88,13 +88,13 @@ async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> A
                         raise EngineFailed(error["message"])
                     raise as_error(error["message"], int(error.get("code") or 500), error.get("param"), request)
                 if not has_begun and _is_opening(chunk):
-                    # Sent together with the first token, or with what is wrong: then the client gets a status.
-                    opening.append(chunk)
+                    # Who speaks is said with the first token, or never if the client gets a status instead.
+                    opening |= {choice["index"]: choice["delta"] for choice in chunk["choices"]}
                     continue
                 has_begun = True
                 is_whole = is_whole or any(choice.get("finish_reason") for choice in chunk["choices"])
-                while opening:
-                    yield opening.pop(0)
+                for choice in chunk["choices"] if opening else ():
+                    choice["delta"] = {**opening.pop(choice["index"], {}), **choice["delta"]}
                 yield chunk
     if request.stream and not is_whole:
         # vLLM ends a stream in silence when a grammar that passed its checks does not compile.

@@ -216,15 +216,22 @@ def test_a_stream_begins_with_its_first_token() -> None:
             found.append((error.status, error.param))
         return found
 
-    who, word = chunk(role="assistant", content=""), chunk(content="hi")
+    who, word, more = chunk(role="assistant", content=""), chunk(content="hi"), chunk(content=" you")
+    opened = chunk(role="assistant", content="hi")
     end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     broken = {"error": {"message": "Internal server error", "code": 500, "param": None}}
-    assert asyncio.run(seen(who, word, end)) == [who, word, end]
-    assert asyncio.run(seen(who, end)) == [who, end]
+    assert asyncio.run(seen(who, word, more, end)) == [opened, more, end]
+    empty = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": "stop"}]}
+    assert asyncio.run(seen(who, end)) == [empty]
     assert asyncio.run(seen(who, broken)) == [(400, "response_format")]
-    assert asyncio.run(seen(who, word, broken)) == [who, word, (502, None)]
+    assert asyncio.run(seen(who, word, broken)) == [opened, (502, None)]
     spent = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1}}
-    assert asyncio.run(seen(who, word, end, spent)) == [who, word, end, spent]
+    assert asyncio.run(seen(who, word, end, spent)) == [opened, end, spent]
     assert asyncio.run(seen(who, spent)) == [(400, "response_format")]
     assert asyncio.run(seen(who)) == [(400, "response_format")]
-    assert asyncio.run(seen(who, word)) == [who, word, (502, None)]
+    assert asyncio.run(seen(who, word)) == [opened, (502, None)]
+
+    def second(of: dict[str, Any]) -> dict[str, Any]:
+        return {"choices": [{**choice, "index": 1} for choice in of["choices"]]}
+
+    assert asyncio.run(seen(who, second(who), second(word), word, end)) == [second(opened), opened, end]
