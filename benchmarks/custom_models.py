@@ -1,6 +1,6 @@
 """A text classifier behind the gateway: requests per second with batching against without, and one client alone.
 
-    python benchmarks/custom_models.py
+    python -m benchmarks.custom_models
 
 MiniLM with three labels (untrained, which costs the same) answers at two endpoints of one platform, of which one has
 `max_batch_size: 1`. 32 clients in a process of their own ask with real tweets, one in each request; the two take
@@ -82,7 +82,7 @@ def measure(base_url: str, token: str) -> None:
 def load(base_url: str, token: str, endpoint: str, clients: int, seconds: float) -> dict[str, Any]:
     url = f"{base_url}/serving-endpoints/{endpoint}/invocations"
     asked = json.dumps({"url": url, "token": token, "clients": clients, "seconds": seconds})
-    command = [sys.executable, __file__, "load"]
+    command = [sys.executable, "-m", "benchmarks.custom_models", "load"]
     done = subprocess.run(command, input=asked, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result

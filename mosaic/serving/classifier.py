@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import EngineRequest
 from mosaic.serving.batches import Batches, alike
+from mosaic.serving.packed import pack_linears
 from mosaic.serving.scoring import check_rows, read_rows
 
 _TOKENS_AT_ONCE = 512
@@ -52,6 +53,8 @@ class Classifier:
         self._name, self._at_once = model_name, max_batch_size
         self._tokenizer = AutoTokenizer.from_pretrained(model_folder)
         self._model = _load(model_folder, model_name).to(device).eval()
+        if device == "cpu" and torch.backends.mkldnn.is_available():
+            pack_linears(self._model)
         self._labels = [self._model.config.id2label[place] for place in range(self._model.config.num_labels)]
         self._several = self._model.config.problem_type == "multi_label_classification"
         self._longest = _longest(self._tokenizer, self._model)

@@ -16,6 +16,7 @@ from mosaic.models.doubles import tiny_classifier
 from mosaic.protocol import EngineRequest
 from mosaic.serving.batches import Batches, alike
 from mosaic.serving.classifier import Classifier
+from mosaic.serving.packed import PackedLinear, pack_linears
 
 LABELS = ["negative", "neutral", "positive"]
 TEXTS = ["good", "bad, and long enough to need padding beside the others", "12345 &c.", "x" * 120]
@@ -194,3 +195,16 @@ def test_texts_of_like_length_go_together(lengths: list[int], most: int) -> None
     assert all(len(group) == 1 or len(group) * max(lengths[place] for place in group) <= most for group in groups)
     flat = [lengths[place] for group in groups for place in group]
     assert flat == sorted(lengths)
+
+
+@pytest.mark.parametrize("rows", [(1,), (7,), (3, 11), (2, 5, 40)])
+def test_packed_layers_multiply_as_torch_does(rows: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(48, 96), torch.nn.Linear(96, 64, bias=False), torch.nn.Linear(64, 3))
+    x = torch.randn(*rows, 48)
+    with torch.inference_mode():
+        expected, weight = model(x), model[0].weight.clone()
+        pack_linears(model)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(model[0].weight, weight)
+    assert [isinstance(layer, PackedLinear) for layer in model] == [True, True, False]
