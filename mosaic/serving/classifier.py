@@ -15,6 +15,7 @@ from mosaic.protocol import EngineRequest
 from mosaic.serving.batches import Batches, alike
 from mosaic.serving.packed import pack_linears
 from mosaic.serving.scoring import check_rows, read_rows
+from mosaic.serving.whole import AnswersWhole
 
 _TOKENS_AT_ONCE = 512
 """Of one pass through the model, with the padding: more is no faster on a CPU and takes more memory."""
@@ -30,7 +31,7 @@ class _Asked(NamedTuple):
     truncate: bool
 
 
-class Classifier:
+class Classifier(AnswersWhole):
     """Texts to labels, each with the probabilities of all: softmax, or a sigmoid for each label if several may hold.
 
     Weights come from safetensors alone and in the type that they were saved in; no code of the model's own is run.

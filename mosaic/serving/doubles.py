@@ -9,9 +9,10 @@ from mosaic.errors import EngineFailed, Unprocessable
 from mosaic.protocol import EngineRequest, Message
 from mosaic.serving.endpoint import EndpointSettings, Unit
 from mosaic.serving.rollout import AppState
+from mosaic.serving.whole import AnswersWhole
 
 
-class EchoEngine:
+class EchoEngine(AnswersWhole):
     """Answers with the last message, or the prompt, a word a chunk, in the engine protocol's shape.
 
     `delay_seconds` is waited before each word, a tenth of a second more for a text that begins with `slow:`; one that

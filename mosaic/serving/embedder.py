@@ -9,9 +9,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from mosaic.errors import BadRequest, Unprocessable
 from mosaic.protocol import EngineRequest
+from mosaic.serving.whole import AnswersWhole
 
 
-class Embedder:
+class Embedder(AnswersWhole):
     """Texts to unit vectors: mean over the tokens of the last hidden layer, then L2 normalisation.
 
     The pooling is that of the model's card (Reimers and Gurevych, "Sentence-BERT", 2019, section 3). Texts over

@@ -28,7 +28,8 @@ class ServeEngine:
 
     def __init__(self, app_name: str) -> None:
         self.app_name = app_name
-        self._handle: Any = None
+        self._streamed: Any = None
+        self._whole: Any = None
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
         """See `mosaic.protocol.Engine`."""
@@ -46,13 +47,19 @@ class ServeEngine:
                 await asyncio.sleep(pause)
 
     async def _ask(self, request: EngineRequest) -> AsyncGenerator[dict[str, Any]]:
-        stream: Any = None
+        response: Any = None
         try:
-            if self._handle is None:
-                self._handle = serve.get_app_handle(self.app_name).options(method_name="answer", stream=True)
-            stream = self._handle.remote(request)
-            async for item in stream:
-                yield item
+            if self._whole is None:
+                handle = serve.get_app_handle(self.app_name)
+                self._streamed = handle.options(method_name="answer", stream=True)
+                self._whole = handle.options(method_name="answer_whole")
+            if request.stream:
+                response = self._streamed.remote(request)
+                async for item in response:
+                    yield item
+            else:
+                response = self._whole.remote(request)
+                yield await response
         except MosaicError:
             raise
         except RayTaskError as error:
@@ -65,11 +72,11 @@ class ServeEngine:
         except (DeploymentUnavailableError, BackPressureError) as error:
             raise EngineFailed(f"the engine behind {self.app_name!r} went away: {_last_line(error)}") from error
         except RayServeException as error:
-            self._handle = None
+            self._streamed = self._whole = None
             raise Unavailable(f"no engine {self.app_name!r} is running: {_last_line(error)}") from error
         finally:
-            if stream is not None:
-                stream.cancel()
+            if response is not None:
+                response.cancel()
 
 
 def _last_line(error: BaseException) -> str:

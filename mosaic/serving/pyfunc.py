@@ -14,11 +14,12 @@ from mosaic.errors import BadRequest, EngineFailed, MosaicError, Unprocessable
 from mosaic.protocol import EngineRequest
 from mosaic.serving import packages
 from mosaic.serving.scoring import input_of
+from mosaic.serving.whole import AnswersWhole
 
 _BATCH_WAIT_SECONDS = 0.005
 
 
-class Pyfunc:
+class Pyfunc(AnswersWhole):
     """Answers from the folder of an MLflow model, whose signature every request is held against.
 
     With `max_batch_size` over 1 that many requests of one shape are predicted from at once, as one table: only for

@@ -28,6 +28,7 @@ from mosaic.protocol import EngineRequest, Wire
 from mosaic.serving import packages
 from mosaic.serving.batches import Batches
 from mosaic.serving.scoring import check_rows, read_rows
+from mosaic.serving.whole import AnswersWhole
 from mosaic.settings import explain
 
 DESCRIPTION, MODULE, FILES = "mosaic-model.json", "model.py", "files"
@@ -134,7 +135,7 @@ def load_class(folder: Path) -> tuple[type, Described]:
     return found, described
 
 
-class PythonModel:
+class PythonModel(AnswersWhole):
     """Answers by a class of the user's own, in MLflow's scoring protocol: rows are checked before the class sees them.
 
     One call at a time, in a thread. With `max_batch_size` over 1 requests that come while a call runs are answered by

@@ -8,9 +8,10 @@ from typing import Any
 
 from mosaic.protocol import Adapter, EngineRequest
 from mosaic.serving.engine_process import begin_imports, cpu_environment
+from mosaic.serving.whole import AnswersWhole
 
 
-class VllmReplica:
+class VllmReplica(AnswersWhole):
     """One engine; `config` is LLMConfig's, `threads` the CPU threads of its arithmetic (none: one per core). What
     answers is VllmServer (`vllm.py`)."""
 
