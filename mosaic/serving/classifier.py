@@ -17,8 +17,9 @@ from mosaic.serving.packed import pack_linears
 from mosaic.serving.scoring import check_rows, read_rows
 from mosaic.serving.whole import AnswersWhole
 
-_TOKENS_AT_ONCE = 512
-"""Of one pass through the model, with the padding: more is no faster on a CPU and takes more memory."""
+_TOKENS_AT_ONCE = {"cpu": 256, "cuda": 16_384}
+"""Of one pass through the model, with the padding. On a CPU what lies between two layers then stays in its cache:
+MiniLM takes 2.9 ms for a text with 256, 3.4 with 512, 4.3 with 1024."""
 _UNLIMITED = 1_000_000
 """Tokenizers that know no longest text say a number above this."""
 
@@ -59,7 +60,7 @@ class Classifier(AnswersWhole):
         self._labels = [self._model.config.id2label[place] for place in range(self._model.config.num_labels)]
         self._several = self._model.config.problem_type == "multi_label_classification"
         self._longest = _longest(self._tokenizer, self._model)
-        self._device = device
+        self._device: Literal["cpu", "cuda"] = device
         self._turns = ThreadPoolExecutor(1)
         self._batches: Batches[_Asked, list[dict[str, Any]]] = Batches(
             self._classify_in_turn, max_batch_size, lambda asked: len(asked.texts)
@@ -108,7 +109,7 @@ class Classifier(AnswersWhole):
     def _scores(self, tokens: list[list[int]]) -> list[list[float]]:
         """The probabilities of each label by text."""
         scores: list[list[float]] = [[] for _ in tokens]
-        for places in alike([len(ids) for ids in tokens], _TOKENS_AT_ONCE):
+        for places in alike([len(ids) for ids in tokens], _TOKENS_AT_ONCE[self._device]):
             batch = self._tokenizer.pad({"input_ids": [tokens[place] for place in places]}, return_tensors="pt")
             with torch.inference_mode():
                 logits = self._model(**batch.to(self._device)).logits.float()
