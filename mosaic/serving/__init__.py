@@ -5,8 +5,8 @@ protocol.
     service, routes, before, permissions, register      how users ask for it: Python, HTTP, grants
     rollout, apps                     from what is asked for to what takes the traffic; start reading at `rollout`
     runners, plan, flags, memory, nodes, presets, deploy      from a model's files to a Serve application
-    vllm, embedder, classifier, pyfunc, python_model, doubles     the replicas, and under them
-        vllm_requests, vllm_cpu, pulse; batches, scoring, classify, packages
+    vllm_replica, embedder, classifier, pyfunc, python_model, doubles     the replicas, and under them
+        whole; vllm, vllm_requests, vllm_cpu, engine_process, pulse; batches, packed, scoring, classify, packages
     engine, prefix_router             the gateway's end of a replica
     metrics, replicas, description    what there is to see of all that
     batch                             models over the rows of tables
