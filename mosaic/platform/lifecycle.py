@@ -51,6 +51,7 @@ from mosaic.runtime.home import already_running, hold, read_record, remove_recor
 from mosaic.serving.apps import require_fit
 from mosaic.serving.endpoint import units_of
 from mosaic.serving.register import Models
+from mosaic.serving.serve_calls import applications
 from mosaic.serving.service import Serving
 from mosaic.storage.layout import check_format
 
@@ -440,7 +441,7 @@ def _stop_applications(settings: PlatformSettings) -> None:
     if actor is not None:
         with suppress(ray.exceptions.RayError):  # one that does not answer starts nothing either
             ray.get(actor.stop_rollouts.remote(), timeout=60)
-    for name in serve.status().applications:
+    for name in applications():
         serve.delete(name, _blocking=name in ("gateway", "gateway-internal"))
     for actor in _shippers():
         ray.get(actor.flush.remote(), timeout=120)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import ray
-from ray import serve
 
 from mosaic.catalog.records import Endpoint
 from mosaic.errors import MosaicError, NotFound
@@ -12,6 +11,7 @@ from mosaic.monitoring.shipper import shipper_name
 from mosaic.platform.parts import Parts
 from mosaic.protocol import Wire
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity, unit_of
+from mosaic.serving.serve_calls import applications
 
 State = Literal["healthy", "starting", "failed", "stopped"]
 _SERVE_STATES: dict[str, State] = {
@@ -80,7 +80,7 @@ def _mlflow() -> Part:
 
 def _applications() -> list[Part]:
     parts = []
-    for name, application in sorted(serve.status().applications.items()):
+    for name, application in sorted(applications().items()):
         state = _SERVE_STATES.get(application.status, "failed")
         reasons = [application.message, *(d.message for d in application.deployments.values() if d.message)]
         detail = (
@@ -153,7 +153,7 @@ def _indexes(parts: Parts, may_know: MayKnow) -> list[Part]:
 
 def _endpoints(parts: Parts, may_know: MayKnow) -> list[Part]:
     """An endpoint is as healthy as the engines behind it."""
-    applications = serve.status().applications
+    there = applications()
     found = []
     for record in parts.catalog.endpoints.list():
         if not may_know("endpoint", record.name):
@@ -168,7 +168,7 @@ def _endpoints(parts: Parts, may_know: MayKnow) -> list[Part]:
                 states.append("failed")
                 told.append(f"{arm} (its model {entity.model} is gone)")
                 continue
-            application = applications.get(app_name)
+            application = there.get(app_name)
             states.append(_SERVE_STATES.get(application.status, "failed") if application else "stopped")
             told.append(arm)
         if record.pending is not None:

@@ -4,7 +4,7 @@ protocol.
     endpoint, settings, scaling       what is asked for: an endpoint's file, how its engines run
     service, routes, before, permissions, register      how users ask for it: Python, HTTP, grants
     rollout, apps                     from what is asked for to what takes the traffic; start reading at `rollout`
-    runners, plan, flags, memory, nodes, presets, deploy      from a model's files to a Serve application
+    runners, plan, flags, memory, nodes, presets, deploy, serve_calls      from a model's files to a Serve application
     vllm_replica, embedder, classifier, pyfunc, python_model, doubles     the replicas, and under them
         whole; vllm, vllm_requests, vllm_cpu, engine_process, pulse; batches, packed, scoring, classify, packages
     engine, prefix_router             the gateway's end of a replica

@@ -22,6 +22,7 @@ from mosaic.serving.plan import plan_engine, require_memory, reserved
 from mosaic.serving.replicas import Replica, log_lines, metrics_text, replicas_by_app
 from mosaic.serving.rollout import SCALED_TO_ZERO, AppState
 from mosaic.serving.runners import Kind, kind_of
+from mosaic.serving.serve_calls import applications
 from mosaic.serving.settings import EngineSettings
 
 _PROBE_SECONDS = 300
@@ -48,7 +49,7 @@ class ServeApps:
 
     def states(self) -> dict[str, AppState]:
         found = {}
-        for name, application in serve.status().applications.items():
+        for name, application in applications().items():
             told = [one.message for one in application.deployments.values() if one.message]
             reason = "\n".join([application.message, *told])
             match application.status:
@@ -88,7 +89,7 @@ class ServeApps:
         request = EngineRequest(
             request_id=new_id("req"), task=settings.task, body=body, adapter=adapter_of(self._catalog, model)
         )
-        seconds = probe_seconds(serve.status().applications.get(app_name), start_seconds)
+        seconds = probe_seconds(applications().get(app_name), start_seconds)
         answer = asyncio.run_coroutine_threadsafe(_first(ServeEngine(app_name), request), self._loop)
         try:
             answer.result(seconds)

@@ -4,7 +4,6 @@ Applications are started without waiting: Serve's controller carries them on, an
 are.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from mosaic.serving.pyfunc import Pyfunc
 from mosaic.serving.python_model import PythonModel
 from mosaic.serving.runners import Kind, kind_of
 from mosaic.serving.scaling import replica_options
+from mosaic.serving.serve_calls import BUILDING, hand_in
 from mosaic.serving.settings import EngineSettings
 from mosaic.serving.vllm_replica import VllmReplica
 
@@ -37,9 +37,6 @@ _PREFIX_ROUTING = {"request_router_class": "mosaic.serving.prefix_router.PrefixR
 HEALTH_CHECK_SECONDS = 2
 """How often Serve looks whether an engine lives; Ray's ten are that much longer without one that has died."""
 _LONGEST_REASON = 600
-_SERVE_BUILDS = threading.Lock()
-"""Serve registers its router's module with cloudpickle while it builds a deployment, and takes it away again: of two
-threads that build at once, one finds it gone."""
 _AWAY = (RayError, RayServeException, ConnectionError, TimeoutError)
 """Of Ray itself: nobody's fault, and tried again."""
 
@@ -144,7 +141,7 @@ def deploy_vllm(unit: Unit, folder: Path, settings: EngineSettings, resolve: Cal
 def _start_vllm(app_name: str, config: dict[str, Any], arguments: dict[str, Any]) -> None:
     # Not by Ray's `build_llm_deployment`, which needs vLLM in this process: seconds, and half a gigabyte.
     placement = config["placement_group_config"]
-    with _SERVE_BUILDS:
+    with BUILDING:
         deployment = serve.deployment(
             VllmReplica,
             name=VllmReplica.__name__,
@@ -152,7 +149,7 @@ def _start_vllm(app_name: str, config: dict[str, Any], arguments: dict[str, Any]
             placement_group_strategy="PACK",
             **config["deployment_config"],
         )
-    _start(deployment.bind(config, **arguments), app_name)
+    hand_in(deployment.bind(config, **arguments), app_name)
 
 
 @ray.remote(num_cpus=0, max_calls=1)
@@ -198,7 +195,7 @@ def _deploy_embedder(app_name: str, model: str, folder: str, settings: EngineSet
     from mosaic.serving.embedder import Embedder  # brings torch, which this worker pays for and no driver
 
     deployment = _deployment(Embedder, "embedder", settings, max_ongoing_requests=64)
-    _start(deployment.bind(folder, model, threads=settings.threads or 2), app_name)
+    hand_in(deployment.bind(folder, model, threads=settings.threads or 2), app_name)
 
 
 def deploy_classifier(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
@@ -219,7 +216,7 @@ def _deploy_classifier(app_name: str, model: str, folder: str, settings: EngineS
         max_batch_size=settings.max_batch_size or 32,
         device="cuda" if gpus else "cpu",
     )
-    _start(bound, app_name)
+    hand_in(bound, app_name)
 
 
 def deploy_pyfunc(unit: Unit, folder: Path, settings: EngineSettings) -> EngineApp:
@@ -236,12 +233,12 @@ def deploy_python(unit: Unit, folder: Path, settings: EngineSettings) -> EngineA
 
 def _start_custom(replica: type, kind: Kind, unit: Unit, folder: Path, settings: EngineSettings) -> None:
     arguments = {"max_batch_size": settings.max_batch_size or 1, "pip": tuple(settings.pip)}
-    _start(_deployment(replica, kind, settings).bind(str(folder), unit.model, **arguments), unit.app_name)
+    hand_in(_deployment(replica, kind, settings).bind(str(folder), unit.model, **arguments), unit.app_name)
 
 
 def deploy_echo(unit: Unit, settings: EngineSettings, *, delay_seconds: float = 0.0) -> EngineApp:
     """Start the echo double as an application."""
-    _start(_deployment(EchoEngine, "echo", settings).bind(delay_seconds), unit.app_name)
+    hand_in(_deployment(EchoEngine, "echo", settings).bind(delay_seconds), unit.app_name)
     return EngineApp(app_name=unit.app_name, model=unit.model, kind="echo")
 
 
@@ -250,7 +247,7 @@ def _deployment(
 ) -> serve.Deployment:
     """Of all kinds but vLLM's, which `ray.serve.llm` builds."""
     cpus, gpus = reserved(kind, settings)
-    with _SERVE_BUILDS:
+    with BUILDING:
         return serve.deployment(
             replica,
             name=replica.__name__,
@@ -259,9 +256,3 @@ def _deployment(
             max_ongoing_requests=max_ongoing_requests,
             graceful_shutdown_timeout_s=DRAIN_SECONDS,
         )
-
-
-def _start(application: serve.Application, app_name: str) -> None:
-    target = serve.RunTarget(target=application, name=app_name, route_prefix=None)
-    with _SERVE_BUILDS:
-        serve.run_many([target], wait_for_applications_running=False)

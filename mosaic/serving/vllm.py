@@ -47,8 +47,8 @@ class VllmServer(LLMServer):
     """One engine with one base model and any number of its adapters.
 
     `resolve` turns an adapter's name into a local folder with its verified files, on the node where the engine runs.
-    An engine that was asked for a token and is
-    silent for `health_seconds` hangs: it ends with its replica, and Serve starts another one.
+    An engine that was asked for a token and is silent for `health_seconds` hangs: it ends with its replica, and Serve
+    starts another one.
     """
 
     _resolve: Callable[[str], Path]

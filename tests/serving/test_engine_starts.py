@@ -20,6 +20,7 @@ from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity, unit
 from mosaic.serving.nodes import cluster_nodes
 from mosaic.serving.plan import plan_engine
+from mosaic.serving.serve_calls import applications
 from mosaic.serving.settings import EngineSettings
 from tests.local import mosaic
 
@@ -34,11 +35,13 @@ def served(name: str, model: Path | str, engine: EngineSettings) -> EndpointSett
     return EndpointSettings(name=name, served_entities=[ServedEntity(name="base", model=str(model), engine=engine)])
 
 
-def test_deployments_are_built_by_many_rollouts_at_once() -> None:
-    """Serve alone fails here ("not registered for pickle by value") in one of six."""
-    with ThreadPoolExecutor(8) as rollouts:
-        building = [rollouts.submit(deploy._deployment, EchoEngine, "echo", EngineSettings()) for _ in range(64)]
+def test_deployments_are_built_and_looked_at_by_many_threads_at_once(platform: Platform) -> None:
+    """Serve alone fails here ("not registered for pickle by value"): of 64 built by 8 threads, 11."""
+    with ThreadPoolExecutor(8) as threads:
+        building = [threads.submit(deploy._deployment, EchoEngine, "echo", EngineSettings()) for _ in range(64)]
+        looking = [threads.submit(applications) for _ in range(64)]
     assert [each.result().name for each in building] == ["EchoEngine"] * 64
+    assert all("gateway" in each.result() for each in looking)
 
 
 @pytest.mark.slow
