@@ -245,7 +245,7 @@ def deploy_echo(unit: Unit, settings: EngineSettings, *, delay_seconds: float = 
 def _deployment(
     replica: type, kind: Kind, settings: EngineSettings, *, max_ongoing_requests: int = 256
 ) -> serve.Deployment:
-    """Of all kinds but vLLM's, which `ray.serve.llm` builds."""
+    """Of all kinds but vLLM's, whose replicas reserve a placement group."""
     cpus, gpus = reserved(kind, settings)
     with BUILDING:
         return serve.deployment(
