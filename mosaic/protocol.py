@@ -136,11 +136,12 @@ class Retrieved(Wire):
 class Engine(Protocol):
     """Whatever answers.
 
-    `chat` yields OpenAI `chat.completion.chunk` objects if `request.stream`, of which the last carries `usage`;
-    otherwise exactly one `chat.completion` object; `complete` the same with `text_completion`. `embed` yields exactly
-    one {"embeddings": [[float, ...], ...], "prompt_tokens": int}, `score` one {"scores": [float, ...],
-    "prompt_tokens": int}, `predict` one {"predictions": ...}. Raises BadRequest for what the model cannot take (too
-    long, not of its signature), Unprocessable for a task that is not its own, EngineFailed for its own failures.
+    `chat` yields OpenAI `chat.completion.chunk` objects if `request.stream`, of which the last carries `usage`, and the
+    others may carry what it is so far; otherwise exactly one `chat.completion` object; `complete` the same with
+    `text_completion`. `embed` yields exactly one {"embeddings": [[float, ...], ...], "prompt_tokens": int}, `score` one
+    {"scores": [float, ...], "prompt_tokens": int}, `predict` one {"predictions": ...}. Raises BadRequest for what the
+    model cannot take (too long, not of its signature), Unprocessable for a task that is not its own, EngineFailed for
+    its own failures.
     """
 
     def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]: ...

@@ -4,7 +4,9 @@ from mosaic.gateway.chat import Chat, Retriever
 from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoints
+from mosaic.gateway.limits import Limits
 from mosaic.gateway.predict import Predictions
+from mosaic.gateway.quota_shard import QuotaClient, ensure_shards
 from mosaic.gateway.routes import GatewayRoutes, gateway_app
 from mosaic.gateway.score import Scores
 
@@ -14,8 +16,11 @@ __all__ = [
     "Embeddings",
     "Endpoints",
     "GatewayRoutes",
+    "Limits",
     "Predictions",
+    "QuotaClient",
     "Retriever",
     "Scores",
+    "ensure_shards",
     "gateway_app",
 ]

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from mosaic.errors import EngineFailed, MosaicError
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
-from mosaic.protocol import Usage
 
 Answers = AsyncIterator[dict[str, Any]]
 
@@ -24,14 +23,18 @@ class Folded(Protocol):
     def as_json(self) -> str: ...
 
 
-async def noted(answers: Answers, exchange: Exchange, *, model: str, told: dict[str, Any]) -> Answers:
-    """The answers under the request's own id, with `told` in the first; usage and first token are in the row."""
+async def noted(answers: Answers, exchange: Exchange, *, model: str, told: dict[str, Any], stream: bool) -> Answers:
+    """The answers under the request's own id, with `told` in the first; usage and first token are in the row.
+
+    An engine counts with every chunk, so that the row of an answer that is broken off says what it took; clients are
+    told the sum alone.
+    """
     first = True
     async for item in answers:
         if usage := item.get("usage"):
-            exchange.note_usage(
-                Usage(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage.get("completion_tokens") or 0)
-            )
+            exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
+            if stream and item["choices"]:
+                del item["usage"]
         item |= {"id": exchange.request_id, "model": model}
         if first:
             first = False

@@ -1,9 +1,8 @@
 """One chat request, in order. Start reading here: the order of steps lives in this file and nowhere else.
 
-    authenticated (runtime/asgi.py) -> resolve the endpoint -> check the grant -> look up -> choose who answers
-        -> ask its engine -> stream -> the row is on disk -> the last byte
-
-What is not here yet has its place between these lines: quota after the grant, guards around the engine.
+authenticated (runtime/asgi.py) -> resolve the endpoint -> check the grant -> reserve what it may take
+    -> look up -> choose who answers -> ask its engine -> stream -> settle what it took
+    -> the row is on disk -> the last byte
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +11,7 @@ from typing import Any
 from mosaic.errors import Unprocessable
 from mosaic.gateway.answers import FoldedChat, events, noted, whole
 from mosaic.gateway.endpoints import Endpoint, Endpoints, LiveEntity, choose
+from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import ChatRequest, Generation
 from mosaic.monitoring import Exchange
 from mosaic.protocol import Engine, EngineRequest, Retrieved
@@ -25,8 +25,10 @@ _NOT_FOR_THE_ENGINE = {"model", "messages", "prompt", "stream", "stream_options"
 class Chat:
     """Answers chat requests. `engine` gives the engine of a served entity, `retrieve` looks up in an index."""
 
-    def __init__(self, endpoints: Endpoints, engine: Callable[[str], Engine], retrieve: Retriever) -> None:
-        self._endpoints, self._engine, self._retrieve = endpoints, engine, retrieve
+    def __init__(
+        self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine], retrieve: Retriever
+    ) -> None:
+        self._endpoints, self._limits, self._engine, self._retrieve = endpoints, limits, engine, retrieve
 
     async def complete(self, request: ChatRequest, exchange: Exchange) -> dict[str, Any]:
         """The whole answer as one `chat.completion`."""
@@ -43,6 +45,7 @@ class Chat:
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "chat":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for chat", param="model")
+        await self._limits.admit(endpoint, exchange, request)
 
         messages, retrieved = await self._look_up(request, endpoint, exchange)
         entity = choose(endpoint, exchange.request_id)
@@ -55,8 +58,10 @@ class Chat:
             adapter=entity.adapter,
             stream=request.stream,
         )
-        answers = self._engine(entity.app_name).answer(engine_request)
-        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity, retrieved)):
+        answers = self._limits.watched(self._engine(entity.app_name).answer(engine_request), exchange)
+        async for item in noted(
+            answers, exchange, model=request.model, told=disclosure(entity, retrieved), stream=request.stream
+        ):
             yield item
 
     async def _look_up(

@@ -7,6 +7,7 @@ from mosaic.errors import Unprocessable
 from mosaic.gateway.answers import FoldedText, events, noted, whole
 from mosaic.gateway.chat import disclosure, for_the_engine
 from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import CompletionRequest
 from mosaic.monitoring import Exchange
 from mosaic.protocol import Engine, EngineRequest
@@ -15,8 +16,8 @@ from mosaic.protocol import Engine, EngineRequest
 class Completions:
     """Answers completion requests: of endpoints whose task is `complete`, and of those that chat."""
 
-    def __init__(self, endpoints: Endpoints, engine: Callable[[str], Engine]) -> None:
-        self._endpoints, self._engine = endpoints, engine
+    def __init__(self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine]) -> None:
+        self._endpoints, self._limits, self._engine = endpoints, limits, engine
 
     async def complete(self, request: CompletionRequest, exchange: Exchange) -> dict[str, Any]:
         """The whole answer as one `text_completion`."""
@@ -36,6 +37,7 @@ class Completions:
         if endpoint.retrieval is not None:
             told = f"{endpoint.name!r} looks up what a chat asks, which plain text does not say"
             raise Unprocessable(told, param="model")
+        await self._limits.admit(endpoint, exchange, request)
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())
         engine_request = EngineRequest(
@@ -45,6 +47,6 @@ class Completions:
             adapter=entity.adapter,
             stream=request.stream,
         )
-        answers = self._engine(entity.app_name).answer(engine_request)
-        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity)):
+        answers = self._limits.watched(self._engine(entity.app_name).answer(engine_request), exchange)
+        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity), stream=request.stream):
             yield item

@@ -8,6 +8,7 @@ import numpy as np
 
 from mosaic.errors import BadRequest, EngineFailed, Unprocessable
 from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import EmbeddingRequest
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
@@ -20,8 +21,8 @@ MAX_TEXTS = 2048
 class Embeddings:
     """Answers embedding requests."""
 
-    def __init__(self, endpoints: Endpoints, engine: Callable[[str], Engine]) -> None:
-        self._endpoints, self._engine = endpoints, engine
+    def __init__(self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine]) -> None:
+        self._endpoints, self._limits, self._engine = endpoints, limits, engine
 
     async def answer(self, request: EmbeddingRequest, exchange: Exchange) -> dict[str, Any]:
         """The response body of /v1/embeddings."""
@@ -29,11 +30,12 @@ class Embeddings:
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "embed":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for embeddings", param="model")
-        texts = [request.input] if isinstance(request.input, str) else request.input
+        texts = request.texts
         if not 1 <= len(texts) <= MAX_TEXTS or not all(texts):
             raise BadRequest(
                 f"input must be 1 to {MAX_TEXTS} texts, none of them empty; got {len(texts)}", param="input"
             )
+        await self._limits.admit(endpoint, exchange, request)
 
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())

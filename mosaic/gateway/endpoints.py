@@ -12,6 +12,7 @@ from typing import Any
 from mosaic.catalog import Catalog
 from mosaic.errors import NotFound, Unavailable, not_found
 from mosaic.protocol import Adapter, Principal
+from mosaic.serving.ai_gateway import RateLimit
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
 
 EXECUTE = "EXECUTE"
@@ -61,6 +62,7 @@ class Endpoint:
     entities: tuple[LiveEntity, ...]
     retrieval: Retrieval | None
     created_seconds: int
+    rate_limits: tuple[RateLimit, ...] = ()
 
 
 class Endpoints:
@@ -85,6 +87,7 @@ class Endpoints:
         self._renewing = asyncio.Lock()
         self._kept: dict[str, Endpoint] = {}
         self._allowed: set[tuple[str, bool, str]] = set()
+        self._groups: dict[str, Sequence[str]] = {}
 
     async def use(self, name: str, principal: Principal, request_id: str) -> Endpoint:
         """The endpoint for a request of that principal.
@@ -103,6 +106,13 @@ class Endpoints:
             await asyncio.to_thread(check, principal, EXECUTE, "endpoint", endpoint.name)
             allowed.add(asked)
         return _ready(endpoint)
+
+    async def groups_of(self, principal: Principal) -> Sequence[str]:
+        """The groups that somebody is in, directly or through groups."""
+        kept = self._groups
+        if principal.name not in kept:
+            kept[principal.name] = await asyncio.to_thread(self._catalog.principals.groups_of, principal.name)
+        return kept[principal.name]
 
     async def _get(self, name: str, principal: Principal) -> Endpoint:
         kept = self._kept
@@ -127,7 +137,7 @@ class Endpoints:
             if now - self._seen_at >= self._fresh_seconds:
                 revision = await asyncio.to_thread(self._catalog.revision)
                 if revision != self._revision or len(self._kept) > _MOST_KEPT:
-                    self._revision, self._kept, self._allowed = revision, {}, set()
+                    self._revision, self._kept, self._allowed, self._groups = revision, {}, set(), {}
                 self._seen_at = now
 
     async def list(self, principal: Principal) -> Sequence[Endpoint]:
@@ -158,6 +168,7 @@ class Endpoints:
             entities=tuple(self._live(entity, record.pinned) for entity in settings.served_entities),
             retrieval=settings.retrieval,
             created_seconds=int(record.created_at.timestamp()),
+            rate_limits=settings.ai_gateway.rate_limits,
         )
 
     def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:

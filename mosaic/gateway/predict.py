@@ -5,6 +5,7 @@ from typing import Any
 
 from mosaic.errors import BadRequest, EngineFailed, Unprocessable
 from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.limits import Limits
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import Engine, EngineRequest
@@ -15,8 +16,8 @@ _DEEPEST = 64
 class Predictions:
     """Answers in MLflow's scoring protocol, as Databricks' custom endpoints do."""
 
-    def __init__(self, endpoints: Endpoints, engine: Callable[[str], Engine]) -> None:
-        self._endpoints, self._engine = endpoints, engine
+    def __init__(self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine]) -> None:
+        self._endpoints, self._limits, self._engine = endpoints, limits, engine
 
     async def answer(self, name: str, body: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
         """{"predictions": ...} for a body such as {"dataframe_records": [...]}; the model's signature says the rest."""
@@ -24,6 +25,7 @@ class Predictions:
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "predict":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for predictions", param="model")
+        await self._limits.admit(endpoint, exchange)
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())
         asked = EngineRequest(request_id=exchange.request_id, task="predict", body=body)

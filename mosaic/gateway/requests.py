@@ -3,7 +3,8 @@
 What stands here is honoured, by the engine or with the engine's refusal; any other field is a 400 that names it.
 """
 
-from typing import Annotated, Any, Literal, Self
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -132,6 +133,11 @@ class Generation(Wire):
             check_regex(self.structured_outputs.regex or "", "structured_outputs")
         return self
 
+    @property
+    def answer_tokens(self) -> int | None:
+        """The most that the answers may have together; None if it is not said."""
+        return None if self.max_tokens is None else self.max_tokens * (self.n or 1)
+
 
 class ChatRequest(Generation):
     """/v1/chat/completions."""
@@ -170,6 +176,18 @@ class ChatRequest(Generation):
             raise BadRequest(told, param="tool_choice")
         return self
 
+    @property
+    def prompt_bytes(self) -> int:
+        told = [message.text for message in self.messages]
+        told += [call.function.arguments for message in self.messages for call in message.tool_calls or ()]
+        told += [json.dumps(tool.function.parameters) for tool in self.tools or ()]
+        return sum(len(text.encode()) for text in told)
+
+    @property
+    def answer_tokens(self) -> int | None:
+        most = self.max_completion_tokens or self.max_tokens
+        return None if most is None else most * (self.n or 1)
+
 
 class CompletionRequest(Generation):
     """/v1/completions: text goes on, without any chat template."""
@@ -185,6 +203,17 @@ class CompletionRequest(Generation):
     """Whether the answer begins with the prompt."""
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
+    @property
+    def prompt_bytes(self) -> int:
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        return sum(len(one.encode()) if isinstance(one, str) else _bytes_of_tokens(one) for one in prompts)
+
+    @property
+    def answer_tokens(self) -> int | None:
+        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        most = super().answer_tokens
+        return most * len(self.prompt) if most is not None and several else most
+
 
 class EmbeddingRequest(Wire):
     """/v1/embeddings."""
@@ -195,6 +224,15 @@ class EmbeddingRequest(Wire):
     dimensions: int | None = Field(default=None, ge=1, lt=2**31)
     """Fewer than the model's own, for models that were trained so (Matryoshka)."""
     user: str | None = None
+    answer_tokens: ClassVar[int] = 0
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+    @property
+    def prompt_bytes(self) -> int:
+        return sum(len(text.encode()) for text in self.texts)
 
 
 class ScoreRequest(Wire):
@@ -204,6 +242,11 @@ class ScoreRequest(Wire):
     text_1: Text | Annotated[list[Text], Field(min_length=1, max_length=_MOST_TEXTS)]
     text_2: Text | Annotated[list[Text], Field(min_length=1, max_length=_MOST_TEXTS)]
     user: str | None = None
+    answer_tokens: ClassVar[int] = 0
+
+    @property
+    def prompt_bytes(self) -> int:
+        return sum(len(text.encode()) for pair in self.pairs() for text in pair)
 
     def pairs(self) -> list[tuple[str, str]]:
         left = [self.text_1] if isinstance(self.text_1, str) else self.text_1
@@ -231,6 +274,16 @@ class RerankRequest(Wire):
     return_documents: bool = True
     """Whether each result has its document's text."""
     user: str | None = None
+    answer_tokens: ClassVar[int] = 0
+
+    @property
+    def prompt_bytes(self) -> int:
+        return sum(len(self.query.encode()) + len(text.encode()) for text in self.texts())
 
     def texts(self) -> list[str]:
         return [one if isinstance(one, str) else one.text for one in self.documents]
+
+
+def _bytes_of_tokens(tokens: "int | list[int]") -> int:
+    """As if they were text."""
+    return 4 if isinstance(tokens, int) else 4 * len(tokens)

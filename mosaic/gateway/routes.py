@@ -212,6 +212,8 @@ class Record:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                more = [(name.encode(), value.encode()) for name, value in exchange.headers.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
             elif not message.get("more_body", False) and not exchange.closed:
                 _note_outcome(exchange, state)
                 await exchange.close(status)

@@ -5,6 +5,7 @@ from typing import Any
 
 from mosaic.errors import EngineFailed, Unprocessable
 from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import RerankRequest, ScoreRequest
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
@@ -14,12 +15,12 @@ from mosaic.protocol import Engine, EngineRequest, Usage
 class Scores:
     """Answers score and rerank requests."""
 
-    def __init__(self, endpoints: Endpoints, engine: Callable[[str], Engine]) -> None:
-        self._endpoints, self._engine = endpoints, engine
+    def __init__(self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine]) -> None:
+        self._endpoints, self._limits, self._engine = endpoints, limits, engine
 
     async def score(self, request: ScoreRequest, exchange: Exchange) -> dict[str, Any]:
         """A score for each pair, in their order."""
-        scores, tokens = await self._ask(request.model, request.pairs(), exchange)
+        scores, tokens = await self._ask(request, request.pairs(), exchange)
         data = [{"object": "score", "index": index, "score": score} for index, score in enumerate(scores)]
         exchange.note(response=compact_json({"object": "list", "data": data}))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -28,7 +29,7 @@ class Scores:
     async def rerank(self, request: RerankRequest, exchange: Exchange) -> dict[str, Any]:
         """The documents by how well they fit the query, best first."""
         texts = request.texts()
-        scores, tokens = await self._ask(request.model, [(request.query, text) for text in texts], exchange)
+        scores, tokens = await self._ask(request, [(request.query, text) for text in texts], exchange)
         order = sorted(range(len(texts)), key=lambda index: (-scores[index], index))[: request.top_n]
         results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
         exchange.note(response=compact_json({"results": results}))  # the documents are in the request
@@ -38,12 +39,13 @@ class Scores:
         return {"id": exchange.request_id, "model": request.model, "results": results, "usage": usage}
 
     async def _ask(
-        self, model: str, pairs: Sequence[tuple[str, str]], exchange: Exchange
+        self, request: ScoreRequest | RerankRequest, pairs: Sequence[tuple[str, str]], exchange: Exchange
     ) -> tuple[Sequence[float], int]:
-        endpoint = await self._endpoints.use(model, exchange.principal, exchange.request_id)
+        endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "score":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for scores", param="model")
+        await self._limits.admit(endpoint, exchange, request)
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())
         asked = EngineRequest(request_id=exchange.request_id, task="score", body={"pairs": pairs})

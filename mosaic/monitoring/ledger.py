@@ -22,6 +22,8 @@ class Exchange:
         self._principal: Principal | None = None
         self._started = time.perf_counter()
         self.closed = False
+        self.headers: dict[str, str] = {}
+        """Of the answer, beside its own."""
 
     @property
     def request_id(self) -> str:
@@ -30,6 +32,10 @@ class Exchange:
     def note(self, **fields: Any) -> None:
         """Add columns of the row (see `mosaic.monitoring.record.SCHEMA`)."""
         self._row.update(fields)
+
+    def tell(self, headers: Mapping[str, str]) -> None:
+        """Add headers to the answer, whatever it will be; those that come after it has begun are lost."""
+        self.headers.update(headers)
 
     @property
     def principal(self) -> Principal:

@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ from mosaic.catalog.names import INTERNAL
 from mosaic.data import Log
 from mosaic.data.retention import purge
 from mosaic.errors import NotFound, Unavailable
-from mosaic.gateway import Chat, Completions, Embeddings, Endpoints, GatewayRoutes, Predictions, Scores, gateway_app
+from mosaic.gateway import (
+    Chat,
+    Completions,
+    Embeddings,
+    Endpoints,
+    GatewayRoutes,
+    Limits,
+    Predictions,
+    QuotaClient,
+    Scores,
+    ensure_shards,
+    gateway_app,
+)
 from mosaic.ids import new_id
 from mosaic.monitoring import Ledger
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
@@ -49,9 +62,16 @@ class Gateway:
         _log_with_serve()
         parts = build_parts(settings)
         replica = f"{role}-{new_id('gw')[-8:]}"
-        self._ledger = Ledger(Log(spool(settings), owner=replica), replica, Meter().record)
-        self._shipper = ensure_shipper(functools.partial(build_shipper, settings))
         endpoints = Endpoints(parts.catalog, trusted=frozenset({INTERNAL}))
+        limits = Limits(QuotaClient(ensure_shards(settings.home_folder / "quota")), endpoints.groups_of)
+        meter = Meter()
+
+        def closed(row: Mapping[str, Any]) -> None:
+            limits.settle(row)
+            meter.record(row)
+
+        self._ledger = Ledger(Log(spool(settings), owner=replica), replica, closed)
+        self._shipper = ensure_shipper(functools.partial(build_shipper, settings))
         engines: dict[str, ServeEngine] = {}
 
         def engine(app_name: str) -> ServeEngine:
@@ -71,11 +91,11 @@ class Gateway:
 
         routes = GatewayRoutes(
             endpoints,
-            Chat(endpoints, engine, retrieve),
-            Embeddings(endpoints, engine),
-            Predictions(endpoints, engine),
-            Completions(endpoints, engine),
-            Scores(endpoints, engine),
+            Chat(endpoints, limits, engine, retrieve),
+            Embeddings(endpoints, limits, engine),
+            Predictions(endpoints, limits, engine),
+            Completions(endpoints, limits, engine),
+            Scores(endpoints, limits, engine),
             max_body_bytes=settings.max_body_bytes,
         )
         self._app = gateway_app(routes, self._ledger, parts.catalog)

@@ -35,10 +35,13 @@ class EchoEngine(AnswersWhole):
             yield {**head, "object": asked.object, "choices": list(asked.choices()), "usage": asked.usage()}
             return
         head["object"] = "chat.completion.chunk" if request.task == "chat" else asked.object
+        written = 0
         for index, text in enumerate(asked.texts):
             for place, delta in enumerate(asked.deltas(text)):
                 await self._wait(text, place)
-                yield {**head, "choices": [{"index": index, **delta, "finish_reason": None}]}
+                written += 1
+                choice = {"index": index, **delta, "finish_reason": None}
+                yield {**head, "choices": [choice], "usage": asked.usage(written)}
             end: dict[str, Any] = {"delta": {}} if request.task == "chat" else {"text": ""}
             yield {**head, "choices": [{"index": index, **end, "finish_reason": asked.finish_reason}]}
         yield {**head, "choices": [], "usage": asked.usage()}
@@ -87,9 +90,11 @@ class _Asked:
             delta = {"content": spaced} | ({"role": "assistant"} if place == 0 else {})
             yield {"delta": delta} if self._is_chat else {"text": spaced}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self, written: int | None = None) -> dict[str, int]:
+        """With so many words written, or all."""
         read = sum(len(text.split()) for text in self._read)
-        written = sum(len(text.split(" ")) for text in self.texts)
+        if written is None:
+            written = sum(len(text.split(" ")) for text in self.texts)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 

@@ -15,6 +15,7 @@ from mosaic.catalog import Catalog, ModelVersion
 from mosaic.catalog.names import is_model_version
 from mosaic.errors import NotFound, Unprocessable
 from mosaic.protocol import Adapter, Message
+from mosaic.serving.ai_gateway import AiGateway
 from mosaic.serving.settings import EngineSettings
 from mosaic.settings import Settings
 
@@ -83,6 +84,8 @@ class EndpointSettings(Settings):
     """Who answers; the shares add up to 100."""
     retrieval: Retrieval | None = None
     """Looked up before the model is asked; only for chat."""
+    ai_gateway: AiGateway = AiGateway()
+    """What its callers are held to: rate limits."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

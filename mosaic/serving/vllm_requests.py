@@ -65,7 +65,7 @@ async def _answers(engine: VLLMEngine, request: EngineRequest, model: str) -> As
 async def _generate(engine: VLLMEngine, request: EngineRequest, model: str) -> AsyncIterator[dict[str, Any]]:
     told = {**request.body, "model": model, "stream": request.stream, "request_id": request.request_id}
     if request.stream:
-        told["stream_options"] = {"include_usage": True}
+        told["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     if request.task == "chat":
         answers = engine.chat(_build(ChatCompletionRequest, told, request), None)
     else:
