@@ -118,7 +118,7 @@ class Quota:
     """The buckets of one shard. Times are seconds of one clock that never goes back."""
 
     def __init__(self) -> None:
-        self._windows: dict[str, _Window] = {}
+        self.windows: dict[str, _Window] = {}
         self._requests: dict[str, _Request] = {}
         """In the order in which they came."""
 
@@ -159,7 +159,7 @@ class Quota:
             return
         known.is_settled = True
         for bucket, amount in used.items():
-            parts, window = known.parts.get(bucket), self._windows.get(bucket)
+            parts, window = known.parts.get(bucket), self.windows.get(bucket)
             if parts is None or window is None:
                 continue
             window.pass_to(now)
@@ -183,9 +183,9 @@ class Quota:
         return Answer(left, longest, waits[longest]), parts
 
     def _window(self, ask: Ask, now: float) -> _Window:
-        window = self._windows.get(ask.bucket)
+        window = self.windows.get(ask.bucket)
         if window is None:
-            window = self._windows[ask.bucket] = _Window(ask.window_seconds)
+            window = self.windows[ask.bucket] = _Window(ask.window_seconds)
         window.limit = ask.limit  # as the configuration has it now
         window.pass_to(now)
         return window
@@ -197,9 +197,9 @@ class Quota:
             if self._requests[oldest].at > now - FORGET_SECONDS:
                 break
             del self._requests[oldest]
-        if self._windows:  # one each time, in turns
-            bucket, window = next(iter(self._windows.items()))
-            del self._windows[bucket]
+        if self.windows:  # one each time, in turns
+            bucket, window = next(iter(self.windows.items()))
+            del self.windows[bucket]
             window.pass_to(now)
             if not window.is_empty:
-                self._windows[bucket] = window
+                self.windows[bucket] = window

@@ -59,6 +59,10 @@ class Shard:
             self._tidy()
         return answers
 
+    def buckets(self) -> int:
+        """That somebody took from lately."""
+        return len(self._quota.windows)
+
     def _replay(self) -> None:
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
             for _, record in read_segment(path).records:
@@ -154,6 +158,11 @@ class _Batches:
         self._sender = None
 
 
+def shard_name(number: int) -> str:
+    """Of its actor."""
+    return f"quota:{number}"
+
+
 def ensure_shards(folder: Path, count: int = 1) -> list[Apply]:
     """The cluster's shards, started where they do not run yet; a shard comes back on its machine while that is there,
     since its log is there."""
@@ -161,7 +170,7 @@ def ensure_shards(folder: Path, count: int = 1) -> list[Apply]:
     found: list[Apply] = []
     for number in range(count):
         options = ray.remote(Shard).options(
-            name=f"quota:{number}",
+            name=shard_name(number),
             namespace="mosaic",
             lifetime="detached",
             get_if_exists=True,

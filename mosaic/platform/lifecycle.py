@@ -25,6 +25,7 @@ from ray.serve.schema import LoggingConfig
 import mosaic
 from mosaic.catalog.names import INTERNAL
 from mosaic.errors import Conflict, MosaicError, Unavailable
+from mosaic.gateway.quota_shard import CPUS as QUOTA_CPUS
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
 from mosaic.monitoring.impact import ANSWERS_NAMED, Impact, impact
@@ -60,7 +61,14 @@ if TYPE_CHECKING:
     from mosaic.training import FineTuning
 
 ADMIN = Principal(name="admin", is_admin=True)
-CPUS = {"platform": 0.05, "control": 0.1, "gateway-internal": 0.1, "gateway replica": 0.1, "shipper": 0.05}
+CPUS = {
+    "platform": 0.05,
+    "control": 0.1,
+    "gateway-internal": 0.1,
+    "gateway replica": 0.1,
+    "shipper": 0.05,
+    "quota": QUOTA_CPUS,
+}
 """Logical CPUs that the platform's own actors reserve; engines and indexes say theirs."""
 CPUS_PER_EMBEDDER, CPUS_PER_INDEX, CPUS_FOR_DATA = 0.2, 0.1, 0.5
 

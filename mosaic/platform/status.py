@@ -7,6 +7,7 @@ import ray
 
 from mosaic.catalog.records import Endpoint
 from mosaic.errors import MosaicError, NotFound
+from mosaic.gateway.quota_shard import shard_name
 from mosaic.monitoring.shipper import shipper_name
 from mosaic.platform.parts import Parts
 from mosaic.protocol import Wire
@@ -42,6 +43,7 @@ def platform_status(parts: Parts, may_know: MayKnow = lambda kind, name: True) -
         _catalog(parts),
         _mlflow(),
         *_applications(),
+        _quota(),
         *_shippers(),
         _audit(),
         *_indexes(parts, may_know),
@@ -114,6 +116,16 @@ def _shippers() -> list[Part]:
             )
         )
     return parts
+
+
+def _quota() -> Part:
+    """What holds requests to the limits of their endpoints."""
+    try:
+        shard = ray.get_actor(shard_name(0), namespace="mosaic")
+        detail = f"{ray.get(shard.buckets.remote(), timeout=10)} limits in use"
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        return Part(part="quota", state="failed", detail=_first_line(error))
+    return Part(part="quota", state="healthy", detail=detail)
 
 
 def _audit() -> Part:

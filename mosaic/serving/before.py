@@ -13,7 +13,9 @@ class Before:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._entities: list[dict[str, Any]] = config.get("served_entities", [])
         self._task: str = config.get("task", "chat")
+        self.config = config
         self.retrieval: dict[str, Any] | None = config.get("retrieval")
+        self.ai_gateway: dict[str, Any] = config.get("ai_gateway", {})
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> "Before":

@@ -1,8 +1,9 @@
 """Serving endpoints over HTTP in Databricks' 2.0 shapes, as databricks-sdk's `serving_endpoints` asks for them.
 
-Beside Databricks' fields a configuration may have `task` and `retrieval`, and a served entity `engine`, as in
-endpoint.yaml. The sizes of Databricks' machines (`workload_size`, `workload_type`) are taken and mean nothing here:
-`engine` says what an engine runs with.
+An endpoint's `ai_gateway` is part of its configuration: to change it makes the next one. Beside Databricks' fields a
+configuration may have `task` and `retrieval`, and a served entity `engine`, as in endpoint.yaml. The sizes of
+Databricks' machines (`workload_size`, `workload_type`) are taken and mean nothing here: `engine` says what an engine
+runs with.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from mosaic.catalog.unity.shapes import Answer, Asked, Nothing
 from mosaic.catalog.unity.surface import milliseconds
 from mosaic.errors import BadRequest
 from mosaic.protocol import Principal
+from mosaic.serving.ai_gateway import AiGateway
 from mosaic.serving.before import Before
 from mosaic.serving.endpoint import EndpointSettings
 from mosaic.serving.rollout import AppState
@@ -63,9 +65,24 @@ class AskedConfig(Asked):
     """`{}` is none, which an update has to say."""
 
 
+class TrackUsage(Asked):
+    enabled: Literal[True]
+    """Every request is in the usage tables; there is no switch."""
+
+
+class AskedAiGateway(Asked):
+    rate_limits: list[dict[str, Any]] | None = None
+    usage_tracking_config: TrackUsage | None = None
+
+
 class CreateEndpoint(Asked):
     name: str
     config: AskedConfig
+    ai_gateway: AskedAiGateway | None = None
+
+
+class AskedRateLimits(Asked):
+    rate_limits: list[dict[str, Any]]
 
 
 class EntityState(Answer):
@@ -90,6 +107,15 @@ class AnsweredConfig(Answer):
     retrieval: dict[str, Any] | None
 
 
+class AnsweredAiGateway(Answer):
+    rate_limits: list[dict[str, Any]]
+    usage_tracking_config: TrackUsage
+
+
+class AnsweredRateLimits(Answer):
+    rate_limits: list[dict[str, Any]]
+
+
 class PendingConfig(AnsweredConfig):
     start_time: int
 
@@ -112,6 +138,7 @@ class EndpointInfo(Answer):
     """Databricks' word for it; none for a custom model."""
     config: AnsweredConfig | None
     pending_config: PendingConfig | None
+    ai_gateway: AnsweredAiGateway
 
 
 class Logs(Answer):
@@ -134,6 +161,8 @@ class ServingRoutes:
             route("GET", BASE, self.list),
             route("GET", one, self.get),
             route("PUT", f"{one}/config", self.update, asked=AskedConfig),
+            route("PUT", f"{one}/ai-gateway", self.put_ai_gateway, asked=AskedAiGateway),
+            route("PUT", f"{one}/rate-limits", self.put_rate_limits, asked=AskedRateLimits),
             route("DELETE", one, self.delete),
             route("GET", f"{one}/served-models/{{entity}}/logs", self.logs),
             Route(f"{one}/metrics", self.metrics, methods=["GET"]),
@@ -142,7 +171,8 @@ class ServingRoutes:
     def create(self, call: Call) -> EndpointInfo:
         asked = call.parse(CreateEndpoint)
         serving = self._serving(call.principal)
-        return _info(serving, serving.create(_settings(serving, asked.name, asked.config)))
+        settings = _settings(serving, asked.name, asked.config)
+        return _info(serving, serving.create(settings.model_copy(update={"ai_gateway": _ai_gateway(asked.ai_gateway)})))
 
     def list(self, call: Call) -> ListedEndpoints:
         serving = self._serving(call.principal)
@@ -159,6 +189,20 @@ class ServingRoutes:
         serving = self._serving(call.principal)
         before = Before.of(serving.get(call.path["name"]))
         return _info(serving, serving.update(_settings(serving, call.path["name"], asked, before)))
+
+    def put_ai_gateway(self, call: Call) -> AnsweredAiGateway:
+        """What its callers are held to from the next configuration on; what is not said is not held to any more."""
+        wanted = _ai_gateway(call.parse(AskedAiGateway))
+        self._serving(call.principal).put_ai_gateway(call.path["name"], wanted)
+        return _answered_ai_gateway(wanted)
+
+    def put_rate_limits(self, call: Call) -> AnsweredRateLimits:
+        """Databricks' older path for a part of it."""
+        wanted = _ai_gateway(AskedAiGateway(rate_limits=call.parse(AskedRateLimits).rate_limits))
+        serving = self._serving(call.principal)
+        now = AiGateway.parse(Before.of(serving.get(call.path["name"])).ai_gateway)
+        serving.put_ai_gateway(call.path["name"], now.model_copy(update={"rate_limits": wanted.rate_limits}))
+        return AnsweredRateLimits(rate_limits=_answered_ai_gateway(wanted).rate_limits)
 
     def logs(self, call: Call) -> Logs:
         """The last lines of the replicas of a served entity's engine."""
@@ -198,9 +242,18 @@ def _settings(serving: Serving, name: str, asked: AskedConfig, before: Before | 
     retrieval = asked.retrieval or None
     if asked.retrieval is None and task in (None, "chat", _TASKS["chat"]):
         retrieval = before.retrieval
-    more = {"task": ours.get(task or "", task), "retrieval": retrieval}
+    more = {"task": ours.get(task or "", task), "retrieval": retrieval, "ai_gateway": before.ai_gateway}
     told = {"name": name, "served_entities": entities, **{key: one for key, one in more.items() if one is not None}}
     return EndpointSettings.parse(told, source="config")
+
+
+def _ai_gateway(asked: AskedAiGateway | None) -> AiGateway:
+    return AiGateway.parse({"rate_limits": (asked.rate_limits if asked else None) or ()}, source="ai_gateway")
+
+
+def _answered_ai_gateway(settings: AiGateway) -> AnsweredAiGateway:
+    limits = [limit.model_dump(mode="json", exclude_none=True) for limit in settings.rate_limits]
+    return AnsweredAiGateway(rate_limits=limits, usage_tracking_config=TrackUsage(enabled=True))
 
 
 def _engine(serving: Serving, entity: AskedEntity, before: Before) -> dict[str, Any] | None:
@@ -279,6 +332,7 @@ def _info(serving: Serving, endpoint: Endpoint, states: Mapping[str, AppState] |
         task=_TASKS.get(newest.get("task", "chat")),
         config=live,
         pending_config=None if pending is None else _pending(pending, creating),
+        ai_gateway=_answered_ai_gateway(AiGateway.parse(newest.get("ai_gateway", {}))),
     )
 
 

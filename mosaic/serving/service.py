@@ -8,9 +8,11 @@ from typing import Literal, NoReturn, Protocol
 from mosaic.catalog import Catalog
 from mosaic.catalog.names import is_model_version, parse_model_version
 from mosaic.catalog.records import Endpoint, EndpointConfig
-from mosaic.errors import NotFound, PermissionDenied, Unavailable
+from mosaic.errors import NotFound, PermissionDenied, Unavailable, not_found
 from mosaic.protocol import Principal, Wire
 from mosaic.serving import flags
+from mosaic.serving.ai_gateway import AiGateway, RateLimit
+from mosaic.serving.before import Before
 from mosaic.serving.description import Description, ReplicaLog, Seen, described, logs_of, measured
 from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place, pins_of, unit_of
 from mosaic.serving.metrics import EntityMetrics, entity_metrics
@@ -69,6 +71,11 @@ class Serving:
     def put(self, settings: EndpointSettings) -> Endpoint:
         """`create`, or `update` if there is one of the name."""
         return self._propose(settings, new=self._catalog.endpoints.find(settings.name) is None)
+
+    def put_ai_gateway(self, name: str, wanted: AiGateway) -> Endpoint:
+        """The endpoint's newest configuration once more, with these limits for its callers. Raises as `update`."""
+        config = {**Before.of(self._managed(name, "updateServingEndpoint")).config, "ai_gateway": wanted.model_dump()}
+        return self.update(EndpointSettings.parse(config, source=f"endpoint {name}"))
 
     def get(self, name: str) -> Endpoint:
         """Raises NotFound, PermissionDenied without BROWSE."""
@@ -246,6 +253,16 @@ class Serving:
         versions = [answering(self._catalog, entity.model).version for entity in settings.served_entities]
         return all(version is not None and version.kind in _PREDICTING for version in versions)
 
+    def _require_principal(self, limit: RateLimit) -> None:
+        """A limit for somebody who is not there would hold nobody to anything."""
+        assert limit.principal is not None
+        kind: Literal["group", "service", "user"] = "user"
+        if limit.key in ("user_group", "service_principal"):
+            kind = "group" if limit.key == "user_group" else "service"
+        there = [one.name for one in self._catalog.principals.list(kind)]
+        if limit.principal not in there:
+            raise not_found(kind, limit.principal, there, param="rate_limits.principal")
+
     def _check(self, full: str, settings: EndpointSettings, *, new: bool) -> Principal:
         """Who makes or changes it; raises PermissionDenied unless the principal may, and may use all that it serves."""
         check = self._catalog.grants.check
@@ -274,6 +291,9 @@ class Serving:
             if entity.engine is not None and entity.engine.pip and not is_admin:
                 self._deny(full, "engine.pip installs code, and only administrators may name packages")
             by = self._check_model(by, entity.model)
+        for limit in settings.ai_gateway.rate_limits:
+            if limit.principal is not None:
+                self._require_principal(limit)
         if settings.retrieval is not None:
             by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
         return by

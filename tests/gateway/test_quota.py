@@ -61,7 +61,7 @@ def test_memory_follows_what_goes_on() -> None:
     quota = Quota()
     for number in range(5_000):
         quota.reserve(f"r{number}", [ask(1, f"b{number}")], float(number))
-    assert len(quota._requests) < 1_000 and len(quota._windows) < 200
+    assert len(quota._requests) < 1_000 and len(quota.windows) < 200
 
 
 Event = tuple[str, float, int]
