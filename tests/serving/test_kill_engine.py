@@ -1,5 +1,5 @@
 """kill -9 of the engine's process, and of its replica, under twenty streams: it comes back by itself, who had read
-nothing is answered whole, and who had is told that the rest is missing."""
+nothing is answered whole, and who had is told that the rest is missing. Who reads no stream has read nothing."""
 
 import json
 import os
@@ -86,6 +86,33 @@ def engine_of(platform: Platform) -> psutil.Process:
     within = replica_of(platform).children(recursive=True)
     (found,) = [one for one in within if "EngineCore" in " ".join(one.cmdline())]
     return found
+
+
+def ask_whole(platform: Platform, token: str) -> tuple[int, str]:
+    """The finished tokens and the text of an answer that is not streamed."""
+    asked = {"model": ENDPOINT, "messages": [{"role": "user", "content": "go on"}], "max_tokens": TOKENS}
+    head, address = {"authorization": f"Bearer {token}"}, f"{platform.base_url}/v1/chat/completions"
+    answer = httpx.post(address, json={**asked, "temperature": 0}, headers=head, timeout=300)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    return told["usage"]["completion_tokens"], told["choices"][0]["message"]["content"]
+
+
+@pytest.mark.faults
+def test_kill_9_under_answers_that_are_not_streamed(mortal: Platform, token: str) -> None:
+    """Nobody has read a part of one, so all are asked again."""
+    process, clients = engine_of(mortal), AT_ONCE + 4
+    with ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(ask_whole, mortal, token) for _ in range(clients)]
+        deadline = time.monotonic() + 60
+        while not any(one.done() for one in asking):
+            assert time.monotonic() < deadline, "no answer came before the kill"
+            time.sleep(0.002)
+        answered = sum(one.done() for one in asking)
+        os.kill(process.pid, signal.SIGKILL)
+        answers = [one.result(timeout=240) for one in asking]
+    assert answered < clients, "the kill came after the last answer"
+    assert {tokens for tokens, _ in answers} == {TOKENS} and len({text for _, text in answers}) == 1
 
 
 @pytest.mark.faults
