@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
-from mosaic.gateway.guard_rules import Decide, Rule, Spans, whole_candidate
+from mosaic.gateway.guard_rules import Decide, Rule, Spans, whole_candidate, within_word
 from mosaic.serving.ai_gateway import Pii, PiiType
 
 _LEAST_SCORE = 0.4
@@ -54,7 +54,7 @@ SHAPES: Mapping[PiiType, str] = {
     "PHONE_NUMBER": rf"(?:\+|\()?\b\d(?:{_PHONE_GAP}\d){{6,15}}\b",
     "IBAN_CODE": r"[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}",
     "IP_ADDRESS": r"\b\d{1,3}(?:\.\d{1,3}){3}(?:/\d{1,3})?\b"
-    r"|(?:\b\w{1,4})?:(?:\w{0,4}:){1,40}[\w.%/]{0,64}",
+    r"|(?:\b\w{1,4})?:(?:\w{0,4}:){2,40}[\w.%/]{0,64}",
     "API_KEY": rf"\b(?:{'|'.join(_KEYS)})|{_PEM}",
 }
 """What each type may look like: all that is one has the shape, not all that has the shape is one."""
@@ -62,16 +62,15 @@ SHAPES: Mapping[PiiType, str] = {
 
 def pii_rules(pii: Pii) -> list[Rule]:
     """A rule for each type; imports presidio if one of them needs it."""
-    return [
-        Rule(
-            kind,
-            SHAPES[kind],
-            blocks=pii.behavior == "BLOCK",
-            fails_open=pii.on_failure == "open",
-            decide=whole_candidate if kind == "API_KEY" else _decided_by(recognizers()[kind]()),
-        )
-        for kind in pii.types
-    ]
+    blocks, fails_open = pii.behavior == "BLOCK", pii.on_failure == "open"
+    return [Rule(kind, SHAPES[kind], blocks, fails_open, decide=_decide(kind)) for kind in pii.types]
+
+
+def _decide(kind: PiiType) -> Decide:
+    if kind == "API_KEY":
+        return whole_candidate
+    decide = _decided_by(recognizers()[kind]())
+    return _outside_words(decide) if kind == "IP_ADDRESS" else decide
 
 
 @cache
@@ -106,10 +105,12 @@ def recognizers() -> Mapping[PiiType, Callable[[], Any]]:
 
 def _decided_by(recognizer: Any) -> Decide:
     def decide(text: str, start: int, end: int) -> Spans:
-        offset = max(0, start - 1)  # one sign before it: recognizers look whether it stands inside a longer word
-        results = recognizer.analyze(text[offset:end], recognizer.supported_entities, None)
-        return sorted(
-            (offset + result.start, offset + result.end) for result in results if result.score >= _LEAST_SCORE
-        )
+        results = recognizer.analyze(text[start:end], recognizer.supported_entities, None)
+        return sorted((start + result.start, start + result.end) for result in results if result.score >= _LEAST_SCORE)
 
     return decide
+
+
+def _outside_words(decide: Decide) -> Decide:
+    """For what may begin with a colon: `std::dead:beef` has no address in it."""
+    return lambda text, start, end: [] if within_word(text, start) else decide(text, start, end)

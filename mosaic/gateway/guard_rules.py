@@ -185,7 +185,12 @@ def compiled(regex: str, *, longest: bool = False) -> Any:
     return re2.compile(regex, options)
 
 
+def within_word(text: str, start: int) -> bool:
+    """Whether a word goes on here. RE2's \\b knows only ASCII's words."""
+    before = text[start - 1 : start]
+    return before.isalnum() or before == "_"
+
+
 def _whole_word(text: str, start: int, end: int) -> Spans:
     """Not inside a longer word; the shape has looked at the sign after it."""
-    before = text[start - 1 : start]
-    return [] if before.isalnum() or before == "_" else [(start, end)]
+    return [] if within_word(text, start) else [(start, end)]

@@ -35,14 +35,14 @@ class GuardedStream:
         """The rest."""
         return _labelled(self.settle_rest())
 
+    def whole(self, text: str) -> str:
+        """What becomes of a text that is all there."""
+        self._take(text)
+        return self.end()
+
     def settle(self, piece: str) -> Settled:
         """As `feed`, with the text that labels stand for."""
-        self._characters += len(piece)
-        if self._max_characters is not None and self._characters > self._max_characters:
-            self._findings.blocked("max_characters")
-            told = f"max_characters: a text has more than {self._max_characters} characters"
-            raise ContentFiltered(f"refused by the guardrail {told}")
-        self._text += piece
+        self._take(piece)
         cut = self._rules.open_from(self._text, self._start)
         while cut == self._start and len(self._text) - cut > MOST_HELD:
             rule = self._rules.open_rule(self._text, cut)
@@ -57,6 +57,14 @@ class GuardedStream:
         names = ["max_characters"] if self._max_characters is not None else []
         self._findings.end_text([*self._rules.names, *names])
         return settled
+
+    def _take(self, piece: str) -> None:
+        self._characters += len(piece)
+        if self._max_characters is not None and self._characters > self._max_characters:
+            self._findings.blocked("max_characters")
+            told = f"max_characters: a text has more than {self._max_characters} characters"
+            raise ContentFiltered(f"refused by the guardrail {told}")
+        self._text += piece
 
     def _let_go(self, cut: int) -> Settled:
         found, self._rules = self._rules.find(self._text, self._start, self._findings)
@@ -81,9 +89,7 @@ def refuse(found: list[Found], findings: Findings) -> None:
         raise ContentFiltered(f"refused by the guardrail {', '.join(dict.fromkeys(names))}")
 
 
-def replaced(
-    text: str, start: int, end: int, found: list[Found], findings: Findings
-) -> list[tuple[str, str | None]]:
+def replaced(text: str, start: int, end: int, found: list[Found], findings: Findings) -> list[tuple[str, str | None]]:
     """The text in parts, each with the label that takes its place; what overlaps has the label of what begins first."""
     parts: list[tuple[str, str | None]] = []
     at, label = start, None
@@ -112,8 +118,8 @@ _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
 class GuardedJson:
-    """The text of JSON that comes in pieces, a tool call's arguments: each string is looked at as a text of its own, with
-    its escapes read, and each number; what comes out is JSON if what went in was.
+    """The text of JSON that comes in pieces, a tool call's arguments: each string is looked at as a text of its own,
+    with its escapes read, and each number; what comes out is JSON if what went in was.
 
     What stands outside of strings, and what models write that is no JSON, is looked at from one bracket, comma or quote
     to the next, and replaced as a whole. An escaped pair of surrogates is looked at as two unknown signs.

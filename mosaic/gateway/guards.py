@@ -9,10 +9,9 @@ Each text stands by itself: what is spread over two messages, two parts of one o
 what a person would read as the same and no rule names: words, other alphabets, base64.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from mosaic.errors import ContentFiltered
 from mosaic.gateway.guard_pii import pii_rules, recognizers
 from mosaic.gateway.guard_rules import Findings, Rule, RuleSet, keyword_rule, pattern_rule
 from mosaic.gateway.guard_stream import GuardedJson, GuardedStream
@@ -60,7 +59,7 @@ class Guard:
 
         Raises ContentFiltered for what blocks, and Unavailable when a rule fails that is to fail closed.
         """
-        return _whole(self.stream(findings), text)
+        return self.stream(findings).whole(text)
 
     def stream(self, findings: Findings) -> GuardedStream:
         """For one text that comes in pieces."""
@@ -150,8 +149,9 @@ class _GuardedChoice:
         out = dict(told)
         for field in (*_TEXTS, "text"):
             if text := told.get(field):
-                stream = _kept(self._texts, field, lambda: self._guard.stream(self._findings))
-                _put(out, field, stream.feed(text))
+                if field not in self._texts:
+                    self._texts[field] = self._guard.stream(self._findings)
+                _put(out, field, self._texts[field].feed(text))
         if told.get("tool_calls"):
             calls = [self._feed_call(call) for call in told["tool_calls"]]
             _put(out, "tool_calls", [call for call in calls if call.keys() - {"index", "type"}])
@@ -161,9 +161,11 @@ class _GuardedChoice:
         out = dict(call)
         function = call.get("function") or {}
         if arguments := function.get("arguments"):
-            stream = _kept(self._calls, call.get("index", 0), lambda: self._guard.json_stream(self._findings))
+            index = call.get("index", 0)
+            if index not in self._calls:
+                self._calls[index] = self._guard.json_stream(self._findings)
             function = dict(function)
-            _put(function, "arguments", stream.feed(arguments))
+            _put(function, "arguments", self._calls[index].feed(arguments))
             _put(out, "function", function)
         return out
 
@@ -198,12 +200,8 @@ def _guarded_call(call: Mapping[str, Any], guard: Guard, findings: Findings) -> 
     function = call.get("function")
     if not function or not function.get("arguments"):
         return dict(call)
-    arguments = _whole(guard.json_stream(findings), function["arguments"])
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _whole(stream: GuardedStream | GuardedJson, text: str) -> str:
-    return stream.feed(text) + stream.end()
+    arguments = guard.json_stream(findings)
+    return {**call, "function": {**function, "arguments": arguments.feed(function["arguments"]) + arguments.end()}}
 
 
 def _append(out: dict[str, Any], rest: Mapping[str, Any]) -> None:
@@ -227,9 +225,3 @@ def _put(out: dict[str, Any], field: str, value: Any) -> None:
         out[field] = value
     else:
         del out[field]
-
-
-def _kept[Key, Value](kept: dict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]

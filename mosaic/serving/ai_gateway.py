@@ -11,9 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from mosaic.serving.prefixes import open_ends
 from mosaic.settings import Settings
 
-PiiType = Literal[
-    "CREDIT_CARD", "US_SSN", "EMAIL_ADDRESS", "PHONE_NUMBER", "IBAN_CODE", "IP_ADDRESS", "API_KEY"
-]
+PiiType = Literal["CREDIT_CARD", "US_SSN", "EMAIL_ADDRESS", "PHONE_NUMBER", "IBAN_CODE", "IP_ADDRESS", "API_KEY"]
 PII_TYPES: tuple[PiiType, ...] = get_args(PiiType)
 
 OnFailure = Literal["open", "closed"]
