@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mosaic.errors import ContentFiltered
 from mosaic.gateway.guards import Guard, prepare
 from mosaic.serving.ai_gateway import PII_TYPES, GuardrailRules, Pattern, Pii
 
@@ -26,7 +27,9 @@ ROUNDS, SENTENCES, SHOWN = 5, 5000, 6
 TWEETS = Path(__file__).parent.parent / "jobs" / "data" / "tweets_ground_truth.tsv"
 KEYWORDS = ("confidential", "internal use only", "project aurora")
 PATTERN = Pattern(name="ticket", regex=r"\b[A-Z]{2,10}-\d{1,6}\b", behavior="MASK")
-DENSE = "Ann (ann.lee@example.com, 4111 1111 1111 1111, DE89 3704 0044 0532 0130 00) called +1 212-555-0123 from 10.1.2.3. "
+DENSE = (
+    "Ann (ann.lee@example.com, 4111 1111 1111 1111, DE89 3704 0044 0532 0130 00) called +1 212-555-0123 from 10.1.2.3. "
+)
 
 
 def main() -> None:
@@ -47,7 +50,10 @@ def main() -> None:
         for text, masked in changed[:SHOWN]:
             print(f"    {around(text, masked)}")
 
-    plain, dense = 300 * ["It is plain text, and says little; 12 of 30 would agree. " * 5 + "So be it."], 300 * [DENSE * 3]
+    plain, dense = (
+        300 * ["It is plain text, and says little; 12 of 30 would agree. " * 5 + "So be it."],
+        300 * [DENSE * 3],
+    )
     for name, guard in guards.items():
         rates = [
             f"{what} {median_and_range([len(texts) / timed(check_all, guard, texts) for _ in range(ROUNDS)])}"
@@ -57,14 +63,18 @@ def main() -> None:
         print(f"{name}: texts of about 300 characters per second: {', '.join(rates)}")
 
     for name, guard in guards.items():
-        pieces = [re.findall(r"\s?\S{1,6}", text) for text in sentences[:300]]
+        kept = [text for text in sentences[:400] if checked(guard, text)]
+        pieces = [re.findall(r"\s*\S{1,6}", text) for text in kept]
         count = sum(map(len, pieces))
         micros = [timed(stream_all, guard, pieces) / count * 1e6 for _ in range(ROUNDS)]
         print(f"{name}: microseconds per streamed chunk of up to 7 characters: {median_and_range(micros)}")
 
 
 def checked(guard: Guard, text: str) -> str:
-    return guard.check(text, guard.findings())
+    try:
+        return guard.check(text, guard.findings())
+    except ContentFiltered:
+        return ""
 
 
 def check_all(guard: Guard, texts: list[str]) -> None:

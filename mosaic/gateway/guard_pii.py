@@ -9,6 +9,7 @@ Importing presidio imports spaCy (its classes of results are spaCy's), seconds a
 with such a rule should cost: `recognizers` does it when it is first called.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
@@ -20,6 +21,9 @@ _LEAST_SCORE = 0.4
 """Presidio gives nine digits in a row 0.05 as a social security number, and 0.5 with its dashes."""
 _COUNTRIES = ("US", "GB", "DE", "FR", "IL", "IN", "CA", "BR")
 """Whose telephone numbers are known without their country's code; with it all are."""
+_PHONE_LENIENCY = 2
+"""phonenumbers' STRICT_GROUPING; below it any digits and dashes pass that happen to be as many as a number has."""
+_FRACTION = re.compile(r"\d*\.\d+")
 
 _WORD = r"[0-9A-Za-z_\x{80}-\x{10FFFF}]"
 _LOCAL = r"[0-9A-Za-z_%+'.\-\x{80}-\x{10FFFF}]"
@@ -70,7 +74,7 @@ def _decide(kind: PiiType) -> Decide:
     if kind == "API_KEY":
         return whole_candidate
     decide = _decided_by(recognizers()[kind]())
-    return _outside_words(decide) if kind == "IP_ADDRESS" else decide
+    return {"IP_ADDRESS": _outside_words, "PHONE_NUMBER": _no_fraction}.get(kind, lambda one: one)(decide)
 
 
 @cache
@@ -97,7 +101,7 @@ def recognizers() -> Mapping[PiiType, Callable[[], Any]]:
         "CREDIT_CARD": CreditCardRecognizer,
         "US_SSN": UsSsnRecognizer,
         "EMAIL_ADDRESS": PackagedSuffixes,
-        "PHONE_NUMBER": partial(PhoneRecognizer, supported_regions=_COUNTRIES),
+        "PHONE_NUMBER": partial(PhoneRecognizer, supported_regions=_COUNTRIES, leniency=_PHONE_LENIENCY),
         "IBAN_CODE": IbanRecognizer,
         "IP_ADDRESS": IpRecognizer,
     }
@@ -114,3 +118,13 @@ def _decided_by(recognizer: Any) -> Decide:
 def _outside_words(decide: Decide) -> Decide:
     """For what may begin with a colon: `std::dead:beef` has no address in it."""
     return lambda text, start, end: [] if within_word(text, start) else decide(text, start, end)
+
+
+def _no_fraction(decide: Decide) -> Decide:
+    """0.301029996 has as many digits as a telephone number."""
+
+    def without_fractions(text: str, start: int, end: int) -> Spans:
+        found = decide(text, start, end)
+        return [(s, e) for s, e in found if not any(map(_FRACTION.fullmatch, (text[s:e], text[max(0, s - 1) : e])))]
+
+    return without_fractions

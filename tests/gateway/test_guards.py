@@ -177,12 +177,24 @@ PATTERN = {"name": "ticket", "regex": r"T-\d+", "behavior": "MASK"}
         ({"input": {"patterns": [{**PATTERN, "regex": "(?=a)b"}]}}, "input.patterns.0.regex", "look-around"),
         ({"input": {"patterns": [{**PATTERN, "regex": "a("}]}}, "input.patterns.0.regex", "RE2 does not take it"),
         ({"input": {"patterns": [{**PATTERN, "regex": "a*"}]}}, "input.patterns.0.regex", "the empty text"),
-        ({"input": {"patterns": [{**PATTERN, "regex": "a(?i)b"}]}}, "input.patterns.0.regex", "flags stand at the start"),
-        ({"input": {"patterns": [{**PATTERN, "regex": "(((a{99}){99}){99})"}]}}, "input.patterns.0.regex", "repetition"),
+        (
+            {"input": {"patterns": [{**PATTERN, "regex": "a(?i)b"}]}},
+            "input.patterns.0.regex",
+            "flags stand at the start",
+        ),
+        (
+            {"input": {"patterns": [{**PATTERN, "regex": "(((a{99}){99}){99})"}]}},
+            "input.patterns.0.regex",
+            "repetition",
+        ),
         ({"input": {"patterns": [{**PATTERN, "name": "US_SSN"}]}}, "input", "'US_SSN' is taken"),
         ({"input": {"patterns": [PATTERN, PATTERN]}}, "input", "'ticket' is taken"),
         ({"input": {"patterns": [{**PATTERN, "behavior": "NONE"}]}}, "input.patterns.0.behavior", "'BLOCK' or 'MASK'"),
-        ({"input": {"patterns": [{**PATTERN, "on_failure": "x"}]}}, "input.patterns.0.on_failure", "'open' or 'closed'"),
+        (
+            {"input": {"patterns": [{**PATTERN, "on_failure": "x"}]}},
+            "input.patterns.0.on_failure",
+            "'open' or 'closed'",
+        ),
     ],
 )
 def test_bad_settings_are_refused_by_field(values: dict[str, Any], param: str, says: str) -> None:
@@ -228,7 +240,9 @@ def test_every_beginning_of_a_match_is_an_open_end(regex: str, text: str) -> Non
         assert ends.match(text[:cut], match.start()), (text, cut)
 
 
-@pytest.mark.parametrize(("regex", "text"), [("abc", "abc"), ("abc", "b"), ("ab?c", "ac"), ("a{2}", "aa"), ("(a|b)c", "c")])
+@pytest.mark.parametrize(
+    ("regex", "text"), [("abc", "abc"), ("abc", "b"), ("ab?c", "ac"), ("ab{2}", "abb"), ("(a|b)c", "c")]
+)
 def test_what_cannot_go_on_is_no_open_end(regex: str, text: str) -> None:
     found = re2.search(f"(?:{open_ends(regex)})\\z", text)
     assert found.start() == len(text)
