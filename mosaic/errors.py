@@ -2,7 +2,8 @@
 
     MosaicError                500  something of ours failed
     |-- BadRequest             400  the request, a setting or a row is not acceptable as it stands
-    |   `-- UnsupportedField   400  a field that this version does not honour
+    |   |-- UnsupportedField   400  a field that this version does not honour
+    |   `-- ContentFiltered    400  a guardrail refuses what is asked or answered
     |-- Unauthenticated        401  no token, or one that is unknown, expired or revoked
     |-- PermissionDenied       403  the principal may not do this
     |-- NotFound               404  nothing has that name; the message lists what exists
@@ -54,6 +55,10 @@ class BadRequest(MosaicError):
 
 class UnsupportedField(BadRequest):
     code = "unsupported_field"
+
+
+class ContentFiltered(BadRequest):
+    code = "content_filter"
 
 
 class Unauthenticated(MosaicError):

@@ -11,8 +11,9 @@ from typing import Any
 
 from mosaic.catalog import Catalog
 from mosaic.errors import NotFound, Unavailable, not_found
+from mosaic.gateway.guards import Guard
 from mosaic.protocol import Adapter, Principal
-from mosaic.serving.ai_gateway import RateLimit
+from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
 
 EXECUTE = "EXECUTE"
@@ -63,6 +64,10 @@ class Endpoint:
     retrieval: Retrieval | None
     created_seconds: int
     rate_limits: tuple[RateLimit, ...] = ()
+    input_guard: Guard | None = None
+    """What looks at what is asked."""
+    output_guard: Guard | None = None
+    """What looks at what is answered."""
 
 
 class Endpoints:
@@ -169,6 +174,8 @@ class Endpoints:
             retrieval=settings.retrieval,
             created_seconds=int(record.created_at.timestamp()),
             rate_limits=settings.ai_gateway.rate_limits,
+            input_guard=_guard(settings.ai_gateway.guardrails.input),
+            output_guard=_guard(settings.ai_gateway.guardrails.output),
         )
 
     def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:
@@ -186,6 +193,10 @@ class Endpoints:
             alias=entity.model.partition("@")[2] or None,
             adapter=Adapter(name=version.full_name) if version is not None and now.is_adapter else None,
         )
+
+
+def _guard(rules: GuardrailRules | None) -> Guard | None:
+    return None if rules is None else Guard(rules)
 
 
 def _ready(endpoint: Endpoint) -> Endpoint:

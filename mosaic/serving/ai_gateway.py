@@ -1,10 +1,98 @@
-"""What the gateway holds an endpoint's callers to, in the words of Databricks' `ai_gateway`: limits and guardrails."""
+"""What the gateway holds an endpoint's callers to, and what it looks for in what is asked and answered.
 
-from typing import Literal, Self
+The shape is that of Databricks' `ai_gateway` (`rate_limits`, `guardrails.input.pii.behavior`, `invalid_keywords`), with
+more in it.
+"""
 
-from pydantic import Field, field_validator, model_validator
+from typing import Annotated, Literal, Self, get_args
 
+import re2
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from mosaic.serving.prefixes import open_ends
 from mosaic.settings import Settings
+
+PiiType = Literal["CREDIT_CARD", "US_SSN", "EMAIL_ADDRESS", "PHONE_NUMBER", "IBAN_CODE", "IP_ADDRESS", "API_KEY"]
+PII_TYPES: tuple[PiiType, ...] = get_args(PiiType)
+
+OnFailure = Literal["open", "closed"]
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+class Pii(Settings):
+    """Personal data and secrets that are recognized by their form, with checksums where they have one."""
+
+    behavior: Annotated[Literal["BLOCK", "MASK", "NONE"], BeforeValidator(_upper)] = "NONE"
+    """BLOCK refuses the text, MASK puts the type in place of what was found (`<EMAIL_ADDRESS>`), NONE does not look."""
+    types: tuple[PiiType, ...] = Field(default=PII_TYPES, min_length=1)
+    """What is looked for."""
+    on_failure: OnFailure = "closed"
+    """Whether the text passes ("open") or the request fails ("closed") when the rule itself fails."""
+
+
+class Pattern(Settings):
+    """A regular expression of one's own, in RE2's syntax, which is matched in linear time."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,62}$")
+    """How outcomes and errors call it; with MASK it stands, as `<name>`, in place of what was found."""
+    regex: str = Field(min_length=1, max_length=500)
+    """What is looked for. It may not match the empty text."""
+    behavior: Annotated[Literal["BLOCK", "MASK"], BeforeValidator(_upper)]
+    """BLOCK refuses the text, MASK puts `<name>` in place of what was found."""
+    on_failure: OnFailure = "closed"
+    """Whether the text passes ("open") or the request fails ("closed") when the rule itself fails."""
+
+    @field_validator("regex")
+    @classmethod
+    def _linear(cls, regex: str) -> str:
+        options = re2.Options()
+        options.log_errors = False
+        try:
+            compiled = re2.compile(regex, options)
+            re2.compile(open_ends(regex), options)
+        except re2.error as error:
+            told = error.args[0].decode() if isinstance(error.args[0], bytes) else error.args[0]
+            raise ValueError(f"RE2 does not take it ({told}); look-around and back-references are not linear") from None
+        if compiled.search("") is not None:
+            raise ValueError("it matches the empty text, and would everywhere")
+        return regex
+
+
+Keyword = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
+
+
+class GuardrailRules(Settings):
+    """What is looked for on one side, in each message's text, each tool call's arguments and all reasoning."""
+
+    pii: Pii | None = None
+    """Personal data and secrets."""
+    invalid_keywords: tuple[Keyword, ...] = Field(default=(), max_length=1000)
+    """Whole words, or words in a row, that refuse a text; upper and lower case are alike."""
+    patterns: tuple[Pattern, ...] = Field(default=(), max_length=100)
+    """Regular expressions of one's own."""
+    max_characters: int | None = Field(default=None, ge=1)
+    """The most that one text (a message, a call's arguments, an answer) may have; a longer one is refused."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        taken = {*PII_TYPES, "invalid_keywords", "max_characters"}
+        for pattern in self.patterns:
+            if pattern.name in taken:
+                raise ValueError(f"patterns: the name {pattern.name!r} is taken by another rule")
+            taken.add(pattern.name)
+        return self
+
+
+class Guardrails(Settings):
+    """On what is asked, and on what is answered."""
+
+    input: GuardrailRules | None = None
+    """On the messages or the prompt, before a model reads them."""
+    output: GuardrailRules | None = None
+    """On the answer, streamed or whole, before a byte of it leaves."""
 
 
 class RateLimit(Settings):
@@ -44,6 +132,8 @@ class AiGateway(Settings):
 
     rate_limits: tuple[RateLimit, ...] = Field(default=(), max_length=20)
     """None: as many requests as come."""
+    guardrails: Guardrails = Guardrails()
+    """None: what is asked and answered is passed on as it is."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

@@ -85,7 +85,7 @@ class EndpointSettings(Settings):
     retrieval: Retrieval | None = None
     """Looked up before the model is asked; only for chat."""
     ai_gateway: AiGateway = AiGateway()
-    """What its callers are held to: rate limits."""
+    """What its callers are held to, and what is looked for in what they ask and get: rate limits and guardrails."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -97,6 +97,10 @@ class EndpointSettings(Settings):
             raise ValueError(f"two served entities have the same name: {names}")
         if self.retrieval is not None and self.task != "chat":
             raise ValueError("retrieval is only for endpoints whose task is 'chat'")
+        if self.task not in ("chat", "complete") and self.ai_gateway.guardrails.output is not None:
+            raise ValueError("guardrails on the output are only for endpoints whose task is 'chat' or 'complete'")
+        if self.task == "predict" and self.ai_gateway.guardrails.input is not None:
+            raise ValueError("guardrails are for text; what a custom model predicts from is not read")
         return self
 
 

@@ -72,6 +72,7 @@ class TrackUsage(Asked):
 
 class AskedAiGateway(Asked):
     rate_limits: list[dict[str, Any]] | None = None
+    guardrails: dict[str, Any] | None = None
     usage_tracking_config: TrackUsage | None = None
 
 
@@ -109,6 +110,7 @@ class AnsweredConfig(Answer):
 
 class AnsweredAiGateway(Answer):
     rate_limits: list[dict[str, Any]]
+    guardrails: dict[str, Any]
     usage_tracking_config: TrackUsage
 
 
@@ -248,12 +250,14 @@ def _settings(serving: Serving, name: str, asked: AskedConfig, before: Before | 
 
 
 def _ai_gateway(asked: AskedAiGateway | None) -> AiGateway:
-    return AiGateway.parse({"rate_limits": (asked.rate_limits if asked else None) or ()}, source="ai_gateway")
+    told = {} if asked is None else asked.given()
+    told.pop("usage_tracking_config", None)
+    return AiGateway.parse(told, source="ai_gateway")
 
 
 def _answered_ai_gateway(settings: AiGateway) -> AnsweredAiGateway:
-    limits = [limit.model_dump(mode="json", exclude_none=True) for limit in settings.rate_limits]
-    return AnsweredAiGateway(rate_limits=limits, usage_tracking_config=TrackUsage(enabled=True))
+    told = settings.model_dump(mode="json", exclude_none=True)
+    return AnsweredAiGateway(**told, usage_tracking_config=TrackUsage(enabled=True))
 
 
 def _engine(serving: Serving, entity: AskedEntity, before: Before) -> dict[str, Any] | None:
