@@ -112,6 +112,21 @@ class Tables:
             self._access.at("after-name")
         return self._finish(record, wanted, primary_key)
 
+    def grow(self, name: str, schema: pa.Schema) -> int:
+        """Add the columns that a table lacks, after its own and null in its rows; how many they were. Raises NotFound,
+        and Conflict for a column that must not be null."""
+        writing = self._access.to_write(name)
+        there = {field.name for field in writing.delta.schema().fields}
+        new = [field for field in Schema.from_arrow(schema).fields if field.name not in there]
+        required = [field.name for field in new if not field.nullable]
+        if required:
+            raise Conflict(f"table {name!r} has rows, which would have nothing in {required}")
+        if new:
+            writing.delta.alter.add_columns(new, commit_properties=writing.properties())
+            by = self._access.principal or writing.record.owner
+            self._catalog.update_table(name, columns=catalog_columns(writing.delta.schema()), by=by)
+        return len(new)
+
     def append(self, name: str, data: "ray.data.Dataset | pa.Table", *, run_id: str | None = None) -> int:
         """Add rows in one commit; returns the version that has them. Raises BadRequest for rows that do not fit."""
         return self._write(name, data, "append", run_id)

@@ -23,18 +23,21 @@ class Folded(Protocol):
     def as_json(self) -> str: ...
 
 
-async def noted(answers: Answers, exchange: Exchange, *, model: str, told: dict[str, Any], stream: bool) -> Answers:
-    """The answers under the request's own id, with `told` in the first; usage and first token are in the row.
-
-    An engine counts with every chunk, so that the row of an answer that is broken off says what it took; clients are
-    told the sum alone.
-    """
-    first = True
+async def counted(answers: Answers, exchange: Exchange, *, stream: bool) -> Answers:
+    """The answers with their usage in the row. An engine may count with every chunk, so that the row of an answer that
+    is broken off says what it took; clients are told the sum alone."""
     async for item in answers:
         if usage := item.get("usage"):
             exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
             if stream and item["choices"]:
                 del item["usage"]
+        yield item
+
+
+async def noted(answers: Answers, exchange: Exchange, *, model: str, told: dict[str, Any]) -> Answers:
+    """The answers under the request's own id, with `told` in the first, whose time is in the row."""
+    first = True
+    async for item in answers:
         item |= {"id": exchange.request_id, "model": model}
         if first:
             first = False

@@ -1,20 +1,23 @@
 """One chat request, in order. Start reading here: the order of steps lives in this file and nowhere else.
 
-authenticated (runtime/asgi.py) -> resolve the endpoint -> check the grant -> reserve what it may take
-    -> look up -> choose who answers -> ask its engine -> stream -> settle what it took
-    -> the row is on disk -> the last byte
+    authenticated (runtime/asgi.py) -> resolve the endpoint -> check the grant -> reserve what it may take
+        -> guard what is asked -> look up -> choose who answers -> ask its engine -> guard what is answered
+        -> stream -> settle what it took -> the row is on disk -> the last byte
+
+What is asked of a limit is in `limits`, of guardrails in `guarding`, of an engine in its `answer`.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from mosaic.errors import Unprocessable
-from mosaic.gateway.answers import FoldedChat, events, noted, whole
+from mosaic.gateway.answers import FoldedChat, counted, events, noted, whole
 from mosaic.gateway.endpoints import Endpoint, Endpoints, LiveEntity, choose
+from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import ChatRequest, Generation
 from mosaic.monitoring import Exchange
-from mosaic.protocol import Engine, EngineRequest, Retrieved
+from mosaic.protocol import Engine, EngineRequest, Message, Retrieved
 
 Retriever = Callable[[str, str, int, str], Awaitable[tuple[Retrieved, list[dict[str, Any]]]]]
 """(index, question, how many, request id) -> what was found, and its columns."""
@@ -45,9 +48,12 @@ class Chat:
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "chat":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for chat", param="model")
+        guarding = Guarding(endpoint, exchange)
+        guarding.check_logprobs(request.logprobs)
         await self._limits.admit(endpoint, exchange, request)
 
-        messages, retrieved = await self._look_up(request, endpoint, exchange)
+        messages = await guarding.messages(request)
+        messages, retrieved = await self._look_up(messages, endpoint, exchange)
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())
 
@@ -59,15 +65,13 @@ class Chat:
             stream=request.stream,
         )
         answers = self._limits.watched(self._engine(entity.app_name).answer(engine_request), exchange)
-        async for item in noted(
-            answers, exchange, model=request.model, told=disclosure(entity, retrieved), stream=request.stream
-        ):
+        answers = guarding.answers(counted(answers, exchange, stream=request.stream), stream=request.stream)
+        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity, retrieved)):
             yield item
 
     async def _look_up(
-        self, request: ChatRequest, endpoint: Endpoint, exchange: Exchange
+        self, messages: list[dict[str, Any]], endpoint: Endpoint, exchange: Exchange
     ) -> tuple[list[dict[str, Any]], Retrieved | None]:
-        messages = [message.model_dump(exclude_none=True) for message in request.messages]
         retrieval = endpoint.retrieval
         if retrieval is None:
             return messages, None
@@ -76,7 +80,7 @@ class Chat:
             raise Unprocessable(
                 f"{endpoint.name!r} looks up the last user message, and there is none", param="messages"
             )
-        question = request.messages[place].text
+        question = Message.model_validate(messages[place]).text
         retrieved, entries = await self._retrieve(retrieval.index, question, retrieval.num_results, exchange.request_id)
         exchange.note_retrieved(retrieved)
         system, user = retrieval.messages(question, entries)

@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from mosaic.errors import Unprocessable
-from mosaic.gateway.answers import FoldedText, events, noted, whole
+from mosaic.errors import BadRequest, Unprocessable
+from mosaic.gateway.answers import FoldedText, counted, events, noted, whole
 from mosaic.gateway.chat import disclosure, for_the_engine
 from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import CompletionRequest
 from mosaic.monitoring import Exchange
@@ -37,16 +38,25 @@ class Completions:
         if endpoint.retrieval is not None:
             told = f"{endpoint.name!r} looks up what a chat asks, which plain text does not say"
             raise Unprocessable(told, param="model")
+        guarding = Guarding(endpoint, exchange)
+        guarding.check_logprobs(request.logprobs is not None)
+        if endpoint.input_guard is not None and request.texts is None:
+            told = f"the guardrails of {endpoint.served_name!r} read text, and prompt is numbers of tokens"
+            raise BadRequest(told, param="prompt")
         await self._limits.admit(endpoint, exchange, request)
+        prompt: Any = request.prompt
+        if request.texts is not None:
+            prompt = await guarding.texts(request.texts, request, "prompt")
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())
         engine_request = EngineRequest(
             request_id=exchange.request_id,
             task="complete",
-            body={**for_the_engine(request), "prompt": request.prompt},
+            body={**for_the_engine(request), "prompt": prompt},
             adapter=entity.adapter,
             stream=request.stream,
         )
         answers = self._limits.watched(self._engine(entity.app_name).answer(engine_request), exchange)
-        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity), stream=request.stream):
+        answers = guarding.answers(counted(answers, exchange, stream=request.stream), stream=request.stream)
+        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity)):
             yield item

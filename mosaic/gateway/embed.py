@@ -8,6 +8,7 @@ import numpy as np
 
 from mosaic.errors import BadRequest, EngineFailed, Unprocessable
 from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import EmbeddingRequest
 from mosaic.monitoring import Exchange
@@ -36,6 +37,7 @@ class Embeddings:
                 f"input must be 1 to {MAX_TEXTS} texts, none of them empty; got {len(texts)}", param="input"
             )
         await self._limits.admit(endpoint, exchange, request)
+        texts = await Guarding(endpoint, exchange).texts(texts, request, "input")
 
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())

@@ -112,6 +112,16 @@ class Endpoints:
             allowed.add(asked)
         return _ready(endpoint)
 
+    async def reads_first(self, name: str) -> bool:
+        """Whether guardrails read what is asked of an endpoint, so that until then nobody keeps it."""
+        await self._renew()
+        if name not in self._kept:
+            try:
+                self._kept[name] = await asyncio.to_thread(self._read, name)
+            except NotFound:
+                return False
+        return self._kept[name].input_guard is not None
+
     async def groups_of(self, principal: Principal) -> Sequence[str]:
         """The groups that somebody is in, directly or through groups."""
         kept = self._groups
@@ -195,6 +205,7 @@ class Endpoints:
         )
 
 
+@functools.lru_cache(maxsize=1000)
 def _guard(rules: GuardrailRules | None) -> Guard | None:
     return None if rules is None else Guard(rules)
 

@@ -204,6 +204,12 @@ class CompletionRequest(Generation):
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
     @property
+    def texts(self) -> list[str] | None:
+        """The prompts; None if they are numbers of tokens."""
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        return [one for one in prompts if isinstance(one, str)] or None
+
+    @property
     def prompt_bytes(self) -> int:
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         return sum(len(one.encode()) if isinstance(one, str) else _bytes_of_tokens(one) for one in prompts)

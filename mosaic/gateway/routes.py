@@ -121,7 +121,9 @@ class GatewayRoutes:
                 raise BadRequest(f"model = {body['model']!r} is not the endpoint {model!r} of the path", param="model")
             body = {**body, "model": model}
         exchange.note_principal(http.state.principal)
-        exchange.note(request=_text(body))
+        text = _text(body)
+        if not isinstance(body, dict) or not await self._endpoints.reads_first(str(body.get("model"))):
+            exchange.note(request=text)
         if isinstance(body, dict):
             exchange.note(endpoint=str(body.get("model")), streamed=bool(body.get("stream", False)))
         return exchange, body

@@ -5,6 +5,7 @@ from typing import Any
 
 from mosaic.errors import EngineFailed, Unprocessable
 from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import RerankRequest, ScoreRequest
 from mosaic.monitoring import Exchange
@@ -46,6 +47,9 @@ class Scores:
         if endpoint.task != "score":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for scores", param="model")
         await self._limits.admit(endpoint, exchange, request)
+        texts = [text for pair in pairs for text in pair]
+        texts = await Guarding(endpoint, exchange).texts(texts, request, "pairs")
+        pairs = list(zip(texts[::2], texts[1::2], strict=True))
         entity = choose(endpoint, exchange.request_id)
         exchange.note(**entity.columns())
         asked = EngineRequest(request_id=exchange.request_id, task="score", body={"pairs": pairs})

@@ -19,6 +19,7 @@ class Exchange:
         self._entry = entry
         self._row = row
         self._on_close = on_close
+        self._late: dict[str, Callable[[], Any]] = {}
         self._principal: Principal | None = None
         self._started = time.perf_counter()
         self.closed = False
@@ -32,6 +33,10 @@ class Exchange:
     def note(self, **fields: Any) -> None:
         """Add columns of the row (see `mosaic.monitoring.record.SCHEMA`)."""
         self._row.update(fields)
+
+    def note_late(self, **fields: Callable[[], Any]) -> None:
+        """Add columns whose values are asked for when the row is closed."""
+        self._late.update(fields)
 
     def tell(self, headers: Mapping[str, str]) -> None:
         """Add headers to the answer, whatever it will be; those that come after it has begun are lost."""
@@ -69,7 +74,8 @@ class Exchange:
             self._entry.close(self._finish(status))
 
     def _finish(self, status: int) -> dict[str, Any]:
-        row = {**self._row, "status_code": status, "duration_milliseconds": self._elapsed_milliseconds()}
+        late = {name: value() for name, value in self._late.items()}
+        row = {**self._row, **late, "status_code": status, "duration_milliseconds": self._elapsed_milliseconds()}
         self._on_close(row)
         return row
 

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("retrieved_version", pa.int64()),
         ("retrieved_ids", pa.list_(pa.string())),
         ("gateway", pa.string()),
+        ("guardrails", pa.string()),
     ]
 )
 """Column for column what Databricks' inference tables hold, with the exact versions that they lack."""

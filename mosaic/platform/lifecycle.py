@@ -232,6 +232,8 @@ def _start_parts(
     parts.catalog.ensure_schema("main.serving")
     if first_token is not None:
         _open_to_users(parts)
+    if parts.catalog.find_table(INFERENCE_TABLE) is not None:
+        parts.tables.grow(INFERENCE_TABLE, SCHEMA)  # made by a mosaic that kept less of a request
     parts.tables.create(
         INFERENCE_TABLE,
         SCHEMA,

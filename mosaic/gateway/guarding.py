@@ -1,0 +1,92 @@
+"""The guardrails of one request: on what it asks before a model reads it, on what is answered before a byte leaves.
+
+What they masked or refused is nowhere else either: the row keeps the request as the model got it, and no more of one
+that never got so far.
+"""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
+
+from mosaic.errors import BadRequest
+from mosaic.gateway.endpoints import Endpoint
+from mosaic.gateway.guards import Guard, guard_answer, guard_messages, guarded, refuses_logprobs
+from mosaic.gateway.requests import ChatRequest
+from mosaic.monitoring import Exchange
+from mosaic.monitoring.record import compact_json
+from mosaic.protocol import Wire
+
+_LONG = 20_000
+"""Characters that take the guards milliseconds; more of them are read in a thread, beside the loop that streams."""
+
+
+_READ = {"messages", "prompt", "input", "text_1", "text_2", "query", "documents"}
+"""The fields of requests that guards read."""
+Looked = TypeVar("Looked")
+
+
+class Guarding:
+    """Of an endpoint without guardrails it does nothing."""
+
+    def __init__(self, endpoint: Endpoint, exchange: Exchange) -> None:
+        self._exchange, self._input, self._output = exchange, endpoint.input_guard, endpoint.output_guard
+        self._asked = None if self._input is None else self._input.findings()
+        self._answered = None if self._output is None else self._output.findings()
+        if self._asked is not None or self._answered is not None:
+            exchange.note_late(guardrails=self._as_json)
+
+    async def messages(self, request: ChatRequest) -> list[dict[str, Any]]:
+        """What a chat says, as the engine may have it.
+
+        Raises ContentFiltered, and Unavailable for a rule that could not run and is to fail closed.
+        """
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        if self._input is None or self._asked is None:
+            return messages
+        guard, findings = self._input, self._asked
+        found = await _aside(messages, lambda: guard_messages(messages, guard, findings))
+        self._keep(request, messages=found)
+        return found
+
+    async def texts(self, texts: Sequence[str], request: Wire, field: str) -> list[str]:
+        """What else is asked, each text by itself; the row has them as `field`. Raises as `messages`."""
+        if self._input is None or self._asked is None:
+            return list(texts)
+        guard, findings = self._input, self._asked
+        found = await _aside(texts, lambda: [guard.check(text, findings) for text in texts])
+        self._keep(request, **{field: found})
+        return found
+
+    def _keep(self, request: Wire, **read: Any) -> None:
+        """The request as the model gets it."""
+        beside = request.model_dump(exclude=_READ, exclude_none=True, by_alias=True)
+        self._exchange.note(request=compact_json({**beside, **read}))
+
+    def check_logprobs(self, logprobs: object) -> None:
+        """Raises BadRequest where the answer's tokens would be told beside what was made of them."""
+        if logprobs and refuses_logprobs(self._output):
+            raise BadRequest("logprobs would tell what the guardrails on the output mask", param="logprobs")
+
+    def answers(self, answers: AsyncIterator[dict[str, Any]], *, stream: bool) -> AsyncIterator[dict[str, Any]]:
+        """What may leave of the answers. A stream raises as `messages` does, before the first byte of what is refused
+        has left."""
+        if self._output is None or self._answered is None:
+            return answers
+        if stream:
+            return guarded(answers, self._output, self._answered)
+        return self._whole(answers, self._output)
+
+    async def _whole(self, answers: AsyncIterator[dict[str, Any]], guard: Guard) -> AsyncIterator[dict[str, Any]]:
+        assert self._answered is not None
+        async for answer in answers:
+            findings = self._answered
+            yield await _aside(answer, functools.partial(guard_answer, answer, guard, findings))
+
+    def _as_json(self) -> str:
+        sides = {"input": self._asked, "output": self._answered}
+        return compact_json({side: found.as_json() for side, found in sides.items() if found is not None})
+
+
+async def _aside(told: object, look: Callable[[], Looked]) -> Looked:
+    return look() if len(str(told)) < _LONG else await asyncio.to_thread(look)
