@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from mosaic.errors import BadRequest, EngineFailed, Unprocessable
+from mosaic.errors import EngineFailed, Unprocessable
 from mosaic.gateway.endpoints import Endpoints, choose
 from mosaic.gateway.limits import Limits
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import Engine, EngineRequest
-
-_DEEPEST = 64
 
 
 class Predictions:
@@ -34,18 +32,3 @@ class Predictions:
             exchange.note(response=compact_json(answer))
             return answer
         raise EngineFailed("the model ended without an answer")
-
-
-def check_depth(body: Any, deepest: int = _DEEPEST) -> None:
-    """Raises BadRequest for what is nested so deeply that it cannot be passed on; without recursion itself."""
-    level, depth = [body], 0
-    while level:
-        depth += 1
-        if depth > deepest:
-            raise BadRequest(f"the body is nested more than {deepest} levels deep")
-        level = [
-            one
-            for each in level
-            for one in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
-            if isinstance(one, dict | list)
-        ]

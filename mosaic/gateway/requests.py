@@ -164,7 +164,8 @@ class ChatRequest(Generation):
             raise BadRequest(told, param="add_generation_prompt")
         names = [tool.function.name for tool in self.tools or ()]
         schemas = [tool.function.parameters or {} for tool in self.tools or ()]
-        check_schemas(schemas, "tools", is_held=False)
+        if schemas:
+            check_schemas(schemas, "tools", is_held=False)
         if len(set(names)) != len(names):
             raise BadRequest(f"two tools have the same name: {names}", param="tools")
         if not names:

@@ -15,7 +15,7 @@ from mosaic.gateway.chat import Chat
 from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
-from mosaic.gateway.predict import Predictions, check_depth
+from mosaic.gateway.predict import Predictions
 from mosaic.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ScoreRequest
 from mosaic.gateway.score import Scores
 from mosaic.ids import new_id
@@ -115,7 +115,6 @@ class GatewayRoutes:
         """The body, noted in the row before anything is made of it; `model` is the endpoint if the path names it."""
         exchange: Exchange = http.state.exchange
         body = await read_json(http.scope, http.receive, self._max_body_bytes)
-        check_depth(body)
         if model is not None and isinstance(body, dict):
             if body.get("model", model) != model:
                 raise BadRequest(f"model = {body['model']!r} is not the endpoint {model!r} of the path", param="model")

@@ -265,11 +265,10 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
     """The request's JSON body; raises TooLarge as soon as it says or passes the limit, BadRequest when it is not
-    JSON."""
-    too_large = TooLarge(f"the body is over the limit of {limit_bytes} bytes", code="request_too_large")
+    JSON, or nested so deeply that it cannot be passed on."""
     said = header(scope, b"content-length") or ""
     if said.isdigit() and (len(said) > 18 or int(said) > limit_bytes):
-        raise too_large
+        raise _too_large(limit_bytes)
     body = bytearray()
     more = True
     while more:
@@ -279,11 +278,32 @@ async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > limit_bytes:
-            raise too_large
+            raise _too_large(limit_bytes)
     try:
-        return json.loads(bytes(body))
+        found = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:  # the second for brackets thousands deep
         raise BadRequest(f"the body is not JSON: {error}") from None
+    _check_depth(found)
+    return found
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"the body is over the limit of {limit_bytes} bytes", code="request_too_large")
+
+
+def _check_depth(body: Any, deepest: int = 64) -> None:
+    """Raises BadRequest for what is nested so deeply that it cannot be passed on; without recursion itself."""
+    level, depth = [body], 0
+    while level:
+        depth += 1
+        if depth > deepest:
+            raise BadRequest(f"the body is nested more than {deepest} levels deep")
+        level = [
+            one
+            for each in level
+            for one in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
+            if isinstance(one, dict | list)
+        ]
 
 
 async def send_error(error: MosaicError, scope: Scope, send: Send) -> None:
