@@ -27,6 +27,15 @@ def whole_candidate(text: str, start: int, end: int) -> Spans:
     return [(start, end)] if start < end else []
 
 
+Resume = Callable[[str, int, int], int]
+"""(text, start, end of a candidate) -> where to look for the next, unless what was found ends later."""
+
+
+def next_sign(text: str, start: int, end: int) -> int:
+    """A candidate hides nothing: the next may begin inside it."""
+    return start + 1
+
+
 @dataclass(frozen=True)
 class Rule:
     """Looks for candidates of a shape and decides on each."""
@@ -37,6 +46,7 @@ class Rule:
     blocks: bool
     fails_open: bool = False
     decide: Decide = whole_candidate
+    resume: Resume = next_sign
     longest: bool = True
     """Whether the longest candidate counts, or the one that Perl would find."""
 
@@ -45,20 +55,22 @@ class Rule:
         return compiled(self.shape, longest=self.longest)
 
     def find(self, text: str, start: int) -> Iterator["Found"]:
-        """All from `start` on. A candidate that is none hides nothing: the next may begin inside it."""
+        """All from `start` on, with what is passed over on the way."""
         while candidate := self._compiled.search(text, start):
-            end = candidate.start()
-            for found_start, end in self.decide(text, *candidate.span()):
-                yield Found(found_start, end, self)
-            start = max(end, candidate.start() + 1)
+            end = candidate.end()
+            found = self.decide(text, candidate.start(), end)
+            start = max([self.resume(text, candidate.start(), end), *(end for _, end in found)])
+            yield Found(candidate.start(), start, self, is_match=False)
+            yield from (Found(*one, self) for one in found)
 
 
 class Found(NamedTuple):
-    """What a rule found, by its place in the text."""
+    """What a rule found, by its place in the text; or what it passed over, where it looks for nothing more."""
 
     start: int
     end: int
     rule: Rule
+    is_match: bool = True
 
 
 class Findings:

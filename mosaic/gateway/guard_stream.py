@@ -1,7 +1,7 @@
 """A guarded text that comes in pieces: lets go of what can no longer become part of a match, and of no more.
 
 The cut is where the first match may have begun that more text could make whole (`RuleSet.open_from`), moved before
-whatever was found across it. All before the cut is decided: more text cannot change it.
+whatever was found, or passed over, across it. All before the cut is decided: more text cannot change it.
 """
 
 import re
@@ -71,7 +71,7 @@ class GuardedStream:
         for one in sorted(found, key=lambda one: -one.start):
             if one.start < cut < one.end:
                 cut = one.start
-        decided = [one for one in found if one.start < cut]
+        decided = [one for one in found if one.is_match and one.start < cut]
         refuse(decided, self._findings)
         settled = replaced(self._text, self._start, cut, decided, self._findings)
         self._text, self._start = self._text[max(0, cut - 1) :], min(1, cut)
