@@ -66,7 +66,7 @@ def test_each_fault_ends_as_documented(provider: str, fault: tuple[Any, ...], ca
     async def scenario(asking: Asking) -> list[tuple[list[dict[str, Any]], MosaicError]]:
         engine = asking.engine(provider, **HASTY)
         told = f"{TEXT} fault: {asked}"
-        return [await failed(engine, chat(told, stream=stream)) for stream in (True, False)]
+        return await asyncio.gather(*(failed(engine, chat(told, stream=stream)) for stream in (True, False)))
 
     (chunks, error), (answers, whole_error) = with_double(scenario)
     assert type(error) is streamed and type(whole_error) is whole, (error, whole_error)
@@ -230,7 +230,8 @@ def test_a_private_provider_is_not_connected_to(host: str) -> None:
 
     error, received = with_double(scenario)
     assert received == 0 and type(error) is ProviderFailed, error
-    assert "not public" in error.message or host.startswith("["), error.message
+    # aiohttp itself refuses numbers that are not written as addresses are.
+    assert re.search("not public|InvalidUrl|cannot be reached", error.message)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,11 @@ _FINISH_REASONS = {
     "refusal": "content_filter",
 }
 """Of those that are not `stop`."""
-_DELTAS = {"text_delta": ("text", "content"), "thinking_delta": ("thinking", "reasoning")}
+_DELTAS = {
+    "text_delta": ("text", "content"),
+    "thinking_delta": ("thinking", "reasoning"),
+    "input_json_delta": ("partial_json", "arguments"),
+}
 """By a delta's type: its field, and the field of ours that it goes to."""
 
 
@@ -111,6 +115,8 @@ class Chunks:
         return {"object": "chat.completion.chunk", "choices": [], "usage": usage}
 
     def _count(self, usage: dict[str, Any]) -> None:
+        if not isinstance(usage, dict):
+            raise TypeError("usage must be an object")
         self._usage |= {name: count for name, count in usage.items() if count is not None}
 
     def _begin_call(self, block: int, begun: dict[str, Any]) -> dict[str, Any]:
@@ -122,14 +128,15 @@ class Chunks:
         )
 
     def _delta(self, block: int, delta: dict[str, Any]) -> dict[str, Any] | None:
-        if delta["type"] == "input_json_delta":
-            return self._arguments(block, delta["partial_json"]) if delta["partial_json"] else None
         if delta["type"] not in _DELTAS:
             return None
         theirs, ours = _DELTAS[delta["type"]]
-        if not isinstance(delta[theirs], str):
+        piece = delta[theirs]
+        if not isinstance(piece, str):
             raise TypeError(f"{theirs} must be text")
-        return self._chunk({ours: delta[theirs]}) if delta[theirs] else None
+        if not piece:
+            return None
+        return self._arguments(block, piece) if ours == "arguments" else self._chunk({ours: piece})
 
     def _arguments(self, block: int, piece: str) -> dict[str, Any]:
         self._without_arguments.discard(block)

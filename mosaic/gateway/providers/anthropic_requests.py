@@ -139,12 +139,15 @@ def _conversation(messages: list[dict[str, Any]], *, goes_on: bool) -> tuple[lis
         else:
             calls = [_tool_use(call, at) for call in message.get("tool_calls") or ()]
             turns.append({"role": role, "content": blocks + calls})
-    if turns and (turns[-1]["role"] == "assistant") != goes_on:
+    ends_with_assistant = bool(turns) and turns[-1]["role"] == "assistant"
+    if goes_on and not ends_with_assistant:
+        told = "continue_final_message needs a last message of the assistant"
+        raise BadRequest(told, param="continue_final_message")
+    if ends_with_assistant and not goes_on:
         told = (
             "Anthropic's models go on with a last message of the assistant, and so need continue_final_message = true"
         )
-        wrong = told if not goes_on else "continue_final_message needs a last message of the assistant"
-        raise UnsupportedField(wrong, param=f"messages.{len(messages) - 1}.role")
+        raise UnsupportedField(told, param=f"messages.{len(messages) - 1}.role")
     return system, turns
 
 

@@ -23,6 +23,7 @@ Refusals repeat the key that came with the request: what reads them must not pas
 
 import argparse
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from aiohttp import web
 
 from mosaic.gateway.providers.double_answers import AnthropicShapes, Asked, OpenAIShapes
 
-_SHAPES = {
+_SHAPES: dict[str, type[OpenAIShapes] | type[AnthropicShapes]] = {
     "/v1/chat/completions": OpenAIShapes,
     "/v1/completions": OpenAIShapes,
     "/v1/messages": AnthropicShapes,
@@ -59,6 +60,12 @@ class ProviderDouble:
         self.received: deque[Received] = deque(maxlen=1000)
         self.open_answers = 0
         """Requests that are being answered at this moment."""
+        self._transports: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
+
+    @property
+    def connections(self) -> int:
+        """Open ones that a request came by."""
+        return sum(not transport.is_closing() for transport in self._transports)
 
     @property
     def url(self) -> str:
@@ -106,6 +113,8 @@ class ProviderDouble:
         return await _whole(http, asked, {"object": "list", "data": data[::-1], "model": asked.model, "usage": usage})
 
     async def _read(self, http: web.Request) -> tuple[dict[str, Any], Asked]:
+        if http.transport is not None:
+            self._transports.add(http.transport)
         body = orjson.loads(await http.read())
         self.received.append(Received(http.path, http.headers, body))
         return body, Asked.of(body)
@@ -184,8 +193,7 @@ async def _write(response: web.StreamResponse, events: Iterable[bytes], slow_mil
 
 @lru_cache(maxsize=1024)
 def _events(asked: Asked, path: str) -> list[bytes]:
-    events: list[bytes] = _SHAPES[path](asked, path).events()
-    return events
+    return _SHAPES[path](asked, path).events()
 
 
 def _json(told: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -40,7 +40,7 @@ class OpenAICompatible:
             yield _whole(upstream, await upstream.whole(path, body), is_chat=request.task == "chat")
         else:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-            chunks = _Chunks(upstream, is_chat=request.task == "chat")
+            chunks = Chunks(upstream, is_chat=request.task == "chat")
             async with aclosing(upstream.events(path, body, is_last=_DONE.__eq__)) as events:
                 async for data in events:
                     if data != _DONE and (chunk := chunks.add(data)) is not None:
@@ -49,7 +49,7 @@ class OpenAICompatible:
                 yield last
 
 
-class _Chunks:
+class Chunks:
     """A stream's chunks, checked for what the gateway reads of them.
 
     Who speaks is said with the first word: until then nothing has left, and another entity may still be asked.
@@ -116,13 +116,16 @@ def _choices(upstream: Upstream, answer: dict[str, Any], field: str) -> list[dic
             raise upstream.malformed(f"a choice without {field}")
         if not isinstance(choice.setdefault("index", 0), int):
             raise upstream.malformed("a choice whose index is no number")
+        logprobs = choice.get("logprobs") or {}
+        if not isinstance(logprobs, dict) or not all(isinstance(one, list | None) for one in logprobs.values()):
+            raise upstream.malformed("logprobs that are none")
         if field != "text":
-            _check_said(upstream, choice[field])
+            _check_said(upstream, choice[field], is_piece=field == "delta")
     return choices
 
 
-def _check_said(upstream: Upstream, said: dict[str, Any]) -> None:
-    """A message or a piece of one: texts are texts, and calls of tools have a number, which some servers leave out."""
+def _check_said(upstream: Upstream, said: dict[str, Any], *, is_piece: bool) -> None:
+    """A message or a piece of one: texts are texts, and pieces of calls have a number, which some servers leave out."""
     for name in ("content", "reasoning", "reasoning_content"):
         if not isinstance(said.get(name), str | None):
             raise upstream.malformed(f"{name} that is no text")
@@ -135,7 +138,7 @@ def _check_said(upstream: Upstream, said: dict[str, Any]) -> None:
         function = call.get("function")
         if not isinstance(function, dict | None) or not isinstance((function or {}).get("arguments"), str | None):
             raise upstream.malformed("a call of a tool without arguments")
-        if not isinstance(call.setdefault("index", place), int):
+        if is_piece and not isinstance(call.setdefault("index", place), int):
             raise upstream.malformed("a call of a tool whose index is no number")
 
 
