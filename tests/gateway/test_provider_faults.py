@@ -4,11 +4,19 @@ import asyncio
 import logging
 import pickle
 import re
+import ssl
+import time
 import traceback
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from mosaic.errors import (
     BadRequest,
@@ -25,7 +33,13 @@ from mosaic.gateway.providers.failures import Failures, retry_after_seconds
 from mosaic.serving.external import ExternalModel
 from tests.gateway.provider_calls import KEY, PROVIDERS, Asking, answered, chat, failed, with_double
 
-HASTY = {"headers_timeout_seconds": 0.2, "chunk_timeout_seconds": 0.2, "answer_timeout_seconds": 0.6}
+HASTY = {
+    "timeout": {"headers_timeout_seconds": 0.2, "answer_timeout_seconds": 0.4},
+    "stall": {"chunk_timeout_seconds": 0.4},
+    "endless": {"answer_timeout_seconds": 0.6},
+    "pings": {"answer_timeout_seconds": 0.6},
+}
+"""What has to run out is short; the others have time, however busy the machine is."""
 TEXT = "a b c d e f g h i j k l"
 
 # fault, error and code of a stream, whether something was said before, error and code of an answer that comes whole
@@ -64,7 +78,7 @@ def test_each_fault_ends_as_documented(provider: str, fault: tuple[Any, ...], ca
     caplog.set_level(logging.DEBUG)
 
     async def scenario(asking: Asking) -> list[tuple[list[dict[str, Any]], MosaicError]]:
-        engine = asking.engine(provider, **HASTY)
+        engine = asking.engine(provider, **HASTY.get(asked, {}))
         told = f"{TEXT} fault: {asked}"
         return await asyncio.gather(*(failed(engine, chat(told, stream=stream)) for stream in (True, False)))
 
@@ -141,6 +155,51 @@ def test_a_provider_that_is_not_there() -> None:
     assert "127.0.0.1" not in error.message and "refused" in error.message.lower()
 
 
+def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
+    async def scenario(asking: Asking) -> MosaicError:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self_signed(tmp_path / "server.pem"))
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+        async with server:
+            model = ExternalModel(provider="custom", name="m1", connection="c1")
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            engine = asking.engines.engine(model, Access.of(model, {"base_url": url}, {"api_key": KEY}))
+            return (await failed(engine, chat("hello")))[1]
+
+    assert "its certificate is not trusted" in with_double(scenario).message
+
+
+def self_signed(file: Path) -> Path:
+    """A file with a key and a certificate that it signed itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    told = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(told + made.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    return file
+
+
+def test_what_cannot_be_written_as_json_is_the_clients_to_mend() -> None:
+    async def scenario(asking: Asking) -> MosaicError:
+        return (await failed(asking.engine(), chat("hello", tools=[{"maximum": 2**70}])))[1]
+
+    assert type(with_double(scenario)) is BadRequest
+
+
+def test_an_answer_that_is_always_there_still_ends_in_time() -> None:
+    """What came faster than it is read needs no waiting, and so meets no timeout of its own."""
+
+    async def scenario(asking: Asking) -> MosaicError:
+        answers = asking.engine(answer_timeout_seconds=1.0).answer(chat("tokens: 3000", stream=True))
+        with pytest.raises(EngineDied) as error:
+            async for _ in answers:
+                time.sleep(0.001)
+        return error.value
+
+    assert with_double(scenario).code == "provider_timeout"
+
+
 def test_requests_over_the_limit_wait_for_a_turn_and_then_are_a_429() -> None:
     async def scenario(asking: Asking) -> tuple[MosaicError, list[dict[str, Any]], int]:
         engine = asking.engine(max_concurrency=1, concurrency_wait_seconds=0.05)
@@ -188,7 +247,13 @@ def test_how_each_end_counts_for_the_providers_health() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [f"got {KEY}", "Incorrect API key provided: sk-proj-***abcd.", "Bearer abcdef", "key eyJhbGciOiJIUzI1NiJ9.e30.x_y"],
+    [
+        f"got {KEY}",
+        "Limit reached in organization org-Ab12cdabcd",
+        "Incorrect API key provided: sk-proj-***abcd.",
+        "Bearer abcdef",
+        "key eyJhbGciOiJIUzI1NiJ9.e30.x_y",
+    ],
 )
 def test_what_looks_like_a_key_is_not_shown(text: str) -> None:
     shown = Failures("it", KEY).scrubbed(text)

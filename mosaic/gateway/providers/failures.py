@@ -41,10 +41,12 @@ _LONGEST_MESSAGE = 500
 _LONGEST_WAIT_SECONDS = 86_400.0
 _LOOKS_LIKE_A_KEY = re.compile(
     r"\bbearer\s+\S+|\b(sk|pk|rk|gsk|xai|hf|nvapi|pplx|csk|r8|fw|mosaic)[-_][\w*.-]{4,}|\b(AIza|dapi)\w{10,}"
+    r"|\b(org|proj)[-_](?=\w*\d)\w{8,}"
     r"|\S*\*{3,}\S*|\beyJ[\w-]{8,}[\w.-]*",
     re.IGNORECASE,
 )
-"""`Bearer ...`, keys by how providers begin them, what is starred in part, a JWT: some repeat the key they refuse."""
+"""`Bearer ...`, keys by how providers begin them, our account there, what is starred in part, a JWT: providers repeat
+them."""
 
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,

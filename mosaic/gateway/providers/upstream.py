@@ -100,7 +100,8 @@ class Upstream:
     ) -> AsyncGenerator[bytes]:
         """The data of each event of a stream, to the one that `is_last`, or to where the provider stops."""
         events = Events()
-        async with self._asked(path, body, self.model.headers_timeout_seconds) as answer:
+        headers_seconds = min(self.model.headers_timeout_seconds, self.model.answer_timeout_seconds)
+        async with self._asked(path, body, headers_seconds) as answer:
             async for piece in answer.pieces():
                 try:
                     found = events.feed(piece)
@@ -137,10 +138,14 @@ class Upstream:
 
     async def _send(self, path: str, body: Mapping[str, Any], seconds: float) -> aiohttp.ClientResponse:
         try:
+            data = orjson.dumps(body)
+        except TypeError:
+            raise BadRequest("the request has a number of more than 64 bits, or text that is none") from None
+        try:
             async with asyncio.timeout(seconds):
                 return await self._http.session.post(
                     self._base_url + path,
-                    data=orjson.dumps(body),
+                    data=data,
                     headers=self._headers,
                     allow_redirects=False,  # a redirect leads where nobody checked, with our key
                     timeout=self._timeout,
@@ -204,20 +209,24 @@ class _Answer:
     async def _piece(self) -> bytes:
         """What has come since the last, b"" at the end."""
         left_seconds = self._deadline - asyncio.get_running_loop().time()
-        seconds = min(self._model.chunk_timeout_seconds, left_seconds)
+        silent_seconds = self._model.chunk_timeout_seconds
         try:
-            async with asyncio.timeout(seconds):
+            if left_seconds <= 0:  # what has come already is read without waiting, which no timeout ends
+                raise TimeoutError
+            async with asyncio.timeout(min(silent_seconds, left_seconds)):
                 return await self._response.content.readany()
         except TimeoutError:
-            if seconds == left_seconds:
+            if left_seconds <= silent_seconds:
                 raise self._failures.timeout("did not end its answer", self._model.answer_timeout_seconds) from None
-            raise self._failures.timeout("went silent, no word", self._model.chunk_timeout_seconds) from None
+            raise self._failures.timeout("went silent: no word", silent_seconds) from None
         except (aiohttp.ClientError, OSError):
             raise self._failures.failed("broke off its answer", code="provider_broke_off") from None
 
 
 def _reason(error: Exception) -> str:
     """Why there is no connection, without the address, which is the operator's to know."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):  # whose own words name the host
+        return "its certificate is not trusted"
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(inner, OSError) and not isinstance(inner, aiohttp.ClientError):
         return (inner.strerror or str(inner)).partition("Connect call failed")[0].strip() or type(inner).__name__
