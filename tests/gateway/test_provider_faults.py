@@ -283,7 +283,9 @@ def test_private_addresses_by_setting_and_metadata_never() -> None:
     assert all(is_allowed(one, allow_private=False) for one in ("1.1.1.1", "2606:4700::1111", "64:ff9b::101:101"))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "a..b", "x" * 70]
+)
 def test_a_private_provider_is_not_connected_to(host: str) -> None:
     async def scenario(asking: Asking) -> tuple[MosaicError, int]:
         engines = ProviderEngines()

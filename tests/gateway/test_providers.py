@@ -27,6 +27,7 @@ from mosaic.protocol import EngineRequest
 from mosaic.serving.external import ExternalModel
 from tests.gateway.provider_calls import KEY, PROVIDERS, Asking, answered, chat, failed, with_double
 
+HELLO: Any = [{"role": "user", "content": "hello"}]
 TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 
 
@@ -236,6 +237,36 @@ def call(name: str, arguments: str) -> dict[str, Any]:
     return {"id": name, "type": "function", "function": {"name": "add", "arguments": arguments}}
 
 
+WORDS = st.text("ab", max_size=2)
+MESSAGES = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": WORDS}),
+        st.fixed_dictionaries({"role": st.just("assistant"), "tool_calls": st.just([call("c", '{"a":1}')])}),
+        st.fixed_dictionaries({"role": st.just("tool"), "tool_call_id": st.just("c"), "content": WORDS}),
+    ),
+    max_size=8,
+)
+
+
+@given(MESSAGES)
+def test_a_conversation_keeps_all_that_was_said_in_order(messages: list[dict[str, Any]]) -> None:
+    told = [*messages, *HELLO]
+    turns = as_anthropic({"messages": told}, model="m", max_tokens=1, stream=False)["messages"]
+    said = []
+    for block in [block for turn in turns for block in turn["content"]]:
+        inner = block["content"] if block["type"] == "tool_result" else [block]
+        said += [block["type"]] * (block["type"] != "text") + [one["text"] for one in inner if one["type"] == "text"]
+    expected = []
+    for message in told:
+        kind = {"tool": ["tool_result"]}.get(message["role"], ["tool_use"] * ("tool_calls" in message))
+        texts = [message["content"]] if message.get("content") else []
+        expected += kind + texts if message["role"] == "tool" else texts + kind
+    assert said == expected
+    for earlier, later in itertools.pairwise(turns):
+        both = [any(block["type"] == "tool_result" for block in turn["content"]) for turn in (earlier, later)]
+        assert both != [True, True], "results of one turn are told in one"
+
+
 def test_the_last_message_goes_on_only_when_that_is_asked() -> None:
     begun: Any = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, "}]
     told = {"messages": begun, "continue_final_message": True, "add_generation_prompt": False}
@@ -249,7 +280,6 @@ def test_the_last_message_goes_on_only_when_that_is_asked() -> None:
         assert error.value.param == param
 
 
-HELLO: Any = [{"role": "user", "content": "hello"}]
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"),
     ({"seed": 1}, "seed"),

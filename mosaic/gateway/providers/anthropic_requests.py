@@ -132,7 +132,7 @@ def _conversation(messages: list[dict[str, Any]], *, goes_on: bool) -> tuple[lis
             system += blocks
         elif role == "tool":
             result = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": blocks}
-            if turns and turns[-1]["role"] == "user" and turns[-1]["content"][0]["type"] == "tool_result":
+            if turns and any(block["type"] == "tool_result" for block in turns[-1]["content"]):
                 turns[-1]["content"].append(result)  # all results of one turn must be in the next
             else:
                 turns.append({"role": "user", "content": [result]})

@@ -154,7 +154,7 @@ class Upstream:
             raise self.failures.timeout("did not take the connection", self.model.connect_timeout_seconds) from None
         except TimeoutError:
             raise self.failures.timeout("did not begin to answer", seconds) from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a host that no name can be
             raise self.failures.failed(f"cannot be reached: {_reason(error)}", code="provider_unreachable") from None
 
     @asynccontextmanager
