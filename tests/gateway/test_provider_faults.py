@@ -260,6 +260,12 @@ def test_what_looks_like_a_key_is_not_shown(text: str) -> None:
     assert "***" in shown and not re.search(r"0123|abcd|eyJ", shown)
 
 
+def test_a_key_that_looks_like_none_and_a_message_that_is_long() -> None:
+    failures = Failures("it", "hunter2")
+    assert failures.scrubbed("hunter2 and hunter2") == "*** and ***"
+    assert len(failures.scrubbed("x" * 1_000_000 + "***")) == 500
+
+
 def test_ordinary_words_are_shown() -> None:
     text = "This model's maximum context length is 8192 tokens; see max_completion_tokens and claude-opus-5."
     assert Failures("it", KEY).scrubbed(text) == text

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from mosaic.errors import BadRequest, MosaicError, Unprocessable, UnsupportedField
 from mosaic.gateway.answers import FoldedChat, FoldedText
 from mosaic.gateway.providers import Access, Http
-from mosaic.gateway.providers.anthropic_answers import Chunks, as_usage
+from mosaic.gateway.providers.anthropic_answers import Chunks, as_usage, whole
 from mosaic.gateway.providers.anthropic_requests import as_anthropic
 from mosaic.gateway.providers.double_answers import AnthropicShapes, Asked, OpenAIShapes
 from mosaic.gateway.providers.doubles import ProviderDouble
 from mosaic.gateway.providers.events import Events, EventTooLarge
 from mosaic.gateway.providers.openai_compatible import Chunks as OpenAIChunks
+from mosaic.gateway.providers.openai_compatible import whole as openai_whole
 from mosaic.gateway.providers.upstream import Upstream
 from mosaic.gateway.requests import ChatRequest
 from mosaic.protocol import EngineRequest
@@ -61,10 +62,10 @@ def test_a_chat_whole_and_streamed(provider: str) -> None:
 
 def folded(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     """The message that the gateway's row keeps of a stream."""
-    whole = FoldedChat("m1", "req_1")
+    kept = FoldedChat("m1", "req_1")
     for chunk in chunks:
-        whole.add(chunk)
-    message: dict[str, Any] = json.loads(whole.as_json())["choices"][0]["message"]
+        kept.add(chunk)
+    message: dict[str, Any] = json.loads(kept.as_json())["choices"][0]["message"]
     return message
 
 
@@ -357,33 +358,56 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [at] * bool(at) + [place for key, one in inner for place in places(one, (*at, key))]
 
 
+ASKED = ["two words", 'call: add {"a": 1}']
 WRONG: Any = st.sampled_from([None, True, -1, 7, 0.5, "", "x", [], [None], ["x"], {}, {"type": "x"}, {"index": {}}])
+
+
+def spoil(value: Any, data: st.DataObject) -> None:
+    """Put something else in one place or two."""
+    for _ in range(data.draw(st.integers(1, 2))):
+        inner = value
+        within = [place for place in places(value) if len(place) > isinstance(value, list)]
+        *outer, last = data.draw(st.sampled_from(within))
+        for key in outer:
+            inner = inner[key]
+        inner[last] = copy.deepcopy(data.draw(WRONG))  # a list of it may be where the next thing goes wrong
 
 
 @pytest.mark.parametrize("provider", ["openai", "openai text", "anthropic"])
 @given(data=st.data())
 def test_whatever_a_provider_sends_is_a_chunk_or_one_of_our_errors(provider: str, data: st.DataObject) -> None:
     """A stream with something wrong anywhere in it; what passes is such that the gateway can fold it."""
-    text = data.draw(st.sampled_from(["two words", 'call: add {"a": 1}']))
-    asked = Asked.of({"model": "m1", "messages": [{"role": "user", "content": text}]})
+    asked = Asked.of({"model": "m1", "messages": [{"role": "user", "content": data.draw(st.sampled_from(ASKED))}]})
     upstream = Upstream(ExternalModel(provider="custom", name="m1", connection="c1"), Access("http://a.b"), Http(), {})
     path = "/v1/completions" if provider == "openai text" else "/v1/chat/completions"
     shapes = AnthropicShapes(asked, path) if provider == "anthropic" else OpenAIShapes(asked, path)
-    whole: Any = FoldedText("m1", "req_1") if provider == "openai text" else FoldedChat("m1", "req_1")
+    kept: Any = FoldedText("m1", "req_1") if provider == "openai text" else FoldedChat("m1", "req_1")
     chunks: Any = OpenAIChunks(upstream, is_chat=provider == "openai") if provider != "anthropic" else Chunks(upstream)
     events = [json.loads(event) for event in Events().feed(b"".join(shapes.events())) if event != b"[DONE]"]
-    for _ in range(data.draw(st.integers(1, 2))):
-        event = data.draw(st.sampled_from(events))
-        *outer, last = data.draw(st.sampled_from(places(event)))
-        for key in outer:
-            event = event[key]
-        event[last] = copy.deepcopy(data.draw(WRONG))  # a list of it may be where the next thing goes wrong
+    spoil(events, data)
     try:
         for event in events:
             if (chunk := chunks.add(json.dumps(event).encode())) is not None:
-                whole.add(chunk)
+                kept.add(chunk)
         if (chunk := chunks.end()) is not None:
-            whole.add(chunk)
+            kept.add(chunk)
     except MosaicError as error:
         assert error.status in (400, 429, 502, 504)
-    whole.as_json()
+    kept.as_json()
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@given(data=st.data())
+def test_whatever_comes_whole_is_an_answer_or_one_of_our_errors(provider: str, data: st.DataObject) -> None:
+    asked = Asked.of({"model": "m1", "messages": [{"role": "user", "content": data.draw(st.sampled_from(ASKED))}]})
+    upstream = Upstream(ExternalModel(provider="custom", name="m1", connection="c1"), Access("http://a.b"), Http(), {})
+    shapes = (AnthropicShapes if provider == "anthropic" else OpenAIShapes)(asked, "/v1/chat/completions")
+    answer = shapes.whole()
+    spoil(answer, data)
+    try:
+        if provider == "anthropic":
+            assert whole(upstream, answer)["usage"]["prompt_tokens"] >= 0
+        else:
+            assert openai_whole(upstream, answer, is_chat=True)["choices"]
+    except MosaicError as error:
+        assert error.status in (400, 429, 502, 504)

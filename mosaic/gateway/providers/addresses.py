@@ -3,7 +3,8 @@
 An endpoint's owner chooses the address and the gateway calls it, from inside the network (server-side request forgery,
 https://owasp.org/www-community/attacks/Server_Side_Request_Forgery). What is checked is the address that a socket is
 about to connect to, after the name was resolved: a name that resolves to another address the second time (DNS
-rebinding), and numbers written in another way (`http://2130706433`), get no further than any other.
+rebinding) gets no further than any other. Checking what a resolver answers would not do: a host that is an address
+already is never resolved.
 """
 
 import ipaddress

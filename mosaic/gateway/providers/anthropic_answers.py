@@ -52,6 +52,8 @@ def as_usage(usage: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for counts that are none.
     """
+    if not isinstance(usage, dict):
+        raise ValueError("usage must be an object")
     names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
     counts = [usage.get(name) or 0 for name in names]
     if not all(type(count) is int and count >= 0 for count in counts):

@@ -164,7 +164,8 @@ async def _stream(http: web.Request, asked: Asked) -> web.StreamResponse:
 
 async def _fail(http: web.Request, response: web.StreamResponse, asked: Asked, last: bytes, more: bytes) -> None:
     """Go wrong in the middle of an answer; `last` is still said, `more` again and again where it never ends."""
-    await response.write(last) if last else None
+    if last:
+        await response.write(last)
     match asked.fault:
         case "cut" if http.transport is not None:
             await asyncio.sleep(0.01)  # for what was written to leave

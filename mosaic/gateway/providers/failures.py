@@ -97,7 +97,8 @@ class Failures:
         """Without the key, without what looks like one, in one line that is not too long."""
         if self._secret:
             text = text.replace(self._secret, "***")
-        text = _LOOKS_LIKE_A_KEY.sub("***", " ".join(text.split()))
+        # Shortened before it is searched, which takes time quadratic in the length of a word, and again after it.
+        text = _LOOKS_LIKE_A_KEY.sub("***", " ".join(text.split())[: 2 * _LONGEST_MESSAGE])
         return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
     def _of(self, status: int, told: Mapping[str, Any], wait_seconds: float | None) -> MosaicError:

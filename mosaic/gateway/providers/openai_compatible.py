@@ -37,7 +37,7 @@ class OpenAICompatible:
         if request.task == "embed":
             yield _embedded(upstream, await upstream.whole(path, body), len(body["input"]))
         elif not request.stream:
-            yield _whole(upstream, await upstream.whole(path, body), is_chat=request.task == "chat")
+            yield whole(upstream, await upstream.whole(path, body), is_chat=request.task == "chat")
         else:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             chunks = Chunks(upstream, is_chat=request.task == "chat")
@@ -96,7 +96,8 @@ class Chunks:
         return bool(choice.get("finish_reason")) or any(value for field, value in told.items() if field != "role")
 
 
-def _whole(upstream: Upstream, answer: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
+def whole(upstream: Upstream, answer: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
+    """The answer as it came; raises for one that reports an error, or that the gateway could not read."""
     if answer.get("error"):  # some servers say so with status 200
         raise upstream.failures.of_event(answer["error"])
     if not _choices(upstream, answer, "message" if is_chat else "text"):
