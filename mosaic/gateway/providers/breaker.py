@@ -66,7 +66,8 @@ class Breaker:
 
     def open_seconds(self, *, now: float) -> float:
         """How long it stays open; 0 when it is not."""
-        return max(0.0, max(self._rests_until, self._opened_until or -math.inf) - now)
+        opened_until = -math.inf if self._opened_until is None else self._opened_until
+        return max(0.0, max(self._rests_until, opened_until) - now)
 
     def admit(self, *, now: float) -> Pass | None:
         """A pass for one request, to be given to `record`; None while the provider is left alone."""
