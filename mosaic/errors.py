@@ -3,7 +3,8 @@
     MosaicError                500  something of ours failed
     |-- BadRequest             400  the request, a setting or a row is not acceptable as it stands
     |   |-- UnsupportedField   400  a field that this version does not honour
-    |   `-- ContentFiltered    400  a guardrail refuses what is asked or answered
+    |   |-- ContentFiltered    400  a guardrail refuses what is asked or answered
+    |   `-- ProviderRejected   400  an external provider refused the request as it stands, in its own words
     |-- Unauthenticated        401  no token, or one that is unknown, expired or revoked
     |-- PermissionDenied       403  the principal may not do this
     |-- NotFound               404  nothing has that name; the message lists what exists
@@ -15,9 +16,12 @@
     |-- TooLarge               413  the body is over the limit
     |-- Unprocessable          422  well-formed, but not for this object (a chat asked of an embedder)
     |-- RateLimited            429  later, or less
+    |   `-- ProviderRateLimited 429 an external provider asks to wait, or has all the requests it may have
     |-- Unimplemented          501  a part of a protocol that this version does not speak
     |-- EngineFailed           502  the model's engine answered with an error
-    |   `-- EngineDied         502  it died before its answer was whole
+    |   |-- EngineDied         502  it died before its answer was whole
+    |   `-- ProviderFailed     502  an external provider gave no answer
+    |       `-- ProviderTimeout 504 not within its time
     `-- Unavailable            503  a part is not there (not started, not reachable, does not fit)
 
 Messages say what was asked and what exists. Every class pickles, since errors cross Ray.
@@ -32,6 +36,8 @@ class MosaicError(Exception):
 
     status = 500
     code = "internal_error"
+    may_fail_over = False
+    """Whether another served entity may be asked instead, as long as nothing of the answer has left."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -59,6 +65,10 @@ class UnsupportedField(BadRequest):
 
 class ContentFiltered(BadRequest):
     code = "content_filter"
+
+
+class ProviderRejected(BadRequest):
+    code = "provider_rejected"
 
 
 class Unauthenticated(MosaicError):
@@ -114,6 +124,27 @@ class RateLimited(MosaicError):
     code = "rate_limit_exceeded"
 
 
+class ProviderRateLimited(RateLimited):
+    """`retry_after_seconds` is what the provider said, None if it said nothing."""
+
+    code = "provider_rate_limited"
+    may_fail_over = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), {"retry_after_seconds": self.retry_after_seconds})
+
+
 class Unimplemented(MosaicError):
     status = 501
     code = "unimplemented"
@@ -126,6 +157,16 @@ class EngineFailed(MosaicError):
 
 class EngineDied(EngineFailed):
     code = "engine_died"
+
+
+class ProviderFailed(EngineFailed):
+    code = "provider_failed"
+    may_fail_over = True
+
+
+class ProviderTimeout(ProviderFailed):
+    status = 504
+    code = "provider_timeout"
 
 
 class Unavailable(MosaicError):

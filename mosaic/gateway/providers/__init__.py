@@ -1,0 +1,25 @@
+"""External models behind an endpoint: OpenAI's protocol at any address, and Anthropic's. `engines` is where to start.
+
+`upstream` has the HTTP of a request, `failures` what each way to fail is called, `breaker` when a provider is left
+alone, `addresses` where one may be, `doubles` a server to try all of it against.
+"""
+
+from mosaic.gateway.providers.anthropic import Anthropic
+from mosaic.gateway.providers.breaker import Breaker, BreakerSettings, Pass, RetryBudget
+from mosaic.gateway.providers.engines import ProviderEngines
+from mosaic.gateway.providers.failures import outcome
+from mosaic.gateway.providers.openai_compatible import OpenAICompatible
+from mosaic.gateway.providers.upstream import Access, Http
+
+__all__ = [
+    "Access",
+    "Anthropic",
+    "Breaker",
+    "BreakerSettings",
+    "Http",
+    "OpenAICompatible",
+    "Pass",
+    "ProviderEngines",
+    "RetryBudget",
+    "outcome",
+]
