@@ -38,6 +38,8 @@ class MosaicError(Exception):
     code = "internal_error"
     may_fail_over = False
     """Whether another served entity may be asked instead, as long as nothing of the answer has left."""
+    retry_after_seconds: float | None = None
+    """When it may be asked again, where that is known."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -153,6 +155,7 @@ class Unimplemented(MosaicError):
 class EngineFailed(MosaicError):
     status = 502
     code = "engine_failed"
+    may_fail_over = True
 
 
 class EngineDied(EngineFailed):
@@ -161,7 +164,6 @@ class EngineDied(EngineFailed):
 
 class ProviderFailed(EngineFailed):
     code = "provider_failed"
-    may_fail_over = True
 
 
 class ProviderTimeout(ProviderFailed):
@@ -172,6 +174,7 @@ class ProviderTimeout(ProviderFailed):
 class Unavailable(MosaicError):
     status = 503
     code = "unavailable"
+    may_fail_over = True
 
 
 def not_found(kind: str, asked: str, existing: Iterable[str], *, param: str | None = None) -> NotFound:

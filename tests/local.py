@@ -55,6 +55,7 @@ def local_settings(root: Path, **changes: object) -> PlatformSettings:
         "haproxy_metrics_port": metrics,
         "haproxy_stats_port": stats,
         "serve_fallback_port": fallback,
+        "allow_private_providers": True,
         "ray": RaySettings(num_cpus=4, dashboard_port=dashboard, object_store_memory_bytes=300_000_000),
         **changes,
     }

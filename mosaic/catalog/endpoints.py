@@ -275,6 +275,7 @@ def models_in_use(connection: sa.Connection) -> list[tuple[str, str]]:
         (row.full_name, model)
         for row in connection.execute(query)
         for model in (*(entity["model"] for entity in row.config.get("served_entities", ())), *row.pinned.values())
+        if model
     ]
 
 

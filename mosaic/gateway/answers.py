@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mosaic.errors import EngineFailed, MosaicError
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
+from mosaic.protocol import Retrieved
 
 Answers = AsyncIterator[dict[str, Any]]
 
@@ -34,16 +35,25 @@ async def counted(answers: Answers, exchange: Exchange, *, stream: bool) -> Answ
         yield item
 
 
-async def noted(answers: Answers, exchange: Exchange, *, model: str, told: dict[str, Any]) -> Answers:
-    """The answers under the request's own id, with `told` in the first, whose time is in the row."""
+async def noted(answers: Answers, exchange: Exchange, *, model: str, retrieved: Retrieved | None = None) -> Answers:
+    """The answers under the request's own id. The first, whose time is in the row, says beside OpenAI's fields who
+    answers and from what."""
     first = True
     async for item in answers:
         item |= {"id": exchange.request_id, "model": model}
         if first:
             first = False
             exchange.note_first_token()
-            item["mosaic"] = told
+            item["mosaic"] = {
+                "served_entity": exchange.get("served_entity"),
+                "model": model_name(exchange.get("model"), exchange.get("model_version")),
+                "retrieved": retrieved.model_dump() if retrieved else None,
+            }
         yield item
+
+
+def model_name(model: str, version: int | None) -> str:
+    return model if version is None else f"{model}/{version}"
 
 
 async def whole(answers: Answers, exchange: Exchange) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """One chat request, in order. Start reading here: the order of steps lives in this file and nowhere else.
 
     authenticated (runtime/asgi.py) -> resolve the endpoint -> check the grant -> reserve what it may take
-        -> guard what is asked -> look up -> choose who answers -> ask its engine -> guard what is answered
-        -> stream -> settle what it took -> the row is on disk -> the last byte
+        -> guard what is asked -> look up -> choose who answers -> ask its engine, or the next one that may answer
+        -> guard what is answered -> stream -> settle what it took -> the row is on disk -> the last byte
 
-What is asked of a limit is in `limits`, of guardrails in `guarding`, of an engine in its `answer`.
+What limits do is in `limits`, guardrails in `guarding`, the choice and its next ones in `asking`.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,12 +12,13 @@ from typing import Any
 
 from mosaic.errors import Unprocessable
 from mosaic.gateway.answers import FoldedChat, counted, events, noted, whole
-from mosaic.gateway.endpoints import Endpoint, Endpoints, LiveEntity, choose
+from mosaic.gateway.asking import Asking
+from mosaic.gateway.endpoints import Endpoint, Endpoints
 from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import ChatRequest, Generation
 from mosaic.monitoring import Exchange
-from mosaic.protocol import Engine, EngineRequest, Message, Retrieved
+from mosaic.protocol import EngineRequest, Message, Retrieved
 
 Retriever = Callable[[str, str, int, str], Awaitable[tuple[Retrieved, list[dict[str, Any]]]]]
 """(index, question, how many, request id) -> what was found, and its columns."""
@@ -26,12 +27,10 @@ _NOT_FOR_THE_ENGINE = {"model", "messages", "prompt", "stream", "stream_options"
 
 
 class Chat:
-    """Answers chat requests. `engine` gives the engine of a served entity, `retrieve` looks up in an index."""
+    """Answers chat requests. `asking` finds who answers, `retrieve` looks up in an index."""
 
-    def __init__(
-        self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine], retrieve: Retriever
-    ) -> None:
-        self._endpoints, self._limits, self._engine, self._retrieve = endpoints, limits, engine, retrieve
+    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking, retrieve: Retriever) -> None:
+        self._endpoints, self._limits, self._asking, self._retrieve = endpoints, limits, asking, retrieve
 
     async def complete(self, request: ChatRequest, exchange: Exchange) -> dict[str, Any]:
         """The whole answer as one `chat.completion`."""
@@ -54,19 +53,16 @@ class Chat:
 
         messages = await guarding.messages(request)
         messages, retrieved = await self._look_up(messages, endpoint, exchange)
-        entity = choose(endpoint, exchange.request_id)
-        exchange.note(**entity.columns())
 
         engine_request = EngineRequest(
             request_id=exchange.request_id,
             task="chat",
             body={**for_the_engine(request), "messages": messages},
-            adapter=entity.adapter,
             stream=request.stream,
         )
-        answers = self._limits.watched(self._engine(entity.app_name).answer(engine_request), exchange)
+        answers = self._limits.watched(self._asking.answers(endpoint, exchange, engine_request), exchange)
         answers = guarding.answers(counted(answers, exchange, stream=request.stream), stream=request.stream)
-        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity, retrieved)):
+        async for item in noted(answers, exchange, model=request.model, retrieved=retrieved):
             yield item
 
     async def _look_up(
@@ -93,12 +89,3 @@ class Chat:
 def for_the_engine(request: Generation) -> dict[str, Any]:
     """The fields that are the engine's to honour."""
     return request.model_dump(exclude=_NOT_FOR_THE_ENGINE, exclude_none=True, by_alias=True)
-
-
-def disclosure(entity: LiveEntity, retrieved: Retrieved | None = None) -> dict[str, Any]:
-    """What the first chunk says beside OpenAI's fields: which arm answers, and from what."""
-    return {
-        "served_entity": entity.name,
-        "model": entity.version_name or entity.model,
-        "retrieved": retrieved.model_dump() if retrieved else None,
-    }

@@ -1,24 +1,25 @@
 """One completion of plain text, in order: resolve the endpoint, check the grant, choose who answers, ask, stream."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from mosaic.errors import BadRequest, Unprocessable
 from mosaic.gateway.answers import FoldedText, counted, events, noted, whole
-from mosaic.gateway.chat import disclosure, for_the_engine
-from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.asking import Asking
+from mosaic.gateway.chat import for_the_engine
+from mosaic.gateway.endpoints import Endpoints
 from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import CompletionRequest
 from mosaic.monitoring import Exchange
-from mosaic.protocol import Engine, EngineRequest
+from mosaic.protocol import EngineRequest
 
 
 class Completions:
     """Answers completion requests: of endpoints whose task is `complete`, and of those that chat."""
 
-    def __init__(self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine]) -> None:
-        self._endpoints, self._limits, self._engine = endpoints, limits, engine
+    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking) -> None:
+        self._endpoints, self._limits, self._asking = endpoints, limits, asking
 
     async def complete(self, request: CompletionRequest, exchange: Exchange) -> dict[str, Any]:
         """The whole answer as one `text_completion`."""
@@ -47,16 +48,13 @@ class Completions:
         prompt: Any = request.prompt
         if request.texts is not None:
             prompt = await guarding.texts(request.texts, request, "prompt")
-        entity = choose(endpoint, exchange.request_id)
-        exchange.note(**entity.columns())
         engine_request = EngineRequest(
             request_id=exchange.request_id,
             task="complete",
             body={**for_the_engine(request), "prompt": prompt},
-            adapter=entity.adapter,
             stream=request.stream,
         )
-        answers = self._limits.watched(self._engine(entity.app_name).answer(engine_request), exchange)
+        answers = self._limits.watched(self._asking.answers(endpoint, exchange, engine_request), exchange)
         answers = guarding.answers(counted(answers, exchange, stream=request.stream), stream=request.stream)
-        async for item in noted(answers, exchange, model=request.model, told=disclosure(entity)):
+        async for item in noted(answers, exchange, model=request.model):
             yield item

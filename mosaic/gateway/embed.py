@@ -1,19 +1,19 @@
 """One embeddings request, in order: resolve the endpoint, check the grant, choose who answers, ask, shape."""
 
 from base64 import b64encode
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mosaic.errors import BadRequest, EngineFailed, Unprocessable
-from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.asking import Asking
+from mosaic.gateway.endpoints import Endpoints
 from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import EmbeddingRequest
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
-from mosaic.protocol import Engine, EngineRequest, Usage
+from mosaic.protocol import EngineRequest, Usage
 
 MAX_TEXTS = 2048
 """OpenAI's limit of texts in one request."""
@@ -22,8 +22,8 @@ MAX_TEXTS = 2048
 class Embeddings:
     """Answers embedding requests."""
 
-    def __init__(self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine]) -> None:
-        self._endpoints, self._limits, self._engine = endpoints, limits, engine
+    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking) -> None:
+        self._endpoints, self._limits, self._asking = endpoints, limits, asking
 
     async def answer(self, request: EmbeddingRequest, exchange: Exchange) -> dict[str, Any]:
         """The response body of /v1/embeddings."""
@@ -39,13 +39,11 @@ class Embeddings:
         await self._limits.admit(endpoint, exchange, request)
         texts = await Guarding(endpoint, exchange).texts(texts, request, "input")
 
-        entity = choose(endpoint, exchange.request_id)
-        exchange.note(**entity.columns())
         body: dict[str, Any] = {"input": texts}
         if request.dimensions is not None:
             body["dimensions"] = request.dimensions
         asked = EngineRequest(request_id=exchange.request_id, task="embed", body=body)
-        async for answer in self._engine(entity.app_name).answer(asked):
+        async for answer in self._asking.answers(endpoint, exchange, asked):
             return self._shape(request, answer, exchange)
         raise EngineFailed("the engine ended without an answer")
 

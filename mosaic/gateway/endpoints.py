@@ -10,11 +10,13 @@ from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.names import INTERNAL
 from mosaic.errors import NotFound, Unavailable, not_found
 from mosaic.gateway.guards import Guard
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
+from mosaic.serving.external import Access, ExternalModel
 
 EXECUTE = "EXECUTE"
 """The privilege on an endpoint with which it may be asked."""
@@ -33,6 +35,9 @@ class LiveEntity:
     version: int | None = None
     alias: str | None = None
     adapter: Adapter | None = None
+    external: ExternalModel | None = None
+    access: Access | None = None
+    """Where the provider of an external model is, and our key there."""
     is_gone: bool = False
     """Whether the catalog has the model, version or alias no more."""
 
@@ -68,6 +73,8 @@ class Endpoint:
     """What looks at what is asked."""
     output_guard: Guard | None = None
     """What looks at what is answered."""
+    falls_back: bool = False
+    """Whether other entities take the place of one that fails."""
 
 
 class Endpoints:
@@ -93,6 +100,7 @@ class Endpoints:
         self._kept: dict[str, Endpoint] = {}
         self._allowed: set[tuple[str, bool, str]] = set()
         self._groups: dict[str, Sequence[str]] = {}
+        self._opened: dict[tuple[str, str], Access] = {}
 
     async def use(self, name: str, principal: Principal, request_id: str) -> Endpoint:
         """The endpoint for a request of that principal.
@@ -186,9 +194,15 @@ class Endpoints:
             rate_limits=settings.ai_gateway.rate_limits,
             input_guard=_guard(settings.ai_gateway.guardrails.input),
             output_guard=_guard(settings.ai_gateway.guardrails.output),
+            falls_back=settings.ai_gateway.fallback_config.enabled,
         )
 
     def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:
+        external = entity.external_model
+        if external is not None:
+            access = self._access(external)
+            told = (entity.name, "", external.name, entity.traffic_percentage)
+            return LiveEntity(*told, external=external, access=access, is_gone=access is None)
         try:
             now = answering(self._catalog, pinned.get(entity.model, entity.model))
         except NotFound:  # not passed on: its message names models that the caller may not be meant to know
@@ -203,6 +217,18 @@ class Endpoints:
             alias=entity.model.partition("@")[2] or None,
             adapter=Adapter(name=version.full_name) if version is not None and now.is_adapter else None,
         )
+
+    def _access(self, external: ExternalModel) -> Access | None:
+        """None if the connection is gone. Secrets are opened once for each state of it: that is a row of the audit."""
+        try:
+            there = self._catalog.connections.get(external.connection)
+        except NotFound:
+            return None
+        state = (there.etag, external.provider)
+        if state not in self._opened:
+            secrets = self._catalog.connections.secrets(there.name, by=INTERNAL)
+            self._opened[state] = Access.of(external, there.spec["options"], secrets)
+        return self._opened[state]
 
 
 @functools.lru_cache(maxsize=1000)

@@ -75,7 +75,10 @@ class Limits:
         answer = await self._quota.reserve(endpoint.name, exchange.request_id, [share.ask for share in shares])
         exchange.tell(_headers(answer, shares))
         if not answer.granted:
-            exchange.tell(_when_again(answer))
+            if answer.retry_after_seconds is None:
+                exchange.tell({"x-should-retry": "false"})
+            else:
+                exchange.tell_wait(answer.retry_after_seconds)
             raise RateLimited(f"endpoint {endpoint.served_name!r}: {_refusal(answer, shares)}")
         self._open[exchange.request_id] = _Held(endpoint.name, shares, answers)
 
@@ -142,14 +145,6 @@ def _refusal(answer: Answer, shares: Sequence[_Share]) -> str:
     if answer.retry_after_seconds is None:
         return f"this request may take {share.ask.amount} {what}, and the limit is {limit}"
     return f"the limit of {limit} is reached; try again in {answer.retry_after_seconds:.1f} s"
-
-
-def _when_again(answer: Answer) -> dict[str, str]:
-    """What OpenAI's clients obey before they ask again by themselves."""
-    wait = answer.retry_after_seconds
-    if wait is None:
-        return {"x-should-retry": "false"}
-    return {"retry-after-ms": str(math.ceil(wait * 1e3)), "retry-after": str(math.ceil(wait))}
 
 
 def _headers(answer: Answer, shares: Sequence[_Share]) -> dict[str, str]:

@@ -1,21 +1,21 @@
 """One prediction by a custom model, in order: resolve the endpoint, check the grant, choose who answers, ask."""
 
-from collections.abc import Callable
 from typing import Any
 
 from mosaic.errors import EngineFailed, Unprocessable
-from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.asking import Asking
+from mosaic.gateway.endpoints import Endpoints
 from mosaic.gateway.limits import Limits
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
-from mosaic.protocol import Engine, EngineRequest
+from mosaic.protocol import EngineRequest
 
 
 class Predictions:
     """Answers in MLflow's scoring protocol, as Databricks' custom endpoints do."""
 
-    def __init__(self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine]) -> None:
-        self._endpoints, self._limits, self._engine = endpoints, limits, engine
+    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking) -> None:
+        self._endpoints, self._limits, self._asking = endpoints, limits, asking
 
     async def answer(self, name: str, body: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
         """{"predictions": ...} for a body such as {"dataframe_records": [...]}; the model's signature says the rest."""
@@ -24,10 +24,8 @@ class Predictions:
         if endpoint.task != "predict":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for predictions", param="model")
         await self._limits.admit(endpoint, exchange)
-        entity = choose(endpoint, exchange.request_id)
-        exchange.note(**entity.columns())
         asked = EngineRequest(request_id=exchange.request_id, task="predict", body=body)
-        async for answer in self._engine(entity.app_name).answer(asked):
+        async for answer in self._asking.answers(endpoint, exchange, asked):
             exchange.note_first_token()
             exchange.note(response=compact_json(answer))
             return answer

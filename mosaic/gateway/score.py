@@ -1,23 +1,24 @@
 """How well texts fit together, in order: resolve the endpoint, check the grant, choose who answers, ask, shape."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mosaic.errors import EngineFailed, Unprocessable
-from mosaic.gateway.endpoints import Endpoints, choose
+from mosaic.gateway.asking import Asking
+from mosaic.gateway.endpoints import Endpoints
 from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import RerankRequest, ScoreRequest
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
-from mosaic.protocol import Engine, EngineRequest, Usage
+from mosaic.protocol import EngineRequest, Usage
 
 
 class Scores:
     """Answers score and rerank requests."""
 
-    def __init__(self, endpoints: Endpoints, limits: Limits, engine: Callable[[str], Engine]) -> None:
-        self._endpoints, self._limits, self._engine = endpoints, limits, engine
+    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking) -> None:
+        self._endpoints, self._limits, self._asking = endpoints, limits, asking
 
     async def score(self, request: ScoreRequest, exchange: Exchange) -> dict[str, Any]:
         """A score for each pair, in their order."""
@@ -50,10 +51,8 @@ class Scores:
         texts = [text for pair in pairs for text in pair]
         texts = await Guarding(endpoint, exchange).texts(texts, request, "pairs")
         pairs = list(zip(texts[::2], texts[1::2], strict=True))
-        entity = choose(endpoint, exchange.request_id)
-        exchange.note(**entity.columns())
         asked = EngineRequest(request_id=exchange.request_id, task="score", body={"pairs": pairs})
-        async for answer in self._engine(entity.app_name).answer(asked):
+        async for answer in self._asking.answers(endpoint, exchange, asked):
             exchange.note_first_token()
             exchange.note_usage(Usage(prompt_tokens=int(answer["prompt_tokens"])))
             return answer["scores"], int(answer["prompt_tokens"])

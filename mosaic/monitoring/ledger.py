@@ -4,6 +4,7 @@ The gateway writes to a local log and never waits for the lakehouse; the shipper
 the Delta inference table, exactly once (`mosaic.data.ship`).
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,10 @@ class Exchange:
         """Add columns of the row (see `mosaic.monitoring.record.SCHEMA`)."""
         self._row.update(fields)
 
+    def get(self, column: str) -> Any:
+        """What the row has so far; None if nothing."""
+        return self._row.get(column)
+
     def note_late(self, **fields: Callable[[], Any]) -> None:
         """Add columns whose values are asked for when the row is closed."""
         self._late.update(fields)
@@ -41,6 +46,10 @@ class Exchange:
     def tell(self, headers: Mapping[str, str]) -> None:
         """Add headers to the answer, whatever it will be; those that come after it has begun are lost."""
         self.headers.update(headers)
+
+    def tell_wait(self, seconds: float) -> None:
+        """When a client may ask again: what OpenAI's obey by themselves."""
+        self.tell({"retry-after-ms": str(math.ceil(seconds * 1e3)), "retry-after": str(math.ceil(seconds))})
 
     @property
     def principal(self) -> Principal:

@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         ("retrieved_ids", pa.list_(pa.string())),
         ("gateway", pa.string()),
         ("guardrails", pa.string()),
+        ("attempts", pa.string()),
     ]
 )
 """Column for column what Databricks' inference tables hold, with the exact versions that they lack."""

@@ -21,13 +21,16 @@ from mosaic.data import Log
 from mosaic.data.retention import purge
 from mosaic.errors import NotFound, Unavailable
 from mosaic.gateway import (
+    Asking,
     Chat,
     Completions,
     Embeddings,
     Endpoints,
     GatewayRoutes,
     Limits,
+    LiveEntity,
     Predictions,
+    ProviderEngines,
     QuotaClient,
     Scores,
     ensure_shards,
@@ -39,7 +42,7 @@ from mosaic.monitoring.shipper import Shipping, ensure_shipper
 from mosaic.platform.control import control_app
 from mosaic.platform.mlflow_proxy import mlflow_door
 from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
-from mosaic.protocol import Retrieved
+from mosaic.protocol import Engine, Retrieved
 from mosaic.serving import ServeEngine
 from mosaic.serving.metrics import Meter
 from mosaic.serving.rollout import Rollouts
@@ -73,8 +76,12 @@ class Gateway:
         self._ledger = Ledger(Log(spool(settings), owner=replica), replica, closed)
         self._shipper = ensure_shipper(functools.partial(build_shipper, settings))
         engines: dict[str, ServeEngine] = {}
+        providers = ProviderEngines(allow_private=settings.allow_private_providers)
 
-        def engine(app_name: str) -> ServeEngine:
+        def engine(entity: LiveEntity) -> Engine:
+            if entity.external is not None and entity.access is not None:
+                return providers.engine(entity.external, entity.access)
+            app_name = entity.app_name
             found = engines.pop(app_name) if app_name in engines else ServeEngine(app_name)
             engines[app_name] = found
             if len(engines) > _MOST_ENGINES:
@@ -89,13 +96,14 @@ class Gateway:
                 [hit.payload for hit in hits],
             )
 
+        asking = Asking(engine)
         routes = GatewayRoutes(
             endpoints,
-            Chat(endpoints, limits, engine, retrieve),
-            Embeddings(endpoints, limits, engine),
-            Predictions(endpoints, limits, engine),
-            Completions(endpoints, limits, engine),
-            Scores(endpoints, limits, engine),
+            Chat(endpoints, limits, asking, retrieve),
+            Embeddings(endpoints, limits, asking),
+            Predictions(endpoints, limits, asking),
+            Completions(endpoints, limits, asking),
+            Scores(endpoints, limits, asking),
             max_body_bytes=settings.max_body_bytes,
         )
         self._app = gateway_app(routes, self._ledger, parts.catalog)

@@ -42,6 +42,8 @@ class PlatformSettings(Settings):
     """Port of HAProxy's statistics page, on loopback."""
     serve_fallback_port: int = Field(default=8500, ge=1, le=65535)
     """Port of Serve's own proxy, which HAProxy falls back to while no replica is there; on `host`."""
+    allow_private_providers: bool = False
+    """Whether external models may be at addresses that are not public, such as a server on this network."""
     gateway_replicas: int = Field(default=1, ge=1)
     """Replicas of the gateway; each ships its own log."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)

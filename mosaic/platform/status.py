@@ -174,6 +174,10 @@ def _endpoints(parts: Parts, may_know: MayKnow) -> list[Part]:
         told: list[str] = []
         for entity in _entities(record):
             arm = f"{entity.name} {entity.traffic_percentage} %"
+            if entity.external_model is not None:
+                states.append("healthy")
+                told.append(f"{arm} ({entity.external_model.provider})")
+                continue
             try:
                 app_name = unit_of(parts.catalog, entity, record.pinned).app_name
             except NotFound:

@@ -126,6 +126,13 @@ class RateLimit(Settings):
         return self
 
 
+class Fallback(Settings):
+    """Asking another served entity when one fails, as long as nothing of the answer has left."""
+
+    enabled: bool = False
+    """The others are asked in their order, those with a share of 0 too."""
+
+
 class AiGateway(Settings):
     """Of one endpoint; part of its configuration, so every row of the inference table says by its
     `endpoint_config_version` under which rules it was answered."""
@@ -134,6 +141,8 @@ class AiGateway(Settings):
     """None: as many requests as come."""
     guardrails: Guardrails = Guardrails()
     """None: what is asked and answered is passed on as it is."""
+    fallback_config: Fallback = Fallback()
+    """What happens when a served entity does not answer."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

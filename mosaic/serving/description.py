@@ -22,7 +22,8 @@ class EntityDescription(Wire):
     """With its version, where it is one of the catalog's."""
     traffic_percentage: int
     app_name: str | None
-    """The Serve application of its engine, which may have other entities too; None if the catalog lacks the model."""
+    """The Serve application of its engine, which may have other entities too; None if the catalog lacks the model, or
+    a provider has it."""
     state: Literal["starting", "running", "failed", "ending"]
     reason: str
     settings: EngineSettings | None
@@ -126,7 +127,10 @@ def _entities(
     found = []
     for entity in entities:
         unit, model = units[entity.name], pinned.get(entity.model, entity.model)
-        if unit is None:
+        if entity.external_model is not None:
+            there, name, settings = AppState("running", "a provider answers"), None, None
+            model = f"{entity.external_model.provider}: {entity.external_model.name}"
+        elif unit is None:
             there, name, settings = AppState("failed", "the catalog has its model no more"), None, None
         else:
             name, settings = unit.app_name, engines.settings_of(unit)
@@ -148,6 +152,6 @@ def _entities(
 
 def _find_unit(catalog: Catalog, entity: ServedEntity, pinned: Mapping[str, str]) -> Unit | None:
     try:
-        return unit_of(catalog, entity, pinned)
+        return None if entity.external_model is not None else unit_of(catalog, entity, pinned)
     except NotFound:
         return None

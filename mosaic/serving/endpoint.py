@@ -16,8 +16,16 @@ from mosaic.catalog.names import is_model_version
 from mosaic.errors import NotFound, Unprocessable
 from mosaic.protocol import Adapter, Message
 from mosaic.serving.ai_gateway import AiGateway
+from mosaic.serving.external import ExternalModel
 from mosaic.serving.settings import EngineSettings
 from mosaic.settings import Settings
+
+_TASKS_OF: Mapping[str, tuple[str, ...]] = {
+    "openai": ("chat", "complete", "embed"),
+    "custom": ("chat", "complete", "embed"),
+    "anthropic": ("chat",),
+}
+"""What external providers are asked for, by their protocol."""
 
 
 class ServedEntity(Settings):
@@ -25,13 +33,23 @@ class ServedEntity(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """Its name within the endpoint; every row of the inference table carries it."""
-    model: str
+    model: str = ""
     """A model's name (`smollm2-135m-instruct`), or a catalog version or alias (`main.ml.bot/3`,
     `main.ml.bot@champion`)."""
+    external_model: ExternalModel | None = None
+    """In place of `model`: one that a provider answers with."""
     traffic_percentage: int = Field(default=100, ge=0, le=100)
     """Share of the endpoint's requests."""
     engine: EngineSettings | None = None
     """How its engine runs; without it as the platform's settings say for the model."""
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if bool(self.model) == (self.external_model is not None):
+            raise ValueError("a served entity needs either model or external_model")
+        if self.external_model is not None and self.engine is not None:
+            raise ValueError("engine is for models that run here, and an external_model does not")
+        return self
 
 
 class Retrieval(Settings):
@@ -87,6 +105,11 @@ class EndpointSettings(Settings):
     ai_gateway: AiGateway = AiGateway()
     """What its callers are held to, and what is looked for in what they ask and get: rate limits and guardrails."""
 
+    @property
+    def own_entities(self) -> list[ServedEntity]:
+        """Those whose engines run here."""
+        return [entity for entity in self.served_entities if entity.external_model is None]
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         shares = sum(entity.traffic_percentage for entity in self.served_entities)
@@ -101,6 +124,11 @@ class EndpointSettings(Settings):
             raise ValueError("guardrails on the output are only for endpoints whose task is 'chat' or 'complete'")
         if self.task == "predict" and self.ai_gateway.guardrails.input is not None:
             raise ValueError("guardrails are for text; what a custom model predicts from is not read")
+        for entity in self.served_entities:
+            external = entity.external_model
+            if external is not None and self.task not in _TASKS_OF[external.provider]:
+                does = ", ".join(_TASKS_OF[external.provider])
+                raise ValueError(f"served entity {entity.name!r}: providers of {external.provider!r} do {does}")
         return self
 
 
@@ -146,7 +174,7 @@ def unit_of(catalog: Catalog, entity: ServedEntity, pinned: Mapping[str, str]) -
 def units_of(catalog: Catalog, config: Mapping[str, Any], pinned: Mapping[str, str]) -> set[Unit]:
     """The engines of a configuration; one whose model is gone is none's."""
     found = set()
-    for entity in EndpointSettings.parse(config, source="an endpoint of the catalog").served_entities:
+    for entity in EndpointSettings.parse(config, source="an endpoint of the catalog").own_entities:
         with suppress(NotFound):
             found.add(unit_of(catalog, entity, pinned))
     return found
@@ -155,7 +183,7 @@ def units_of(catalog: Catalog, config: Mapping[str, Any], pinned: Mapping[str, s
 def pins_of(catalog: Catalog, config: Mapping[str, Any]) -> dict[str, str]:
     """What the models of a configuration mean now, of those that are the catalog's: the version by the name."""
     pins = {}
-    for entity in EndpointSettings.parse(config, source="an endpoint of the catalog").served_entities:
+    for entity in EndpointSettings.parse(config, source="an endpoint of the catalog").own_entities:
         with suppress(NotFound):
             version = answering(catalog, entity.model).version
             if version is not None:

@@ -243,7 +243,7 @@ def roll_out(
         with _its_fault():
             wanted = EndpointSettings.parse(config.config, source=f"endpoint {endpoint.name}")
             pinned = pins_of(catalog, config.config)
-            units = sorted({unit_of(catalog, entity, pinned) for entity in wanted.served_entities})
+            units = sorted({unit_of(catalog, entity, pinned) for entity in wanted.own_entities})
         if not catalog.endpoints.pin(endpoint.id, config.version, pinned):
             return
         for unit in units:
@@ -262,7 +262,7 @@ def roll_out(
             with _its_fault():
                 for unit in _gone(apps, units):
                     starts.start(unit)
-        for entity in wanted.served_entities:
+        for entity in wanted.own_entities:
             app_name = unit_of(catalog, entity, pinned).app_name
             with _its_fault(said=f"served entity {entity.name!r} fails its probe: "):
                 model = pinned.get(entity.model, entity.model)

@@ -35,7 +35,9 @@ _TASKS = {"chat": "llm/v1/chat", "complete": "llm/v1/completions", "embed": "llm
 
 class AskedEntity(Asked):
     name: str | None = Field(default=None, max_length=255)
-    entity_name: str = Field(max_length=1000)
+    entity_name: str | None = Field(default=None, max_length=1000)
+    external_model: dict[str, Any] | None = None
+    """In place of `entity_name`; its key is a catalog connection's, never said here."""
     entity_version: str | None = Field(default=None, max_length=20)
     engine: dict[str, Any] | None = None
     scale_to_zero_enabled: bool | None = None
@@ -73,6 +75,7 @@ class TrackUsage(Asked):
 class AskedAiGateway(Asked):
     rate_limits: list[dict[str, Any]] | None = None
     guardrails: dict[str, Any] | None = None
+    fallback_config: dict[str, Any] | None = None
     usage_tracking_config: TrackUsage | None = None
 
 
@@ -93,7 +96,8 @@ class EntityState(Answer):
 
 class AnsweredEntity(Answer):
     name: str
-    entity_name: str
+    entity_name: str | None
+    external_model: dict[str, Any] | None
     entity_version: str | None
     scale_to_zero_enabled: bool
     engine: dict[str, Any] | None
@@ -111,6 +115,7 @@ class AnsweredConfig(Answer):
 class AnsweredAiGateway(Answer):
     rate_limits: list[dict[str, Any]]
     guardrails: dict[str, Any]
+    fallback_config: dict[str, Any]
     usage_tracking_config: TrackUsage
 
 
@@ -227,7 +232,7 @@ def _settings(serving: Serving, name: str, asked: AskedConfig, before: Before | 
     shares = _shares(asked)
     entities = []
     for number, entity in enumerate(asked.served_entities):
-        given: dict[str, Any] = {"model": _model(entity), "name": _entity_name(entity, number)}
+        given: dict[str, Any] = {"name": _entity_name(entity, number), **_what(entity)}
         given["traffic_percentage"] = shares.pop(given["name"], 0 if shares or asked.traffic_config else 100)
         engine = _engine(serving, entity, before)
         entities.append(given | ({} if engine is None else {"engine": engine}))
@@ -261,6 +266,8 @@ def _answered_ai_gateway(settings: AiGateway) -> AnsweredAiGateway:
 
 
 def _engine(serving: Serving, entity: AskedEntity, before: Before) -> dict[str, Any] | None:
+    if entity.entity_name is None:
+        return entity.engine
     was = before.engine(entity.name, _model(entity))
     engine = was if entity.engine is None else entity.engine
     if not entity.scale_to_zero_enabled:
@@ -305,11 +312,20 @@ def _entity_name(entity: AskedEntity, number: int) -> str:
     """As Databricks makes it: the last part of the model's name, with its version."""
     if entity.name is not None:
         return entity.name
+    if entity.entity_name is None:
+        return f"external-{number + 1}"
     last = entity.entity_name.rpartition(".")[2].replace("@", "-").replace("/", "-")
     return f"{last}-{entity.entity_version}" if entity.entity_version else f"{last}-{number + 1}"
 
 
+def _what(entity: AskedEntity) -> dict[str, Any]:
+    model = {} if entity.entity_name is None else {"model": _model(entity)}
+    return model | ({} if entity.external_model is None else {"external_model": entity.external_model})
+
+
 def _model(entity: AskedEntity) -> str:
+    if entity.entity_name is None:
+        return ""
     if entity.entity_version is None:
         return entity.entity_name
     if not (entity.entity_version.isascii() and entity.entity_version.isdigit()):
@@ -365,11 +381,13 @@ def _config(config: dict[str, Any], version: int, state: EntityState) -> Answere
         if not names.is_model_version(entity.model):
             name, number = entity.model, ""
         engine = None if entity.engine is None else entity.engine.model_dump(mode="json")
+        external = entity.external_model
         to_zero = entity.engine is not None and entity.engine.scales_to_zero
         entities.append(
             AnsweredEntity(
                 name=entity.name,
-                entity_name=name,
+                entity_name=name or None,
+                external_model=None if external is None else external.model_dump(mode="json", exclude_defaults=True),
                 entity_version=number or None,
                 scale_to_zero_enabled=to_zero,
                 engine=engine,

@@ -15,6 +15,7 @@ from mosaic.serving.ai_gateway import AiGateway, RateLimit
 from mosaic.serving.before import Before
 from mosaic.serving.description import Description, ReplicaLog, Seen, described, logs_of, measured
 from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place, pins_of, unit_of
+from mosaic.serving.external import Access, ExternalModel
 from mosaic.serving.metrics import EntityMetrics, entity_metrics
 from mosaic.serving.rollout import SCALED_TO_ZERO, AppState, short_reason
 from mosaic.serving.settings import EngineSettings
@@ -193,7 +194,7 @@ class Serving:
         """What of the live configuration does not run; None if all does."""
         if not endpoint.config_version:
             return "no configuration of it is live yet"
-        for entity in EndpointSettings.parse(endpoint.config, source=f"endpoint {endpoint.name}").served_entities:
+        for entity in EndpointSettings.parse(endpoint.config, source=f"endpoint {endpoint.name}").own_entities:
             try:
                 unit = unit_of(self._catalog, entity, endpoint.pinned)
             except NotFound:
@@ -206,7 +207,7 @@ class Serving:
 
     def _scaled_to_zero(self, endpoint: Endpoint, states: Mapping[str, AppState]) -> str | None:
         """What of a configuration whose engines run has no replica at the moment."""
-        entities = EndpointSettings.parse(endpoint.config, source=f"endpoint {endpoint.name}").served_entities
+        entities = EndpointSettings.parse(endpoint.config, source=f"endpoint {endpoint.name}").own_entities
         apps = {entity.name: unit_of(self._catalog, entity, endpoint.pinned).app_name for entity in entities}
         idle = [name for name, app in apps.items() if states[app].reason == SCALED_TO_ZERO]
         return f"the engine of {', '.join(map(repr, idle))} is {SCALED_TO_ZERO}" if idle else None
@@ -217,7 +218,7 @@ class Serving:
         if "task" not in settings.model_fields_set and self._are_custom(settings):
             told = {**settings.model_dump(mode="json"), "task": "predict"}
             settings = EndpointSettings.parse(told, source=f"endpoint {settings.name!r}, whose models predict")
-        units = {unit_of(self._catalog, entity, {}) for entity in settings.served_entities}
+        units = {unit_of(self._catalog, entity, {}) for entity in settings.own_entities}
         for unit in units:
             self._engines.require_model(unit)
         self._engines.require_room(units)
@@ -250,8 +251,17 @@ class Serving:
 
     def _are_custom(self, settings: EndpointSettings) -> bool:
         """Whether all that is served predict: models of MLflow's, classifiers, classes."""
-        versions = [answering(self._catalog, entity.model).version for entity in settings.served_entities]
-        return all(version is not None and version.kind in _PREDICTING for version in versions)
+        versions = [answering(self._catalog, entity.model).version for entity in settings.own_entities]
+        return len(versions) == len(settings.served_entities) and all(
+            version is not None and version.kind in _PREDICTING for version in versions
+        )
+
+    def _check_external(self, by: Principal, external: ExternalModel) -> Principal:
+        """USE CONNECTION, and that the connection says where the provider is; the key stays where it is."""
+        check = self._catalog.grants.check
+        by = check(by, "USE CONNECTION", "connection", external.connection, action="createServingEndpoint")
+        Access.of(external, self._catalog.connections.get(external.connection).spec["options"], {})
+        return by
 
     def _require_principal(self, limit: RateLimit) -> None:
         """A limit for somebody who is not there would hold nobody to anything."""
@@ -273,6 +283,9 @@ class Serving:
             by = check(self._principal, "MANAGE", "endpoint", full, action="updateServingEndpoint")
         is_admin = self._catalog.principals.is_administrator(self._principal)
         for entity in settings.served_entities:
+            if entity.external_model is not None:
+                by = self._check_external(by, entity.external_model)
+                continue
             if is_place(entity.model) and not is_admin:
                 self._deny(
                     full,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mosaic.errors import MosaicError
-from mosaic.gateway.providers import Access, ProviderEngines
+from mosaic.gateway.providers import ProviderEngines
 from mosaic.gateway.providers.doubles import ProviderDouble
 from mosaic.protocol import Engine, EngineRequest
-from mosaic.serving.external import ExternalModel
+from mosaic.serving.external import Access, ExternalModel
 
 KEY = "sk-double-0123456789abcdef"
 PROVIDERS = ("openai", "anthropic")

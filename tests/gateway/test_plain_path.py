@@ -13,6 +13,7 @@ import mosaic
 from mosaic.catalog import Catalog
 from mosaic.data.wal import Log
 from mosaic.gateway import (
+    Asking,
     Chat,
     Completions,
     Embeddings,
@@ -29,17 +30,18 @@ from mosaic.monitoring import Ledger
 from mosaic.serving.doubles import EchoEngine
 
 STORY = {
-    "runtime/asgi.py",
     "gateway/routes.py",
     "gateway/requests.py",
     "gateway/chat.py",
     "gateway/endpoints.py",
     "gateway/limits.py",
     "gateway/guarding.py",
+    "gateway/asking.py",
     "gateway/answers.py",
 }
 """What a reader of one request reads, in order."""
 PARTS = {
+    "runtime/asgi.py": "who asks, and what an error looks like,",
     "ids.py": "a request has an id",
     "gateway/quota_shard.py": "a reservation goes to the quota",
     "gateway/guards.py": "a text is looked at,",
@@ -107,8 +109,9 @@ def app_of(catalog: Catalog, folder: Path) -> Any:
 
     endpoints = Endpoints(catalog)
     limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-    parts = [of(endpoints, limits, lambda name: engine) for of in (Embeddings, Predictions, Completions, Scores)]
-    chat = Chat(endpoints, limits, lambda name: engine, retrieve)
+    asking = Asking(lambda entity: engine)
+    parts = [of(endpoints, limits, asking) for of in (Embeddings, Predictions, Completions, Scores)]
+    chat = Chat(endpoints, limits, asking, retrieve)
     routes = GatewayRoutes(endpoints, chat, *parts, max_body_bytes=100_000)
     return gateway_app(routes, Ledger(Log(folder / "spool", owner="gateway"), "gateway", limits.settle), catalog)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mosaic.errors import BadRequest, MosaicError, Unprocessable, UnsupportedField
 from mosaic.gateway.answers import FoldedChat, FoldedText
-from mosaic.gateway.providers import Access, Http
+from mosaic.gateway.providers import Http
 from mosaic.gateway.providers.anthropic_answers import Chunks, as_usage, whole
 from mosaic.gateway.providers.anthropic_requests import as_anthropic
 from mosaic.gateway.providers.double_answers import AnthropicShapes, Asked, OpenAIShapes
@@ -25,7 +25,7 @@ from mosaic.gateway.providers.openai_compatible import whole as openai_whole
 from mosaic.gateway.providers.upstream import Upstream
 from mosaic.gateway.requests import ChatRequest
 from mosaic.protocol import EngineRequest
-from mosaic.serving.external import ExternalModel
+from mosaic.serving.external import Access, ExternalModel
 from tests.gateway.provider_calls import KEY, PROVIDERS, Asking, answered, chat, failed, with_double
 
 HELLO: Any = [{"role": "user", "content": "hello"}]

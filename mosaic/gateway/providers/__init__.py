@@ -9,10 +9,9 @@ from mosaic.gateway.providers.breaker import Breaker, BreakerSettings, Pass, Ret
 from mosaic.gateway.providers.engines import ProviderEngines
 from mosaic.gateway.providers.failures import outcome
 from mosaic.gateway.providers.openai_compatible import OpenAICompatible
-from mosaic.gateway.providers.upstream import Access, Http
+from mosaic.gateway.providers.upstream import Http
 
 __all__ = [
-    "Access",
     "Anthropic",
     "Breaker",
     "BreakerSettings",

@@ -10,11 +10,8 @@ already is never resolved.
 import ipaddress
 import socket
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from aiohttp import AddrInfoType
-
-from mosaic.errors import BadRequest
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -31,26 +28,6 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 class AddressRefused(OSError):
     """An OSError, so that an HTTP client takes it as a connection that could not be made."""
-
-
-def check_base_url(url: str) -> str:
-    """The address without a slash at its end; raises BadRequest for one that is not plainly http(s)://host[:port]/path.
-
-    Says nothing about where the host is: that is checked at each connection.
-    """
-    try:
-        parts = urlsplit(url)
-        port_is_right = parts.port is None or 0 < parts.port < 65536
-    except ValueError:
-        raise BadRequest("base_url is not an address", param="base_url") from None
-    if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        # Not shown: what stands there is a secret.
-        raise BadRequest("base_url has a user in it; the key is an option of its own, api_key", param="base_url")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right:
-        raise BadRequest(f"base_url = {url!r:.200} must be http:// or https:// with a host", param="base_url")
-    if parts.query or parts.fragment or not url.isascii() or any(sign <= " " or sign == "\\" for sign in url):
-        raise BadRequest(f"base_url = {url!r:.200} must be a plain address, without ?, # or spaces", param="base_url")
-    return url.rstrip("/")
 
 
 def is_allowed(address: str, *, allow_private: bool) -> bool:

@@ -11,9 +11,9 @@ from mosaic.errors import Unprocessable
 from mosaic.gateway.providers.anthropic_answers import Chunks, whole
 from mosaic.gateway.providers.anthropic_requests import as_anthropic
 from mosaic.gateway.providers.failures import final_after_first
-from mosaic.gateway.providers.upstream import Access, Http, Upstream
+from mosaic.gateway.providers.upstream import Http, Upstream
 from mosaic.protocol import EngineRequest
-from mosaic.serving.external import ExternalModel
+from mosaic.serving.external import Access, ExternalModel
 
 _PATH = "/v1/messages"
 _VERSION = "2023-06-01"

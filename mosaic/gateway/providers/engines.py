@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from mosaic.gateway.providers.anthropic import Anthropic
 from mosaic.gateway.providers.openai_compatible import OpenAICompatible
-from mosaic.gateway.providers.upstream import Access, Http
+from mosaic.gateway.providers.upstream import Http
 from mosaic.protocol import Engine
-from mosaic.serving.external import ExternalModel
+from mosaic.serving.external import Access, ExternalModel
 
 _ENGINES: dict[str, Callable[[ExternalModel, Access, Http], Engine]] = {
     "openai": OpenAICompatible,

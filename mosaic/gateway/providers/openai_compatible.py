@@ -6,9 +6,9 @@ from typing import Any
 
 from mosaic.errors import Unprocessable
 from mosaic.gateway.providers.failures import final_after_first
-from mosaic.gateway.providers.upstream import Access, Http, Upstream
+from mosaic.gateway.providers.upstream import Http, Upstream
 from mosaic.protocol import EngineRequest
-from mosaic.serving.external import ExternalModel
+from mosaic.serving.external import Access, ExternalModel
 
 _PATHS = {"chat": "/chat/completions", "complete": "/completions", "embed": "/embeddings"}
 _DONE = b"[DONE]"

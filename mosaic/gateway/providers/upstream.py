@@ -3,17 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import orjson
 
 from mosaic.errors import BadRequest, MosaicError, ProviderFailed
-from mosaic.gateway.providers.addresses import check_base_url, guarded_sockets
+from mosaic.gateway.providers.addresses import guarded_sockets
 from mosaic.gateway.providers.events import Events, EventTooLarge
 from mosaic.gateway.providers.failures import Failures
-from mosaic.serving.external import ExternalModel
+from mosaic.serving.external import Access, ExternalModel
 
 _KEEP_ALIVE_SECONDS = 4.0
 """Less than the 5 s after which uvicorn (and with it vLLM's server) drops an idle connection: a request that is sent
@@ -21,27 +20,6 @@ just then would fail."""
 _DRAIN_SECONDS = 0.1
 """What the end of the HTTP body may take after the end of the answer, for its connection to be used again."""
 _REFUSAL_BYTES = 64 * 1024
-_DEFAULT_BASE_URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
-
-
-@dataclass(frozen=True)
-class Access:
-    """Where a provider is, and the key that it knows us by. Its repr does not show the key."""
-
-    base_url: str
-    api_key: str = field(default="", repr=False)
-    """Nothing for a server that asks for none."""
-
-    @classmethod
-    def of(cls, model: ExternalModel, options: Mapping[str, str], secrets: Mapping[str, str]) -> "Access":
-        """From a catalog connection; raises BadRequest for an address or a key that cannot be one."""
-        url = options.get("base_url") or _DEFAULT_BASE_URLS.get(model.provider)
-        if url is None:
-            raise BadRequest(f"connection {model.connection!r} has no option base_url", param="base_url")
-        key = secrets.get("api_key", "").strip()
-        if not key.isascii() or any(not "!" <= sign <= "~" for sign in key):
-            raise BadRequest(f"api_key of connection {model.connection!r} has signs that no key has", param="api_key")
-        return cls(check_base_url(url), key)
 
 
 class Http:
