@@ -44,7 +44,7 @@ class GuardedStream:
         """As `feed`, with the text that labels stand for."""
         self._take(piece)
         cut = self._rules.open_from(self._text, self._start)
-        while cut == self._start and len(self._text) - cut > MOST_HELD:
+        while len(self._text) - cut > MOST_HELD:
             rule = self._rules.open_rule(self._text, cut)
             failed(rule, f"a match is still open after {MOST_HELD} characters", self._findings)
             self._rules = self._rules.without(rule)
