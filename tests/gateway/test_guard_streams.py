@@ -113,6 +113,12 @@ def test_a_stream_is_blocked_where_the_whole_text_is(pieces: list[str]) -> None:
         assert "".join(streamed(BLOCK, pieces)) == whole
 
 
+@pytest.mark.parametrize("count", range(0, 48, 3))
+def test_numbers_in_a_long_row_are_found_in_streams_as_in_whole_texts(count: int) -> None:
+    for text in ("7 " * count + "212-555-0123, ", "1234 " * count + "4111 1111 1111 1111 +49 30 901820 17 18"):
+        assert "".join(streamed(MASK, text)) == MASK.check(text, MASK.findings())
+
+
 OWN_RULES = [
     rules(
         patterns=[{"name": "own", "regex": regex, "behavior": "MASK"}], pii={"behavior": "MASK", "types": ["API_KEY"]}
