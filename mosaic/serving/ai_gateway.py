@@ -71,8 +71,9 @@ class GuardrailRules(Settings):
     pii: Pii | None = None
     """Personal data and secrets."""
     invalid_keywords: tuple[Keyword, ...] = ()
-    """Whole words, or words in a row, that refuse a text; upper and lower case are alike. At most 10,000 characters together."""
-    patterns: tuple[Pattern, ...] = Field(default=(), max_length=100)
+    """Whole words, or words in a row, that refuse a text; upper and lower case are alike. All together have at most
+    10,000 characters."""
+    patterns: tuple[Pattern, ...] = Field(default=(), max_length=50)
     """Regular expressions of one's own."""
     max_characters: int | None = Field(default=None, ge=1)
     """The most that one text (a message, a call's arguments, an answer) may have; a longer one is refused."""

@@ -15,7 +15,7 @@ from mosaic.gateway.guard_rules import Findings
 from mosaic.gateway.guard_stream import MOST_HELD
 from mosaic.gateway.guards import Guard, guard_answer, guarded
 from mosaic.serving.ai_gateway import GuardrailRules
-from tests.gateway.secrets import NEAR_MISSES, PEM, SECRETS
+from tests.gateway.guard_samples import NEAR_MISSES, PEM, SECRETS
 from tests.gateway.test_guards import EXPRESSIONS, rules
 
 Chunk = dict[str, Any]

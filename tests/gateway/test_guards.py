@@ -17,7 +17,7 @@ from mosaic.gateway.guard_rules import Rule, RuleSet, failed
 from mosaic.gateway.guards import Guard, guard_answer, guard_messages, refuses_logprobs
 from mosaic.serving.ai_gateway import GuardrailRules, Guardrails, Pii
 from mosaic.serving.prefixes import open_ends
-from tests.gateway.secrets import NEAR_MISSES, SECRETS
+from tests.gateway.guard_samples import NEAR_MISSES, SECRETS
 
 MASK = Guard(GuardrailRules(pii=Pii(behavior="MASK")))
 
