@@ -102,7 +102,7 @@ class Findings:
         self._failed.add(name)
 
     def outcome(self, name: str) -> str:
-        """ "blocked", "failed", "masked", "passed" or "skipped"; the first that holds."""
+        """The first that holds of "blocked", "failed", "masked", "passed", "skipped"."""
         if self._blocked[name]:
             return "blocked"
         if name in self._failed:

@@ -44,7 +44,7 @@ class GuardedStream:
         """As `feed`, with the text that labels stand for."""
         self._take(piece)
         cut = self._rules.open_from(self._text, self._start)
-        while cut == self._start and len(self._text) - cut > MOST_HELD:
+        while len(self._text) - cut > MOST_HELD:
             rule = self._rules.open_rule(self._text, cut)
             failed(rule, f"a match is still open after {MOST_HELD} characters", self._findings)
             self._rules = self._rules.without(rule)
@@ -67,6 +67,7 @@ class GuardedStream:
         self._text += piece
 
     def _let_go(self, cut: int) -> Settled:
+        """Decides what is before the cut, after moving it before what lies across it."""
         found, self._rules = self._rules.find(self._text, self._start, self._findings)
         for one in sorted(found, key=lambda one: -one.start):
             if one.start < cut < one.end:
@@ -92,17 +93,15 @@ def refuse(found: list[Found], findings: Findings) -> None:
 def replaced(text: str, start: int, end: int, found: list[Found], findings: Findings) -> list[tuple[str, str | None]]:
     """The text in parts, each with the label that takes its place; what overlaps has the label of what begins first."""
     parts: list[tuple[str, str | None]] = []
-    at, label = start, None
+    at = start
     for one in found:
         findings.masked(one.rule.name)
         if one.start >= at:
-            parts.append((text[at : one.start], None))
-            label = one.rule.name
-            parts.append((text[one.start : one.end], label))
-            at = one.end
+            parts += [(text[at : one.start], None), (text[one.start : one.end], one.rule.name)]
         elif one.end > at:
-            parts[-1] = (parts[-1][0] + text[at : one.end], label)
-            at = one.end
+            before, label = parts.pop()
+            parts.append((before + text[at : one.end], label))
+        at = max(at, one.end)
     parts.append((text[at:end], None))
     return [part for part in parts if part[0]]
 

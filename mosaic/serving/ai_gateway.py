@@ -61,6 +61,8 @@ class Pattern(Settings):
         return regex
 
 
+MOST_KEYWORD_CHARACTERS = 10_000
+"""Of all keywords together; they become one expression, which takes RE2 half a second at this size."""
 Keyword = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
 
 
@@ -69,12 +71,20 @@ class GuardrailRules(Settings):
 
     pii: Pii | None = None
     """Personal data and secrets."""
-    invalid_keywords: tuple[Keyword, ...] = Field(default=(), max_length=1000)
-    """Whole words, or words in a row, that refuse a text; upper and lower case are alike."""
-    patterns: tuple[Pattern, ...] = Field(default=(), max_length=100)
+    invalid_keywords: tuple[Keyword, ...] = ()
+    """Whole words, or words in a row, that refuse a text; upper and lower case are alike. All together have at most
+    10,000 characters."""
+    patterns: tuple[Pattern, ...] = Field(default=(), max_length=50)
     """Regular expressions of one's own."""
     max_characters: int | None = Field(default=None, ge=1)
     """The most that one text (a message, a call's arguments, an answer) may have; a longer one is refused."""
+
+    @field_validator("invalid_keywords")
+    @classmethod
+    def _size(cls, keywords: tuple[str, ...]) -> tuple[str, ...]:
+        if (size := sum(map(len, keywords))) > MOST_KEYWORD_CHARACTERS:
+            raise ValueError(f"they have {size} characters; at most {MOST_KEYWORD_CHARACTERS} together")
+        return keywords
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -15,7 +15,8 @@ from mosaic.gateway.guard_rules import Findings
 from mosaic.gateway.guard_stream import MOST_HELD
 from mosaic.gateway.guards import Guard, guard_answer, guarded
 from mosaic.serving.ai_gateway import GuardrailRules
-from tests.gateway.secrets import NEAR_MISSES, PEM, SECRETS
+from tests.gateway.guard_samples import NEAR_MISSES, PEM, SECRETS
+from tests.gateway.test_guards import EXPRESSIONS, rules
 
 Chunk = dict[str, Any]
 
@@ -110,6 +111,26 @@ def test_a_stream_is_blocked_where_the_whole_text_is(pieces: list[str]) -> None:
             streamed(BLOCK, pieces)
     else:
         assert "".join(streamed(BLOCK, pieces)) == whole
+
+
+@pytest.mark.parametrize("count", range(0, 48, 3))
+def test_numbers_in_a_long_row_are_found_in_streams_as_in_whole_texts(count: int) -> None:
+    for text in ("7 " * count + "212-555-0123, ", "1234 " * count + "4111 1111 1111 1111 +49 30 901820 17 18"):
+        assert "".join(streamed(MASK, text)) == MASK.check(text, MASK.findings())
+
+
+OWN_RULES = [
+    rules(
+        patterns=[{"name": "own", "regex": regex, "behavior": "MASK"}], pii={"behavior": "MASK", "types": ["API_KEY"]}
+    )
+    for regex in EXPRESSIONS
+]
+
+
+@pytest.mark.parametrize("guard", OWN_RULES, ids=EXPRESSIONS)
+@given(text=st.text("abcAB+ 1\n", max_size=12))
+def test_patterns_of_ones_own_are_found_in_streams_as_in_whole_texts(guard: Guard, text: str) -> None:
+    assert "".join(streamed(guard, text)) == guard.check(text, guard.findings())
 
 
 def as_json_text(value: str, ascii_only: bool, slashes: bool) -> str:

@@ -17,7 +17,7 @@ from mosaic.gateway.guard_rules import Rule, RuleSet, failed
 from mosaic.gateway.guards import Guard, guard_answer, guard_messages, refuses_logprobs
 from mosaic.serving.ai_gateway import GuardrailRules, Guardrails, Pii
 from mosaic.serving.prefixes import open_ends
-from tests.gateway.secrets import NEAR_MISSES, SECRETS
+from tests.gateway.guard_samples import NEAR_MISSES, SECRETS
 
 MASK = Guard(GuardrailRules(pii=Pii(behavior="MASK")))
 
@@ -172,6 +172,7 @@ PATTERN = {"name": "ticket", "regex": r"T-\d+", "behavior": "MASK"}
         ({"input": {"pii": {"behavior": "HIDE"}}}, "input.pii.behavior", "'BLOCK', 'MASK' or 'NONE'"),
         ({"output": {"pii": {"behavior": "MASK", "types": ["NAME"]}}}, "output.pii.types.0", "'CREDIT_CARD'"),
         ({"input": {"invalid_keywords": [" "]}}, "input.invalid_keywords.0", "pattern"),
+        ({"input": {"invalid_keywords": ["x" * 200] * 51}}, "input.invalid_keywords", "at most 10000 together"),
         ({"input": {"max_characters": 0}}, "input.max_characters", "greater than or equal to 1"),
         ({"input": {"patterns": [{**PATTERN, "regex": r"(a)\1"}]}}, "input.patterns.0.regex", "invalid escape"),
         ({"input": {"patterns": [{**PATTERN, "regex": "(?=a)b"}]}}, "input.patterns.0.regex", "look-around"),
