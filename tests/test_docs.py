@@ -3,13 +3,16 @@ exists."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from mosaic.cli import main
 from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
+from mosaic.serving.external import ExternalModel
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +31,17 @@ def test_the_readmes_commands_exist() -> None:
     for command in set(re.findall(r"^ +mosaic (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)):
         shown = CliRunner().invoke(main, [command, "--help"])
         assert shown.exit_code == 0 and command in shown.output
+
+
+def test_the_yaml_of_pages_is_what_it_says() -> None:
+    def blocks(page: str) -> list[Any]:
+        found = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+        return [yaml.safe_load(one) for one in found]
+
+    endpoint = EndpointSettings.parse(blocks("gateway.md")[0])
+    assert len(endpoint.ai_gateway.rate_limits) == 3 and endpoint.ai_gateway.fallback_config.enabled
+    assert EndpointSettings.parse(blocks("serving.md")[0]).name == "helper"
+    assert ExternalModel.parse(blocks("providers.md")[0]).provider == "anthropic"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -5,12 +5,14 @@ domains that exist, plans of telephone numbers. They see single candidates only,
 plain text costs one search, and why a stream decides as the whole text does. Recognizers of forms only: names of
 people and places need a language model.
 
-Importing presidio imports spaCy (its classes of results are spaCy's), seconds and some hundred MB which only a guard
-with such a rule should cost: `recognizers` does it when it is first called.
+Importing presidio imports spaCy (its classes of results are spaCy's), 1.5 s and 94 MiB which only a guard with such a
+rule should cost: `recognizers` does it when it is first called.
 """
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -93,14 +95,16 @@ def _decide(kind: PiiType) -> Decide:
 def recognizers() -> Mapping[PiiType, Callable[[], Any]]:
     """Presidio's recognizers by type. The first call imports presidio; call it in a thread where others wait."""
     import tldextract
-    from presidio_analyzer.predefined_recognizers import (
-        CreditCardRecognizer,
-        EmailRecognizer,
-        IbanRecognizer,
-        IpRecognizer,
-        PhoneRecognizer,
-        UsSsnRecognizer,
-    )
+
+    with _as_if_missing("torch", "transformers"):
+        from presidio_analyzer.predefined_recognizers import (
+            CreditCardRecognizer,
+            EmailRecognizer,
+            IbanRecognizer,
+            IpRecognizer,
+            PhoneRecognizer,
+            UsSsnRecognizer,
+        )
 
     # Presidio's own extractor would fetch the list of public suffixes and write it to the home folder.
     domain_of = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
@@ -117,6 +121,22 @@ def recognizers() -> Mapping[PiiType, Callable[[], Any]]:
         "IBAN_CODE": IbanRecognizer,
         "IP_ADDRESS": IpRecognizer,
     }
+
+
+@contextmanager
+def _as_if_missing(*modules: str) -> Iterator[None]:
+    """Presidio and spaCy import these where they are installed, for language models that are not used here: 365 MiB.
+    Nothing else in a gateway does."""
+    hidden = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(dict.fromkeys(modules))  # type: ignore[arg-type]  # None: an import of it fails
+    try:
+        yield
+    finally:
+        for name, module in hidden.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 def _decided_by(recognizer: Any) -> Decide:

@@ -186,7 +186,7 @@ def test_a_client_that_leaves_is_recorded_with_what_it_read(platform: Platform, 
         platform.flush_ledger()
         time.sleep(0.2)
     kept = row(platform, request_id)
-    assert kept["status_code"] == 499 and kept["output_tokens"] is None
+    assert kept["status_code"] == 499 and 0 < kept["output_tokens"] < 200_000
     assert json.loads(kept["response"])["choices"][0]["message"]["content"].startswith("word")
 
 

@@ -40,6 +40,22 @@ assert changed.state.config_update == s.EndpointStateConfigUpdate.NOT_UPDATING, 
 assert "by-sdk" in [one.name for one in endpoints.list()]
 assert endpoints.get("by-sdk").config.served_entities[1].entity_name == "echo"
 
+limit = s.AiGatewayRateLimit(
+    calls=5, key=s.AiGatewayRateLimitKey.USER, renewal_period=s.AiGatewayRateLimitRenewalPeriod.MINUTE
+)
+block = s.AiGatewayGuardrailPiiBehavior(behavior=s.AiGatewayGuardrailPiiBehaviorBehavior.BLOCK)
+rules = s.AiGatewayGuardrails(
+    input=s.AiGatewayGuardrailParameters(pii=block, invalid_keywords=["nightjar"]), output=None
+)
+held = endpoints.put_ai_gateway(
+    "by-sdk", rate_limits=[limit], guardrails=rules, fallback_config=s.FallbackConfig(enabled=True)
+)
+assert held.rate_limits == [limit] and held.fallback_config == s.FallbackConfig(enabled=True), held
+assert held.guardrails.input.pii == block and held.guardrails.input.invalid_keywords == ["nightjar"], held
+endpoints.wait_get_serving_endpoint_not_updating("by-sdk")
+shown = endpoints.get("by-sdk")
+assert shown.ai_gateway.rate_limits == [limit] and shown.config.config_version == 3, shown
+
 level = s.ServingEndpointPermissionLevel
 
 
