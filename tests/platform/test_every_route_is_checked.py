@@ -5,7 +5,7 @@ A new route fails here until it refuses, or stands in the lists below with the r
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mosaic.catalog.unity.routes import NOT_SPOKEN
 from mosaic.data import Log
-from mosaic.gateway import Chat, Completions, Embeddings, Endpoints, GatewayRoutes, Predictions, Scores, gateway_app
+from mosaic.gateway import (
+    Asking,
+    Chat,
+    Completions,
+    Embeddings,
+    Endpoints,
+    GatewayRoutes,
+    Limits,
+    LiveEntity,
+    Predictions,
+    QuotaClient,
+    Scores,
+    gateway_app,
+)
+from mosaic.gateway.quota import Answer
+from mosaic.gateway.quota_shard import Command
 from mosaic.monitoring import Ledger
 from mosaic.platform.control import control_app, control_routes
 from mosaic.platform.parts import Parts, build_parts
@@ -152,6 +167,8 @@ def bodies(parts: Parts) -> dict[tuple[str, str], Any]:
         },
         ("POST", "/2.0/serving-endpoints"): {"name": "mine", "config": served},
         ("PUT", "/2.0/serving-endpoints/{name}/config"): served,
+        ("PUT", "/2.0/serving-endpoints/{name}/ai-gateway"): {},
+        ("PUT", "/2.0/serving-endpoints/{name}/rate-limits"): {"rate_limits": [{"calls": 1}]},
         ("POST", "/2.0/vector-search/indexes/{name}/query"): {"query_text": "x"},
         ("POST", "/2.0/mosaic/runs/{run_id}/inputs"): {"table": "closed.docs.entries", "version": 0},
     }
@@ -277,19 +294,23 @@ def test_a_denial_names_no_more_than_what_was_asked(parts: Parts, token: str) ->
 def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
     endpoints = Endpoints(parts.catalog)
 
-    def engine(name: str) -> Engine:
-        raise AssertionError(f"engine {name} was asked for somebody who may not")
+    def engine(entity: LiveEntity) -> Engine:
+        raise AssertionError(f"{entity} was asked for somebody who may not")
+
+    async def quota(commands: Sequence[Command]) -> Sequence[Answer | None]:
+        raise AssertionError(f"{commands} for somebody who may not")
 
     async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
         raise AssertionError(f"index {index} was asked for somebody who may not")
 
+    limits, asking = Limits(QuotaClient([quota]), endpoints.groups_of), Asking(engine)
     routes = GatewayRoutes(
         endpoints,
-        Chat(endpoints, engine, retrieve),
-        Embeddings(endpoints, engine),
-        Predictions(endpoints, engine),
-        Completions(endpoints, engine),
-        Scores(endpoints, engine),
+        Chat(endpoints, limits, asking, retrieve),
+        Embeddings(endpoints, limits, asking),
+        Predictions(endpoints, limits, asking),
+        Completions(endpoints, limits, asking),
+        Scores(endpoints, limits, asking),
         max_body_bytes=10_000,
     )
     ledger = Ledger(Log(tmp_path, owner="gateway"), "gateway")
