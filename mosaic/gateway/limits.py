@@ -107,7 +107,7 @@ class Limits:
     def settle(self, row: Mapping[str, Any]) -> None:
         """When the row is closed: tokens as the engine counted them; none where it never came to that."""
         held = self._open.pop(str(row["request_id"]), None)
-        if held is not None and held.token_asks:
+        if held is not None:
             tokens = (row.get("input_tokens") or 0) + (row.get("output_tokens") or 0)
             self._quota.settle(held.scope, str(row["request_id"]), {ask.bucket: tokens for ask in held.token_asks})
 

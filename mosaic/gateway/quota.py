@@ -5,7 +5,8 @@ what was taken when, so that no window of its length, wherever it begins, ever h
 is refused only if it does not fit. (A token bucket of the same rate lets through nearly twice the limit around a pause;
 counters per calendar minute twice at each turn.) It costs a pair of numbers for each request of the last minute.
 
-All calls are idempotent by the request's id: asked twice, a request gets the answer that it got.
+All calls are idempotent by the request's id: asked twice, a request gets the answer that it got. One that is settled is
+forgotten, since nobody asks for it again.
 """
 
 import math
@@ -111,7 +112,6 @@ class _Request:
     def __init__(self, at: float, parts: dict[str, list[_Taken]], answer: Answer) -> None:
         self.at, self.parts, self.answer = at, parts, answer
         self.extensions = 0
-        self.is_settled = False
 
 
 class Quota:
@@ -154,10 +154,9 @@ class Quota:
 
         What it took beyond that counts too, so that a limit which was passed that way makes the next ones wait.
         """
-        known = self._requests.get(request_id)
-        if known is None or known.is_settled:
+        known = self._requests.pop(request_id, None)
+        if known is None:
             return
-        known.is_settled = True
         for bucket, amount in used.items():
             parts, window = known.parts.get(bucket), self.windows.get(bucket)
             if parts is None or window is None:
