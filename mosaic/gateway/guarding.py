@@ -18,9 +18,8 @@ from mosaic.monitoring.record import compact_json
 from mosaic.protocol import Wire
 
 _LONG = 2_000
-"""Characters whose telephone numbers alone take the guards some 10 ms; more of them are read in a thread, beside the loop that streams."""
-
-
+"""Characters whose telephone numbers alone may take the guards 10 ms; more of them are read in a thread, beside the
+loop that streams."""
 _READ = {"messages", "prompt", "input", "text_1", "text_2", "query", "documents"}
 """The fields of requests that guards read."""
 Looked = TypeVar("Looked")
