@@ -35,7 +35,7 @@ from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings
 from tests.local import free_ports
 
-LITELLM = "litellm[proxy]==1.109.1"
+LITELLM = "litellm[proxy]==1.108.1"
 SECONDS, CLIENTS, STREAMS, WORDS, PACE_MS = 8, 32, 64, 100, 20
 KEY = "sk-benchmark-0123456789"
 EVERY = {"calls": 100_000_000, "key": "user"}

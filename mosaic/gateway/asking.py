@@ -6,7 +6,7 @@ A failure after the first chunk is the answer's end, with an error: its reader h
 """
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +17,7 @@ from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import Engine, EngineRequest
 
-Answers = AsyncIterator[dict[str, Any]]
+Answers = AsyncGenerator[dict[str, Any]]
 _MOST_KEPT = 10_000
 
 
@@ -46,6 +46,8 @@ class Asking:
             return
         self._budget.note_request(now=self._clock())
         entities, attempts, failed = _in_turn(endpoint, drawn), list[dict[str, str]](), None
+        if drawn.is_gone:
+            attempts.append({"entity": drawn.name, "error": "model_gone"})
         for entity in entities:
             passed = self._breaker(entity).admit(now=self._clock())
             if passed is None:
@@ -122,4 +124,4 @@ def _in_turn(endpoint: Endpoint, drawn: LiveEntity) -> list[LiveEntity]:
     """The one that was drawn, and if others may take its place those in their order."""
     if not endpoint.falls_back:
         return [drawn]
-    return [drawn, *(one for one in endpoint.entities if one is not drawn and not one.is_gone)]
+    return [one for one in (drawn, *(one for one in endpoint.entities if one is not drawn)) if not one.is_gone]

@@ -8,6 +8,7 @@ What limits do is in `limits`, guardrails in `guarding`, the choice and its next
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from mosaic.errors import Unprocessable
@@ -60,10 +61,12 @@ class Chat:
             body={**for_the_engine(request), "messages": messages},
             stream=request.stream,
         )
-        answers = self._limits.watched(self._asking.answers(endpoint, exchange, engine_request), exchange)
-        answers = guarding.answers(counted(answers, exchange, stream=request.stream), stream=request.stream)
-        async for item in noted(answers, exchange, model=request.model, retrieved=retrieved):
-            yield item
+        stream = request.stream
+        async with aclosing(self._asking.answers(endpoint, exchange, engine_request)) as asked:
+            answers = counted(self._limits.watched(asked, exchange, stream=stream), exchange, stream=stream)
+            answers = guarding.answers(answers, stream=stream)
+            async for item in noted(answers, exchange, model=request.model, retrieved=retrieved):
+                yield item
 
     async def _look_up(
         self, messages: list[dict[str, Any]], endpoint: Endpoint, exchange: Exchange

@@ -1,6 +1,7 @@
 """One completion of plain text, in order: resolve the endpoint, check the grant, choose who answers, ask, stream."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from mosaic.errors import BadRequest, Unprocessable
@@ -54,7 +55,9 @@ class Completions:
             body={**for_the_engine(request), "prompt": prompt},
             stream=request.stream,
         )
-        answers = self._limits.watched(self._asking.answers(endpoint, exchange, engine_request), exchange)
-        answers = guarding.answers(counted(answers, exchange, stream=request.stream), stream=request.stream)
-        async for item in noted(answers, exchange, model=request.model):
-            yield item
+        stream = request.stream
+        async with aclosing(self._asking.answers(endpoint, exchange, engine_request)) as asked:
+            answers = counted(self._limits.watched(asked, exchange, stream=stream), exchange, stream=stream)
+            answers = guarding.answers(answers, stream=stream)
+            async for item in noted(answers, exchange, model=request.model):
+                yield item

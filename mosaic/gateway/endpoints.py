@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,14 @@ from typing import Any
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.names import INTERNAL
-from mosaic.errors import NotFound, Unavailable, not_found
+from mosaic.errors import BadRequest, NotFound, Unavailable, not_found
 from mosaic.gateway.guards import Guard
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
 from mosaic.serving.external import Access, ExternalModel
+
+logger = logging.getLogger(__name__)
 
 EXECUTE = "EXECUTE"
 """The privilege on an endpoint with which it may be asked."""
@@ -123,12 +126,13 @@ class Endpoints:
     async def reads_first(self, name: str) -> bool:
         """Whether guardrails read what is asked of an endpoint, so that until then nobody keeps it."""
         await self._renew()
-        if name not in self._kept:
+        kept = self._kept  # by reference, as in `_get`
+        if name not in kept:
             try:
-                self._kept[name] = await asyncio.to_thread(self._read, name)
-            except NotFound:
+                kept[name] = await asyncio.to_thread(self._read, name)
+            except (NotFound, BadRequest):  # what is wrong with the name is said by `use`
                 return False
-        return self._kept[name].input_guard is not None
+        return kept[name].input_guard is not None
 
     async def groups_of(self, principal: Principal) -> Sequence[str]:
         """The groups that somebody is in, directly or through groups."""
@@ -219,7 +223,8 @@ class Endpoints:
         )
 
     def _access(self, external: ExternalModel) -> Access | None:
-        """None if the connection is gone. Secrets are opened once for each state of it: that is a row of the audit."""
+        """None if the connection is gone, or says no address that can be one. Secrets are opened once for each state of
+        it: that is a row of the audit."""
         try:
             there = self._catalog.connections.get(external.connection)
         except NotFound:
@@ -227,7 +232,11 @@ class Endpoints:
         state = (there.etag, external.provider)
         if state not in self._opened:
             secrets = self._catalog.connections.secrets(there.name, by=INTERNAL)
-            self._opened[state] = Access.of(external, there.spec["options"], secrets)
+            try:
+                self._opened[state] = Access.of(external, there.spec["options"], secrets)
+            except BadRequest as error:
+                logger.warning("connection %s cannot be used: %s", there.name, error.message)
+                return None
         return self._opened[state]
 
 
@@ -248,12 +257,13 @@ def choose(endpoint: Endpoint, request_id: str) -> LiveEntity:
     """The entity that answers this request: drawn by the shares, from the request's id, so that a row explains
     itself.
 
-    Raises Unavailable if its model is gone.
+    Raises Unavailable if its model is gone and no other may take its place.
     """
     draw = int.from_bytes(blake2b(request_id.encode(), digest_size=8).digest()) % 100
     for entity in endpoint.entities:
         if draw < entity.traffic_percentage:
-            if entity.is_gone:
+            has_other = endpoint.falls_back and not all(one.is_gone for one in endpoint.entities)
+            if entity.is_gone and not has_other:
                 raise Unavailable(
                     f"served entity {entity.name!r} of endpoint {endpoint.served_name!r} has no model any more",
                     param="model",

@@ -32,6 +32,8 @@ class Guarding:
         self._exchange, self._input, self._output = exchange, endpoint.input_guard, endpoint.output_guard
         self._asked = None if self._input is None else self._input.findings()
         self._answered = None if self._output is None else self._output.findings()
+        if self._asked is not None:
+            exchange.note(request=None)  # until it is as the model gets it
         if self._asked is not None or self._answered is not None:
             exchange.note_late(guardrails=self._as_json)
 
@@ -44,7 +46,8 @@ class Guarding:
         if self._input is None or self._asked is None:
             return messages
         guard, findings = self._input, self._asked
-        found = await _aside(messages, lambda: guard_messages(messages, guard, findings))
+        characters = sum(len(message.text) for message in request.messages)
+        found = await _aside(characters, lambda: guard_messages(messages, guard, findings))
         self._keep(request, messages=found)
         return found
 
@@ -53,7 +56,7 @@ class Guarding:
         if self._input is None or self._asked is None:
             return list(texts)
         guard, findings = self._input, self._asked
-        found = await _aside(texts, lambda: [guard.check(text, findings) for text in texts])
+        found = await _aside(sum(map(len, texts)), lambda: [guard.check(text, findings) for text in texts])
         self._keep(request, **{field: found})
         return found
 
@@ -80,12 +83,13 @@ class Guarding:
         assert self._answered is not None
         async for answer in answers:
             findings = self._answered
-            yield await _aside(answer, functools.partial(guard_answer, answer, guard, findings))
+            characters = len(compact_json(answer["choices"]))
+            yield await _aside(characters, functools.partial(guard_answer, answer, guard, findings))
 
     def _as_json(self) -> str:
         sides = {"input": self._asked, "output": self._answered}
         return compact_json({side: found.as_json() for side, found in sides.items() if found is not None})
 
 
-async def _aside(told: object, look: Callable[[], Looked]) -> Looked:
-    return look() if len(str(told)) < _LONG else await asyncio.to_thread(look)
+async def _aside(characters: int, look: Callable[[], Looked]) -> Looked:
+    return look() if characters < _LONG else await asyncio.to_thread(look)

@@ -19,6 +19,8 @@ from mosaic.serving.ai_gateway import GuardrailRules
 
 _TEXTS = ("content", "refusal", "reasoning", "reasoning_content")
 """The fields of a message, or of a piece of one, that are text."""
+_TOLD = {"role", "name", "tool_calls", "tool_call_id", "text", *_TEXTS}
+"""All that leaves of a message or a piece of one: what else a provider puts there nobody has looked at."""
 _HEAD = {"id", "object", "created", "model", "system_fingerprint", "service_tier", "choices"}
 """The fields of a chunk that tell nothing without choices."""
 
@@ -146,7 +148,7 @@ class _GuardedChoice:
         return {**({"delta": rest} if self._is_chat else rest), "finish_reason": None}
 
     def _feed_told(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        out = dict(told)
+        out = {field: value for field, value in told.items() if field in _TOLD}
         for field in (*_TEXTS, "text"):
             if text := told.get(field):
                 if field not in self._texts:
@@ -182,7 +184,7 @@ class _GuardedChoice:
 
 
 def _guarded_message(message: Mapping[str, Any], guard: Guard, findings: Findings) -> dict[str, Any]:
-    out = dict(message)
+    out = {field: value for field, value in message.items() if field in _TOLD}
     for field in _TEXTS:
         if isinstance(text := message.get(field), str):
             out[field] = guard.check(text, findings)

@@ -72,20 +72,26 @@ class Limits:
         shares = [share for limit in mine for share in _shares(endpoint.name, limit, exchange.principal, tokens)]
         if not shares:
             return
+        # Before it is asked: a client that leaves meanwhile has its row closed, and what it took given back.
+        self._open[exchange.request_id] = _Held(endpoint.name, shares, answers)
         answer = await self._quota.reserve(endpoint.name, exchange.request_id, [share.ask for share in shares])
         exchange.tell(_headers(answer, shares))
         if not answer.granted:
+            del self._open[exchange.request_id]
             if answer.retry_after_seconds is None:
                 exchange.tell({"x-should-retry": "false"})
             else:
                 exchange.tell_wait(answer.retry_after_seconds)
             raise RateLimited(f"endpoint {endpoint.served_name!r}: {_refusal(answer, shares)}")
-        self._open[exchange.request_id] = _Held(endpoint.name, shares, answers)
 
-    def watched(self, answers: AsyncIterator[dict[str, Any]], exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
+    def watched(
+        self, answers: AsyncIterator[dict[str, Any]], exchange: Exchange, *, stream: bool
+    ) -> AsyncIterator[dict[str, Any]]:
         """A stream that reserves on as it grows; raises RateLimited where nothing is left for it."""
         held = self._open.get(exchange.request_id)
-        return answers if held is None or not held.token_asks else self._reserving(answers, held, exchange.request_id)
+        if not stream or held is None or not held.token_asks:
+            return answers
+        return self._reserving(answers, held, exchange.request_id)
 
     async def _reserving(
         self, answers: AsyncIterator[dict[str, Any]], held: _Held, request_id: str
@@ -93,9 +99,10 @@ class Limits:
         more = [ask._replace(amount=STEP_TOKENS) for ask in held.token_asks]
         made = 0
         async for item in answers:
-            usage = item.get("usage")
-            made = usage["completion_tokens"] if usage else made + len(item["choices"])
-            while made > held.answer_tokens:
+            counted = (item.get("usage") or {}).get("completion_tokens")
+            made = made + len(item["choices"]) if counted is None else counted
+            # What comes without choices is said already, and only counted: it is settled with the row.
+            while item["choices"] and made > held.answer_tokens:
                 held.extensions += 1
                 answer = await self._quota.extend(held.scope, request_id, held.extensions, more)
                 if not answer.granted:

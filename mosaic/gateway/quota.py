@@ -109,8 +109,9 @@ class _Window:
 
 
 class _Request:
-    def __init__(self, at: float, parts: dict[str, list[_Taken]], answer: Answer) -> None:
+    def __init__(self, at: float, asks: Sequence[Ask], parts: dict[str, list[_Taken]], answer: Answer) -> None:
         self.at, self.parts, self.answer = at, parts, answer
+        self.window_seconds = {ask.bucket: ask.window_seconds for ask in asks}
         self.extensions = 0
 
 
@@ -129,7 +130,7 @@ class Quota:
         self._forget(now)
         answer, parts = self._take(asks, now)
         if answer.granted:
-            self._requests[request_id] = _Request(now, {bucket: [part] for bucket, part in parts.items()}, answer)
+            self._requests[request_id] = _Request(now, asks, {bucket: [part] for bucket, part in parts.items()}, answer)
         return answer
 
     def extend(self, request_id: str, number: int, asks: Sequence[Ask], now: float) -> Answer:
@@ -139,7 +140,7 @@ class Quota:
         """
         known = self._requests.get(request_id)
         if known is None:
-            known = self._requests[request_id] = _Request(now, {}, Answer({}))
+            known = self._requests[request_id] = _Request(now, asks, {}, Answer({}))
         if number <= known.extensions:
             return known.answer
         answer, parts = self._take(asks, now)
@@ -158,9 +159,11 @@ class Quota:
         if known is None:
             return
         for bucket, amount in used.items():
-            parts, window = known.parts.get(bucket), self.windows.get(bucket)
-            if parts is None or window is None:
+            parts = known.parts.get(bucket)
+            if parts is None:
                 continue
+            # Its window may have passed and be gone, and what was used beyond what was reserved counts from now on.
+            window = self.windows.setdefault(bucket, _Window(known.window_seconds[bucket]))
             window.pass_to(now)
             unused = sum(part.amount for part in parts) - amount
             if unused < 0:

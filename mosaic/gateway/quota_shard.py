@@ -144,7 +144,11 @@ class _Batches:
 
     async def _run(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting, []
+            # Without those that nobody waits for any more: they would take from windows what never runs.
+            batch = [one for one in self._waiting if one[1] is None or not one[1].done()]
+            self._waiting = []
+            if not batch:
+                break
             try:
                 answers = await self._apply([command for command, _ in batch])
             except Exception as error:  # handed on to everybody who waits for it

@@ -253,7 +253,8 @@ class ScoreRequest(Wire):
 
     @property
     def prompt_bytes(self) -> int:
-        return sum(len(text.encode()) for pair in self.pairs() for text in pair)
+        sizes = {text: len(text.encode()) for pair in self.pairs() for text in pair}
+        return sum(sizes[text] for pair in self.pairs() for text in pair)
 
     def pairs(self) -> list[tuple[str, str]]:
         left = [self.text_1] if isinstance(self.text_1, str) else self.text_1
@@ -285,7 +286,8 @@ class RerankRequest(Wire):
 
     @property
     def prompt_bytes(self) -> int:
-        return sum(len(self.query.encode()) + len(text.encode()) for text in self.texts())
+        texts = self.texts()
+        return len(self.query.encode()) * len(texts) + sum(len(text.encode()) for text in texts)
 
     def texts(self) -> list[str]:
         return [one if isinstance(one, str) else one.text for one in self.documents]

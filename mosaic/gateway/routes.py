@@ -10,7 +10,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
-from mosaic.errors import BadRequest, UnsupportedField
+from mosaic.errors import BadRequest, MosaicError, UnsupportedField
 from mosaic.gateway.chat import Chat
 from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
@@ -121,7 +121,9 @@ class GatewayRoutes:
             body = {**body, "model": model}
         exchange.note_principal(http.state.principal)
         text = _text(body)
-        if not isinstance(body, dict) or not await self._endpoints.reads_first(str(body.get("model"))):
+        if isinstance(body, dict) and await self._endpoints.reads_first(str(body.get("model"))):
+            exchange.is_guarded = True
+        else:
             exchange.note(request=text)
         if isinstance(body, dict):
             exchange.note(endpoint=str(body.get("model")), streamed=bool(body.get("stream", False)))
@@ -232,7 +234,10 @@ def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
     principal, error = state.get("principal"), state.get("error")
     if isinstance(principal, Principal):
         exchange.note_principal(principal)
-    if error is not None:
+    if isinstance(error, MosaicError) and exchange.is_guarded and exchange.get("endpoint_config_version") is None:
+        # It was not understood, so no guard has read it, and what is said of a wrong field quotes it.
+        exchange.note(error=f"{error.code}: {error.param}")
+    elif error is not None:
         exchange.note(error=str(error))
 
 

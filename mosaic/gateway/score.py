@@ -48,9 +48,9 @@ class Scores:
         if endpoint.task != "score":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for scores", param="model")
         await self._limits.admit(endpoint, exchange, request)
-        texts = [text for pair in pairs for text in pair]
-        texts = await Guarding(endpoint, exchange).texts(texts, request, "pairs")
-        pairs = list(zip(texts[::2], texts[1::2], strict=True))
+        once = list(dict.fromkeys(text for pair in pairs for text in pair))  # a query stands in each of its pairs
+        found = dict(zip(once, await Guarding(endpoint, exchange).texts(once, request, "texts"), strict=True))
+        pairs = [(found[left], found[right]) for left, right in pairs]
         asked = EngineRequest(request_id=exchange.request_id, task="score", body={"pairs": pairs})
         async for answer in self._asking.answers(endpoint, exchange, asked):
             exchange.note_first_token()

@@ -24,6 +24,8 @@ class Exchange:
         self._principal: Principal | None = None
         self._started = time.perf_counter()
         self.closed = False
+        self.is_guarded = False
+        """Whether guardrails read what is asked before anything keeps it."""
         self.headers: dict[str, str] = {}
         """Of the answer, beside its own."""
 

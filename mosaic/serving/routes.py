@@ -178,8 +178,8 @@ class ServingRoutes:
     def create(self, call: Call) -> EndpointInfo:
         asked = call.parse(CreateEndpoint)
         serving = self._serving(call.principal)
-        settings = _settings(serving, asked.name, asked.config)
-        return _info(serving, serving.create(settings.model_copy(update={"ai_gateway": _ai_gateway(asked.ai_gateway)})))
+        held = Before({"ai_gateway": _ai_gateway(asked.ai_gateway).model_dump(mode="json")})
+        return _info(serving, serving.create(_settings(serving, asked.name, asked.config, held)))
 
     def list(self, call: Call) -> ListedEndpoints:
         serving = self._serving(call.principal)

@@ -122,6 +122,20 @@ def test_the_next_entity_answers_for_one_that_fails_and_then_at_once(
         assert "".join(one.choices[0].delta.content or "" for one in stream if one.choices) == "hello there world"
 
 
+def test_the_next_entity_answers_for_one_that_is_gone(
+    platform: Platform, client: OpenAI, double: str, outside: Any
+) -> None:
+    options = {"base_url": f"{double}/v1"}
+    platform.catalog.connections.create("to-nowhere", connection_type="OPENAI", options=options, owner="admin")
+    gone = {"provider": "custom", "name": "m1", "connection": "to-nowhere"}
+    name = outside({"name": "a", "external_model": gone}, {"name": "b", "model": "echo"}, **FALLS_BACK)
+    assert row(platform, client.chat.completions.create(model=name, messages=HELLO).id)["served_entity"] == "a"
+    platform.catalog.connections.delete("to-nowhere")
+    time.sleep(0.4)
+    kept = row(platform, client.chat.completions.create(model=name, messages=HELLO).id)
+    assert kept["served_entity"] == "b" and kept["attempts"] == [{"entity": "a", "error": "model_gone"}]
+
+
 def test_what_fails_once_it_has_begun_ends_with_an_error(platform: Platform, token: str, outside: Any) -> None:
     name = outside(entity("a", "m1 tokens: 9 fault: cut"), {"name": "b", "model": "echo"}, **FALLS_BACK)
     asked = {"model": name, "messages": HELLO, "stream": True}

@@ -71,6 +71,10 @@ def test_what_is_asked_is_masked_before_a_model_reads_it(platform: Platform, cli
     # nor is it kept of a request that is refused before a guard has read it
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.chat.completions.create(model=name, messages=messages(ASKED), temperature=9)
+    with pytest.raises(openai.BadRequestError, match="messages") as misread:
+        client.chat.completions.create(model=name, messages=ASKED)  # type: ignore[arg-type]
+    kept = row(platform, misread.value.response.headers["x-request-id"])
+    assert kept["error"] == "invalid_request: messages" and kept["request"] is None
     platform.flush_ledger()
     assert not files_with(platform, MAIL) and not files_with(platform, CARD)
 

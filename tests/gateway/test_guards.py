@@ -157,6 +157,16 @@ def test_a_whole_answer_is_guarded_in_each_choice() -> None:
     }
 
 
+def test_what_no_rule_reads_does_not_leave() -> None:
+    thought = [{"type": "reasoning.text", "text": "ask ann.example@posteo.de"}]
+    message = {"role": "assistant", "content": "yes", "reasoning_details": thought}
+    answer = {"choices": [{"index": 0, "message": message}]}
+    assert guard_answer(answer, MASK, MASK.findings())["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "yes",
+    }
+
+
 def test_logprobs_are_refused_where_they_would_tell_what_is_masked() -> None:
     assert refuses_logprobs(MASK) and refuses_logprobs(rules(invalid_keywords=["x"]))
     assert not refuses_logprobs(None) and not refuses_logprobs(rules(max_characters=9))

@@ -112,6 +112,16 @@ def test_tokens_are_reserved_and_what_was_not_used_comes_back(platform: Platform
     assert never.value.response.headers["x-should-retry"] == "false"
 
 
+def test_a_whole_answer_is_never_cut_off_and_makes_the_next_wait(platform: Platform, limited: str) -> None:
+    limit(platform, limited, {"tokens": 1300})
+    client = client_of(platform, "limited-ann")
+    words: Any = [{"role": "user", "content": "w " * 1_000}]
+    answer = client.chat.completions.create(model=limited, messages=words)
+    assert answer.usage is not None and answer.usage.total_tokens > 2_000
+    with pytest.raises(openai.RateLimitError, match="1300 tokens a minute for all callers is reached"):
+        ask(client, limited, max_tokens=1)
+
+
 def test_a_stream_takes_more_as_it_grows_and_is_cut_off_where_nothing_is_left(platform: Platform, limited: str) -> None:
     limit(platform, limited, {"tokens": 1300})
     client = client_of(platform, "limited-ann")
@@ -145,7 +155,13 @@ def test_over_rest_in_databricks_shape(platform: Platform, limited: str) -> None
 
     wanted = {"rate_limits": [{"calls": 2, "key": "user", "renewal_period": "minute"}]}
     told = put("ai-gateway", wanted)
-    assert told.status_code == 200 and told.json() == {**wanted, "usage_tracking_config": {"enabled": True}}
+    held = {
+        **wanted,
+        "guardrails": {},
+        "fallback_config": {"enabled": False},
+        "usage_tracking_config": {"enabled": True},
+    }
+    assert told.status_code == 200 and told.json() == held
     platform.serving.wait(limited)
     shown = httpx.get(f"{platform.base_url}{BASE}/{limited}", headers=admin).json()
     assert shown["ai_gateway"]["rate_limits"] == wanted["rate_limits"] and shown["config"]["config_version"] == 2
@@ -154,6 +170,14 @@ def test_over_rest_in_databricks_shape(platform: Platform, limited: str) -> None
     # a change of what is served leaves the limits as they are
     put("config", {"served_entities": [{"name": "other", "entity_name": "echo"}]})
     assert platform.serving.wait(limited).config["ai_gateway"]["rate_limits"][0]["calls"] == 2
+    made = {
+        "name": f"{limited}-2",
+        "config": {"served_entities": [{"name": "e", "entity_name": "echo"}], "task": "embed"},
+    }
+    rules = {"guardrails": {"output": {"pii": {"behavior": "MASK"}}}}
+    told = httpx.post(f"{platform.base_url}{BASE}", json={**made, "ai_gateway": rules}, headers=admin, timeout=60)
+    assert told.status_code == 400 and "only for endpoints whose task" in told.json()["message"]
+    assert httpx.get(f"{platform.base_url}{BASE}/{limited}-2", headers=admin).status_code == 404
     for body, says in (
         ({"rate_limits": [{"key": "user"}]}, "needs calls or tokens"),
         ({"rate_limits": [{"calls": -1}]}, "rate_limits.0.calls"),

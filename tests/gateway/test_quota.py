@@ -57,6 +57,16 @@ def test_what_was_not_used_comes_back_and_what_was_used_beyond_it_counts() -> No
     assert quota.reserve("r4", [ask(70)], 65.0).granted  # of r2 the 30 beyond its reservation still count
 
 
+def test_what_was_used_beyond_the_reservation_counts_also_after_its_window() -> None:
+    quota = Quota()
+    quota.reserve("slow", [ask(10)], 0.0)
+    for second in range(61, 70):  # the window has passed, and is forgotten
+        quota.reserve(f"r{second}", [ask(1, "another")], float(second))
+    assert "b" not in quota.windows
+    quota.settle("slow", {"b": 500}, 70.0)
+    assert quota.reserve("next", [ask(1)], 71.0).retry_after_seconds == 59.0
+
+
 def test_memory_follows_what_goes_on() -> None:
     quota = Quota()
     for number in range(5_000):
@@ -147,6 +157,31 @@ def test_many_clients_of_several_gateways_share_one_limit(tmp_path: Path, dies: 
             assert left.left[f"{scope} tokens"].remaining == 1_000 - 30 * 10 - 10
 
     asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_who_left_before_it_was_asked_takes_nothing(tmp_path: Path) -> None:
+    shard, told = Shard(tmp_path), list[Command]()
+    go = asyncio.Event()
+
+    async def apply(commands: Sequence[Command]) -> Sequence[Answer | None]:
+        await go.wait()
+        told.extend(commands)
+        return shard.apply(commands)
+
+    async def run() -> None:
+        client = QuotaClient([apply])
+        first = asyncio.create_task(client.reserve("a", "r1", [ask(1)]))
+        await asyncio.sleep(0)
+        left = asyncio.create_task(client.reserve("a", "r2", [ask(50)]))
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.sleep(0)
+        go.set()
+        assert (await first).granted
+        assert (await client.reserve("a", "r3", [ask(0)])).left["b"].remaining == LIMIT - 1
+        assert [command.request_id for command in told] == ["r1", "r3"]
+
+    asyncio.run(run())
 
 
 def test_a_shard_that_is_away_lets_nothing_through() -> None:
