@@ -23,7 +23,7 @@ from mosaic.monitoring import Exchange, Ledger
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import PREDICT_INPUTS, Principal
 from mosaic.runtime import Authenticate, ShapeErrors
-from mosaic.runtime.asgi import header, read_json
+from mosaic.runtime.asgi import check_depth, header, read_json
 from mosaic.settings import explain
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -115,6 +115,7 @@ class GatewayRoutes:
         """The body, noted in the row before anything is made of it; `model` is the endpoint if the path names it."""
         exchange: Exchange = http.state.exchange
         body = await read_json(http.scope, http.receive, self._max_body_bytes)
+        check_depth(body)
         if model is not None and isinstance(body, dict):
             if body.get("model", model) != model:
                 raise BadRequest(f"model = {body['model']!r} is not the endpoint {model!r} of the path", param="model")

@@ -265,7 +265,7 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
     """The request's JSON body; raises TooLarge as soon as it says or passes the limit, BadRequest when it is not
-    JSON, or nested so deeply that it cannot be passed on."""
+    JSON."""
     said = header(scope, b"content-length") or ""
     if said.isdigit() and (len(said) > 18 or int(said) > limit_bytes):
         raise _too_large(limit_bytes)
@@ -280,18 +280,16 @@ async def read_json(scope: Scope, receive: Receive, limit_bytes: int) -> Any:
         if len(body) > limit_bytes:
             raise _too_large(limit_bytes)
     try:
-        found = json.loads(bytes(body))
+        return json.loads(bytes(body))
     except (ValueError, RecursionError) as error:  # the second for brackets thousands deep
         raise BadRequest(f"the body is not JSON: {error}") from None
-    _check_depth(found)
-    return found
 
 
 def _too_large(limit_bytes: int) -> TooLarge:
     return TooLarge(f"the body is over the limit of {limit_bytes} bytes", code="request_too_large")
 
 
-def _check_depth(body: Any, deepest: int = 64) -> None:
+def check_depth(body: Any, deepest: int = 64) -> None:
     """Raises BadRequest for what is nested so deeply that it cannot be passed on; without recursion itself."""
     level, depth = [body], 0
     while level:

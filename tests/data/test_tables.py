@@ -52,6 +52,17 @@ def test_create_registers_and_is_repeatable(tables: Tables) -> None:
         tables.create(NAME, SCHEMA, primary_key=None, owner="ann")
 
 
+def test_a_table_grows_by_the_columns_that_it_lacks(words: Tables, catalog: Catalog) -> None:
+    words.append(NAME, rows("sea"))
+    wider = SCHEMA.append(pa.field("from", pa.string()))
+    assert words.grow(NAME, wider) == 1 and words.grow(NAME, wider) == 0
+    assert words.to_arrow(NAME).to_pylist() == [{"word": "sea", "length": 3, "from": None}]
+    assert [column["name"] for column in catalog.get_table(NAME).columns] == ["word", "length", "from"]
+    assert words.create(NAME, wider, primary_key="word", owner="ann").name == NAME
+    with pytest.raises(Conflict, match="nothing in \\['must'\\]"):
+        words.grow(NAME, wider.append(pa.field("must", pa.string(), nullable=False)))
+
+
 KILLED = """
 import os, signal, sys
 from mosaic.catalog import Catalog

@@ -14,6 +14,7 @@ from mosaic.platform import Platform
 from mosaic.platform.parts import Parts, build_parts
 from mosaic.protocol import Principal
 from mosaic.runtime import Cluster
+from mosaic.serving.ai_gateway import AiGateway
 from mosaic.serving.batch import BatchSettings
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
 from mosaic.training import TrainSettings
@@ -33,6 +34,7 @@ PLATFORM: dict[str, Way] = {
 }
 TABLES: dict[str, Way] = {
     "create": lambda own: own.tables.create("main.docs.more", SCHEMA, primary_key=None, owner="eve"),
+    "grow": lambda own: own.tables.grow(TABLE, SCHEMA.append(pa.field("more", pa.string()))),
     "append": lambda own: own.tables.append(TABLE, ROWS),
     "append_once": lambda own: own.tables.append_once(TABLE, ROWS, "work", 1, after=0),
     "position": lambda own: own.tables.position(TABLE, "work"),
@@ -61,6 +63,7 @@ SERVING: dict[str, Way] = {
     "create": lambda own: own.serving.create(endpoint("new")),
     "update": lambda own: own.serving.update(endpoint("closed")),
     "put": lambda own: own.serving.put(endpoint("new")),
+    "put_ai_gateway": lambda own: own.serving.put_ai_gateway("closed", AiGateway()),
     "get": lambda own: own.serving.get("closed"),
     "configs": lambda own: own.serving.configs("closed"),
     "wait": lambda own: own.serving.wait("closed"),
