@@ -46,7 +46,7 @@ class Guarding:
         if self._input is None or self._asked is None:
             return messages
         guard, findings = self._input, self._asked
-        characters = sum(len(message.text) for message in request.messages)
+        characters = len(compact_json(messages))  # the arguments of tool calls too
         found = await _aside(characters, lambda: guard_messages(messages, guard, findings))
         self._keep(request, messages=found)
         return found
