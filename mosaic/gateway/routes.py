@@ -11,10 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
 from mosaic.errors import BadRequest, MosaicError, UnsupportedField
-from mosaic.gateway.chat import Chat
+from mosaic.gateway.asking import Asking
+from mosaic.gateway.chat import Chat, Retriever
 from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
+from mosaic.gateway.limits import Limits
 from mosaic.gateway.predict import Predictions
 from mosaic.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ScoreRequest
 from mosaic.gateway.score import Scores
@@ -35,17 +37,18 @@ class GatewayRoutes:
     def __init__(
         self,
         endpoints: Endpoints,
-        chat: Chat,
-        embeddings: Embeddings,
-        predictions: Predictions,
-        completions: Completions,
-        scores: Scores,
+        limits: Limits,
+        asking: Asking,
+        retrieve: Retriever,
         *,
         max_body_bytes: int,
     ) -> None:
-        self._endpoints, self._chat, self._embeddings = endpoints, chat, embeddings
-        self._predictions, self._completions, self._scores = predictions, completions, scores
-        self._max_body_bytes = max_body_bytes
+        self._endpoints, self._max_body_bytes = endpoints, max_body_bytes
+        self._chat = Chat(endpoints, limits, asking, retrieve)
+        self._completions = Completions(endpoints, limits, asking)
+        self._embeddings = Embeddings(endpoints, limits, asking)
+        self._scores = Scores(endpoints, limits, asking)
+        self._predictions = Predictions(endpoints, limits, asking)
 
     def routes(self) -> list[Route]:
         return [

@@ -22,17 +22,12 @@ from mosaic.data.retention import purge
 from mosaic.errors import NotFound, Unavailable
 from mosaic.gateway import (
     Asking,
-    Chat,
-    Completions,
-    Embeddings,
     Endpoints,
     GatewayRoutes,
     Limits,
     LiveEntity,
-    Predictions,
     ProviderEngines,
     QuotaClient,
-    Scores,
     ensure_shards,
     gateway_app,
 )
@@ -96,16 +91,8 @@ class Gateway:
                 [hit.payload for hit in hits],
             )
 
-        asking = Asking(engine)
-        routes = GatewayRoutes(
-            endpoints,
-            Chat(endpoints, limits, asking, retrieve),
-            Embeddings(endpoints, limits, asking),
-            Predictions(endpoints, limits, asking),
-            Completions(endpoints, limits, asking),
-            Scores(endpoints, limits, asking),
-            max_body_bytes=settings.max_body_bytes,
-        )
+        limit_bytes = settings.max_body_bytes
+        routes = GatewayRoutes(endpoints, limits, Asking(engine), retrieve, max_body_bytes=limit_bytes)
         self._app = gateway_app(routes, self._ledger, parts.catalog)
         # What imports have left behind stays: to look at it again would hold up streams for 0.1 s.
         gc.collect()

@@ -14,15 +14,10 @@ from mosaic.catalog import Catalog
 from mosaic.data.wal import Log
 from mosaic.gateway import (
     Asking,
-    Chat,
-    Completions,
-    Embeddings,
     Endpoints,
     GatewayRoutes,
     Limits,
-    Predictions,
     QuotaClient,
-    Scores,
     gateway_app,
 )
 from mosaic.gateway.quota_shard import Shard
@@ -109,10 +104,7 @@ def app_of(catalog: Catalog, folder: Path) -> Any:
 
     endpoints = Endpoints(catalog)
     limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-    asking = Asking(lambda entity: engine)
-    parts = [of(endpoints, limits, asking) for of in (Embeddings, Predictions, Completions, Scores)]
-    chat = Chat(endpoints, limits, asking, retrieve)
-    routes = GatewayRoutes(endpoints, chat, *parts, max_body_bytes=100_000)
+    routes = GatewayRoutes(endpoints, limits, Asking(lambda entity: engine), retrieve, max_body_bytes=100_000)
     return gateway_app(routes, Ledger(Log(folder / "spool", owner="gateway"), "gateway", limits.settle), catalog)
 
 

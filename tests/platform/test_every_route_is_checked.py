@@ -19,16 +19,11 @@ from mosaic.catalog.unity.routes import NOT_SPOKEN
 from mosaic.data import Log
 from mosaic.gateway import (
     Asking,
-    Chat,
-    Completions,
-    Embeddings,
     Endpoints,
     GatewayRoutes,
     Limits,
     LiveEntity,
-    Predictions,
     QuotaClient,
-    Scores,
     gateway_app,
 )
 from mosaic.gateway.quota import Answer
@@ -304,15 +299,7 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
         raise AssertionError(f"index {index} was asked for somebody who may not")
 
     limits, asking = Limits(QuotaClient([quota]), endpoints.groups_of), Asking(engine)
-    routes = GatewayRoutes(
-        endpoints,
-        Chat(endpoints, limits, asking, retrieve),
-        Embeddings(endpoints, limits, asking),
-        Predictions(endpoints, limits, asking),
-        Completions(endpoints, limits, asking),
-        Scores(endpoints, limits, asking),
-        max_body_bytes=10_000,
-    )
+    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=10_000)
     ledger = Ledger(Log(tmp_path, owner="gateway"), "gateway")
     app = gateway_app(routes, ledger, parts.catalog)
     said = {
