@@ -13,6 +13,7 @@ from typing import Any
 from mosaic.errors import MosaicError, Unavailable
 from mosaic.gateway.endpoints import Endpoint, LiveEntity, choose
 from mosaic.gateway.providers import Breaker, Pass, RetryBudget, outcome
+from mosaic.gateway.sticky import unit_of
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import Engine, EngineRequest
@@ -33,12 +34,15 @@ class Asking:
         self._breakers: dict[Hashable, Breaker] = {}
         self._budget = RetryBudget()
 
-    async def answers(self, endpoint: Endpoint, exchange: Exchange, request: EngineRequest) -> Answers:
-        """What the entity answers that is asked last; it is in the exchange's row, with those before it.
+    async def answers(
+        self, endpoint: Endpoint, exchange: Exchange, request: EngineRequest, user: str | None = None
+    ) -> Answers:
+        """What the entity answers that is asked last; it is in the exchange's row, with those before it. `user` is whom
+        the request names as its user.
 
         Raises what that one raised, and Unavailable (`entities_left_alone`) while all of them are left alone.
         """
-        drawn = choose(endpoint, exchange.request_id)
+        drawn = draw(endpoint, exchange, user)
         if not endpoint.falls_back and drawn.external is None:
             exchange.note(**drawn.columns())
             async for item in self._engine(drawn).answer(_for(drawn, request)):
@@ -114,6 +118,16 @@ class Asking:
         error = Unavailable(f"{told}; try again in {wait:.1f} s", code="entities_left_alone")
         error.retry_after_seconds = wait
         return error
+
+
+def draw(endpoint: Endpoint, exchange: Exchange, user: str | None) -> LiveEntity:
+    """The entity whose turn it is, and in the row for whom it was drawn if each user keeps its own. Raises as
+    `choose`."""
+    unit = None
+    if endpoint.is_sticky:
+        unit = unit_of(endpoint.name, exchange.principal.name, user)
+        exchange.note(randomization_unit=unit)
+    return choose(endpoint, exchange.request_id, unit)
 
 
 def _for(entity: LiveEntity, request: EngineRequest) -> EngineRequest:

@@ -43,7 +43,7 @@ class Embeddings:
         if request.dimensions is not None:
             body["dimensions"] = request.dimensions
         asked = EngineRequest(request_id=exchange.request_id, task="embed", body=body)
-        async for answer in self._asking.answers(endpoint, exchange, asked):
+        async for answer in self._asking.answers(endpoint, exchange, asked, request.user):
             return self._shape(request, answer, exchange)
         raise EngineFailed("the engine ended without an answer")
 

@@ -14,6 +14,7 @@ from mosaic.catalog import Catalog
 from mosaic.catalog.names import INTERNAL
 from mosaic.errors import BadRequest, NotFound, Unavailable, not_found
 from mosaic.gateway.guards import Guard
+from mosaic.gateway.sticky import arm_of
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
@@ -78,6 +79,8 @@ class Endpoint:
     """What looks at what is answered."""
     falls_back: bool = False
     """Whether other entities take the place of one that fails."""
+    is_sticky: bool = False
+    """Whether each user keeps its entity."""
 
 
 class Endpoints:
@@ -199,6 +202,7 @@ class Endpoints:
             input_guard=_guard(settings.ai_gateway.guardrails.input),
             output_guard=_guard(settings.ai_gateway.guardrails.output),
             falls_back=settings.ai_gateway.fallback_config.enabled,
+            is_sticky=settings.sticky == "user",
         )
 
     def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:
@@ -253,22 +257,27 @@ def _ready(endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
-def choose(endpoint: Endpoint, request_id: str) -> LiveEntity:
-    """The entity that answers this request: drawn by the shares, from the request's id, so that a row explains
-    itself.
+def choose(endpoint: Endpoint, request_id: str, unit: str | None = None) -> LiveEntity:
+    """The entity that answers this request: the one that the unit keeps, or else drawn by the shares from the request's
+    id; either way a row explains itself.
 
     Raises Unavailable if its model is gone and no other may take its place.
     """
+    entity = _drawn(endpoint, request_id) if unit is None else arm_of(endpoint.entities, unit)
+    has_other = endpoint.falls_back and not all(one.is_gone for one in endpoint.entities)
+    if entity.is_gone and not has_other:
+        raise Unavailable(
+            f"served entity {entity.name!r} of endpoint {endpoint.served_name!r} has no model any more",
+            param="model",
+            code="model_gone",
+        )
+    return entity
+
+
+def _drawn(endpoint: Endpoint, request_id: str) -> LiveEntity:
     draw = int.from_bytes(blake2b(request_id.encode(), digest_size=8).digest()) % 100
     for entity in endpoint.entities:
         if draw < entity.traffic_percentage:
-            has_other = endpoint.falls_back and not all(one.is_gone for one in endpoint.entities)
-            if entity.is_gone and not has_other:
-                raise Unavailable(
-                    f"served entity {entity.name!r} of endpoint {endpoint.served_name!r} has no model any more",
-                    param="model",
-                    code="model_gone",
-                )
             return entity
         draw -= entity.traffic_percentage
     raise AssertionError("the shares of an endpoint add up to 100")

@@ -52,7 +52,7 @@ class Scores:
         found = dict(zip(once, await Guarding(endpoint, exchange).texts(once, request, "texts"), strict=True))
         pairs = [(found[left], found[right]) for left, right in pairs]
         asked = EngineRequest(request_id=exchange.request_id, task="score", body={"pairs": pairs})
-        async for answer in self._asking.answers(endpoint, exchange, asked):
+        async for answer in self._asking.answers(endpoint, exchange, asked, request.user):
             exchange.note_first_token()
             exchange.note_usage(Usage(prompt_tokens=int(answer["prompt_tokens"])))
             return answer["scores"], int(answer["prompt_tokens"])

@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         ("gateway", pa.string()),
         ("guardrails", pa.string()),
         ("attempts", pa.string()),
+        ("randomization_unit", pa.string()),
     ]
 )
 """Column for column what Databricks' inference tables hold, with the exact versions that they lack."""

@@ -15,6 +15,7 @@ class Before:
         self._task: str = config.get("task", "chat")
         self.config = config
         self.retrieval: dict[str, Any] | None = config.get("retrieval")
+        self.sticky: str | None = config.get("sticky")
         self.ai_gateway: dict[str, Any] = config.get("ai_gateway", {})
 
     @classmethod

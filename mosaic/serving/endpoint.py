@@ -100,6 +100,9 @@ class EndpointSettings(Settings):
     /v1/score and /v1/rerank, or the predictions of a custom model."""
     served_entities: list[ServedEntity] = Field(min_length=1, max_length=10)
     """Who answers; the shares add up to 100."""
+    sticky: Literal["random", "user"] = "random"
+    """Whether who answers is drawn for each request, or each user keeps its served entity: who asks, or whom the
+    request's `user` names. When shares change only as many users move as must."""
     retrieval: Retrieval | None = None
     """Looked up before the model is asked; only for chat."""
     ai_gateway: AiGateway = AiGateway()

@@ -56,6 +56,8 @@ class TrafficRoute(Asked):
 
 class TrafficConfig(Asked):
     routes: list[TrafficRoute] = Field(max_length=10)
+    sticky: str | None = None
+    """Ours: `random`, or `user` for a split in which each user keeps its served entity."""
 
 
 class AskedConfig(Asked):
@@ -249,7 +251,9 @@ def _settings(serving: Serving, name: str, asked: AskedConfig, before: Before | 
     retrieval = asked.retrieval or None
     if asked.retrieval is None and task in (None, "chat", _TASKS["chat"]):
         retrieval = before.retrieval
+    sticky = (asked.traffic_config.sticky if asked.traffic_config else None) or before.sticky
     more = {"task": ours.get(task or "", task), "retrieval": retrieval, "ai_gateway": before.ai_gateway}
+    more |= {"sticky": sticky}
     told = {"name": name, "served_entities": entities, **{key: one for key, one in more.items() if one is not None}}
     return EndpointSettings.parse(told, source="config")
 
@@ -405,7 +409,7 @@ def _config(config: dict[str, Any], version: int, state: EntityState) -> Answere
     return AnsweredConfig(
         config_version=version,
         served_entities=entities,
-        traffic_config=TrafficConfig(routes=routes),
+        traffic_config=TrafficConfig(routes=routes, sticky=settings.sticky),
         task=settings.task,
         retrieval=retrieval,
     )

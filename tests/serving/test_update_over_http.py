@@ -98,10 +98,14 @@ def test_task_and_engine_stay_and_shares_change(catalog: Catalog, serving: Servi
     assert told["task"] == "embed"
     first, second = told["served_entities"]
     assert first["engine"]["max_model_len"] == 256 and second["engine"] is None  # another one
+    shares = {"routes": routes, "sticky": "user"}
+    told = put(serving, encoder, {"name": "f", "entity_name": "encoder"}, traffic_config=shares)
+    assert told["traffic_config"]["sticky"] == "user"
     # What is pending counts, and what is said wins.
     told = put(serving, {**encoder, "engine": {}}, task="llm/v1/chat")
     assert told["task"] == "chat" and told["served_entities"][0]["engine"]["max_model_len"] == 1024
-    assert put(serving, encoder)["task"] == "chat"
+    told = put(serving, encoder)
+    assert told["task"] == "chat" and told["traffic_config"]["sticky"] == "user"
 
 
 def test_retrieval_stays_until_it_is_taken_away(catalog: Catalog, serving: Serving) -> None:
