@@ -29,7 +29,8 @@ async def counted(answers: Answers, exchange: Exchange, *, stream: bool) -> Answ
     is broken off says what it took; clients are told the sum alone."""
     async for item in answers:
         if usage := item.get("usage"):
-            exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
+            if not exchange.get("cached"):  # which took nothing
+                exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
             if stream and item["choices"]:
                 del item["usage"]
         yield item

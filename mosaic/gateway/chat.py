@@ -14,6 +14,7 @@ from typing import Any
 from mosaic.errors import Unprocessable
 from mosaic.gateway.answers import FoldedChat, counted, events, noted, whole
 from mosaic.gateway.asking import Asking
+from mosaic.gateway.cache import Cached
 from mosaic.gateway.endpoints import Endpoint, Endpoints
 from mosaic.gateway.guarding import Guarding
 from mosaic.gateway.limits import Limits
@@ -30,7 +31,7 @@ _NOT_FOR_THE_ENGINE = {"model", "messages", "prompt", "stream", "stream_options"
 class Chat:
     """Answers chat requests. `asking` finds who answers, `retrieve` looks up in an index."""
 
-    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking, retrieve: Retriever) -> None:
+    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking | Cached, retrieve: Retriever) -> None:
         self._endpoints, self._limits, self._asking, self._retrieve = endpoints, limits, asking, retrieve
 
     async def complete(self, request: ChatRequest, exchange: Exchange) -> dict[str, Any]:

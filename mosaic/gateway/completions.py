@@ -7,6 +7,7 @@ from typing import Any
 from mosaic.errors import BadRequest, Unprocessable
 from mosaic.gateway.answers import FoldedText, counted, events, noted, whole
 from mosaic.gateway.asking import Asking
+from mosaic.gateway.cache import Cached
 from mosaic.gateway.chat import for_the_engine
 from mosaic.gateway.endpoints import Endpoints
 from mosaic.gateway.guarding import Guarding
@@ -19,7 +20,7 @@ from mosaic.protocol import EngineRequest
 class Completions:
     """Answers completion requests: of endpoints whose task is `complete`, and of those that chat."""
 
-    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking) -> None:
+    def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking | Cached) -> None:
         self._endpoints, self._limits, self._asking = endpoints, limits, asking
 
     async def complete(self, request: CompletionRequest, exchange: Exchange) -> dict[str, Any]:

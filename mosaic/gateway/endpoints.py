@@ -17,6 +17,7 @@ from mosaic.gateway.guards import Guard
 from mosaic.gateway.sticky import arm_of
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
+from mosaic.serving.answer_cache import AnswerCache
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
 from mosaic.serving.external import Access, ExternalModel
 
@@ -81,6 +82,10 @@ class Endpoint:
     """Whether other entities take the place of one that fails."""
     is_sticky: bool = False
     """Whether each user keeps its entity."""
+    id: str = ""
+    """Of the catalog: another endpoint may come to bear its name."""
+    cache: AnswerCache | None = None
+    """How answers are kept, if they are."""
 
 
 class Endpoints:
@@ -203,6 +208,8 @@ class Endpoints:
             output_guard=_guard(settings.ai_gateway.guardrails.output),
             falls_back=settings.ai_gateway.fallback_config.enabled,
             is_sticky=settings.sticky == "user",
+            id=record.id,
+            cache=settings.ai_gateway.cache if settings.ai_gateway.cache.enabled else None,
         )
 
     def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:

@@ -91,20 +91,21 @@ class Limits:
         held = self._open.get(exchange.request_id)
         if not stream or held is None or not held.token_asks:
             return answers
-        return self._reserving(answers, held, exchange.request_id)
+        return self._reserving(answers, held, exchange)
 
     async def _reserving(
-        self, answers: AsyncIterator[dict[str, Any]], held: _Held, request_id: str
+        self, answers: AsyncIterator[dict[str, Any]], held: _Held, exchange: Exchange
     ) -> AsyncIterator[dict[str, Any]]:
         more = [ask._replace(amount=STEP_TOKENS) for ask in held.token_asks]
         made = 0
         async for item in answers:
             counted = (item.get("usage") or {}).get("completion_tokens")
             made = made + len(item["choices"]) if counted is None else counted
-            # What comes without choices is said already, and only counted: it is settled with the row.
-            while item["choices"] and made > held.answer_tokens:
+            # What comes without choices is said already, and only counted: it is settled with the row. What was kept
+            # takes nothing.
+            while item["choices"] and not exchange.get("cached") and made > held.answer_tokens:
                 held.extensions += 1
-                answer = await self._quota.extend(held.scope, request_id, held.extensions, more)
+                answer = await self._quota.extend(held.scope, exchange.request_id, held.extensions, more)
                 if not answer.granted:
                     told = f"the answer is cut off after {held.answer_tokens} tokens"
                     raise RateLimited(f"{_refusal(answer, held.shares)}: {told}")

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mosaic.catalog import Catalog
 from mosaic.errors import BadRequest, MosaicError, UnsupportedField
 from mosaic.gateway.asking import Asking
+from mosaic.gateway.cache import Cached
 from mosaic.gateway.chat import Chat, Retriever
 from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
@@ -44,8 +45,9 @@ class GatewayRoutes:
         max_body_bytes: int,
     ) -> None:
         self._endpoints, self._max_body_bytes = endpoints, max_body_bytes
-        self._chat = Chat(endpoints, limits, asking, retrieve)
-        self._completions = Completions(endpoints, limits, asking)
+        cached = Cached(asking, endpoints.groups_of)
+        self._chat = Chat(endpoints, limits, cached, retrieve)
+        self._completions = Completions(endpoints, limits, cached)
         self._embeddings = Embeddings(endpoints, limits, asking)
         self._scores = Scores(endpoints, limits, asking)
         self._predictions = Predictions(endpoints, limits, asking)
@@ -124,6 +126,7 @@ class GatewayRoutes:
                 raise BadRequest(f"model = {body['model']!r} is not the endpoint {model!r} of the path", param="model")
             body = {**body, "model": model}
         exchange.note_principal(http.state.principal)
+        exchange.cache_control = header(http.scope, b"cache-control") or ""
         text = _text(body)
         if isinstance(body, dict) and await self._endpoints.reads_first(str(body.get("model"))):
             exchange.is_guarded = True

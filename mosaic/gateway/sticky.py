@@ -3,7 +3,8 @@
 Each arm draws a number for each user, from a hash of both, exponentially distributed with the arm's share as its rate;
 the smallest wins (Thaler and Ravishankar 1998; with weights, as in Schindelhauer and Schomaker 2005). So an arm has its
 share of users, whatever the others are called and in whatever order they stand, and a share that grows takes users from
-others without those changing places among themselves: from 90/10 to 80/20 a tenth of the users moves, all to the second.
+others without those changing places among themselves: from 90/10 to 80/20 a tenth of the users moves, all to
+the second.
 """
 
 import math

@@ -21,6 +21,7 @@ class Exchange:
         self._row = row
         self._on_close = on_close
         self._late: dict[str, Callable[[], Any]] = {}
+        self._when_answered: list[Callable[[], None]] = []
         self._principal: Principal | None = None
         self._started = time.perf_counter()
         self.closed = False
@@ -28,6 +29,8 @@ class Exchange:
         """Whether guardrails read what is asked before anything keeps it."""
         self.headers: dict[str, str] = {}
         """Of the answer, beside its own."""
+        self.cache_control = ""
+        """What the request says about answers that were kept."""
 
     @property
     def request_id(self) -> str:
@@ -44,6 +47,10 @@ class Exchange:
     def note_late(self, **fields: Callable[[], Any]) -> None:
         """Add columns whose values are asked for when the row is closed."""
         self._late.update(fields)
+
+    def when_answered(self, do: Callable[[], None]) -> None:
+        """Do this as the row is closed, if its status is 200: all of the answer was there to be read."""
+        self._when_answered.append(do)
 
     def tell(self, headers: Mapping[str, str]) -> None:
         """Add headers to the answer, whatever it will be; those that come after it has begun are lost."""
@@ -87,6 +94,9 @@ class Exchange:
     def _finish(self, status: int) -> dict[str, Any]:
         late = {name: value() for name, value in self._late.items()}
         row = {**self._row, **late, "status_code": status, "duration_milliseconds": self._elapsed_milliseconds()}
+        if status == 200:
+            for do in self._when_answered:
+                do()
         self._on_close(row)
         return row
 

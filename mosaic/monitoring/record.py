@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         ("guardrails", pa.string()),
         ("attempts", pa.string()),
         ("randomization_unit", pa.string()),
+        ("cached", pa.bool_()),
     ]
 )
 """Column for column what Databricks' inference tables hold, with the exact versions that they lack."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self, get_args
 import re2
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from mosaic.serving.answer_cache import AnswerCache
 from mosaic.serving.prefixes import open_ends
 from mosaic.settings import Settings
 
@@ -153,6 +154,8 @@ class AiGateway(Settings):
     """None: what is asked and answered is passed on as it is."""
     fallback_config: Fallback = Fallback()
     """What happens when a served entity does not answer."""
+    cache: AnswerCache = AnswerCache()
+    """Whether answers are kept for who asks exactly the same again."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

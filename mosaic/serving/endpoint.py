@@ -125,6 +125,8 @@ class EndpointSettings(Settings):
             raise ValueError("retrieval is only for endpoints whose task is 'chat'")
         if self.task not in ("chat", "complete") and self.ai_gateway.guardrails.output is not None:
             raise ValueError("guardrails on the output are only for endpoints whose task is 'chat' or 'complete'")
+        if self.task not in ("chat", "complete") and self.ai_gateway.cache.enabled:
+            raise ValueError("a cache is only for endpoints whose task is 'chat' or 'complete'")
         if self.task == "predict" and self.ai_gateway.guardrails.input is not None:
             raise ValueError("guardrails are for text; what a custom model predicts from is not read")
         for entity in self.served_entities:

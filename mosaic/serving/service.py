@@ -307,6 +307,9 @@ class Serving:
         for limit in settings.ai_gateway.rate_limits:
             if limit.principal is not None:
                 self._require_principal(limit)
+        group = settings.ai_gateway.cache.group
+        if group is not None and group not in (there := [one.name for one in self._catalog.principals.list("group")]):
+            raise not_found("group", group, there, param="cache.group")
         if settings.retrieval is not None:
             by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
         return by

@@ -43,6 +43,7 @@ PARTS = {
     "gateway/guard_rules.py": "by rules,",
     "gateway/guard_pii.py": "of which one decides,",
     "gateway/guard_stream.py": "and what was found is replaced",
+    "gateway/cache.py": "(of answers, if there is one),",
     "monitoring/ledger.py": "a row is opened and closed,",
     "monitoring/record.py": "as JSON,",
     "data/wal.py": "in a log",

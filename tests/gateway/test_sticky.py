@@ -96,5 +96,5 @@ def test_each_user_is_answered_by_the_same_arm_and_the_row_says_so(tmp_path: Pat
 
 def test_another_word_is_refused_with_what_there_is() -> None:
     echo = [{"name": "echo", "model": "echo"}]
-    with pytest.raises(BadRequest, match="sticky.*'random' or 'user'"):
+    with pytest.raises(BadRequest, match=r"sticky.*'random' or 'user'"):
         EndpointSettings.parse({"name": "e", "served_entities": echo, "sticky": "ip"})
