@@ -9,7 +9,8 @@ import click
 import yaml
 
 from mosaic.catalog.records import Endpoint
-from mosaic.cli.options import ADMIN, chosen, json_option, listed, settings_options, together
+from mosaic.cli.compare import compare
+from mosaic.cli.options import ADMIN, chosen, json_option, listed, together, with_settings_by_name
 from mosaic.cli.show import as_plain, clean, dumped, show, show_one, tell
 from mosaic.errors import BadRequest
 
@@ -30,16 +31,14 @@ _change = together(
     click.option("--wait/--no-wait", default=True, help="Return when it answers, or at once.  [default: --wait]"),
     json_option,
 )
-_with_settings = together(
-    # Elsewhere -f names the platform's settings; here it is the endpoint that people have in a file.
-    click.option("--settings", type=click.Path(dir_okay=False, path_type=Path), help="YAML settings of the platform."),
-    *settings_options[1:],
-)
 
 
 @click.group()
 def endpoint() -> None:
     """Serving endpoints: what models answer under which names."""
+
+
+endpoint.add_command(compare)
 
 
 def with_serving(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +50,7 @@ def with_serving(command: Callable[..., Any]) -> Callable[..., Any]:
 
         command(join(chosen(settings, storage, home).home_folder).acting(ADMIN).serving, **given)
 
-    return _with_settings(opened)
+    return with_settings_by_name(opened)
 
 
 @endpoint.command("list")

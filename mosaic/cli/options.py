@@ -44,6 +44,11 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 with_settings = together(*settings_options)
 """The options that say which platform."""
+with_settings_by_name = together(
+    # Elsewhere -f names the platform's settings; of endpoints it is the one that people have in a file.
+    click.option("--settings", type=click.Path(dir_okay=False, path_type=Path), help="YAML settings of the platform."),
+    *settings_options[1:],
+)
 
 
 def chosen(file: Path | None, storage: str | None, home: str | None, **more: Any) -> "PlatformSettings":

@@ -158,10 +158,10 @@ def _by_keys(batch: pa.Table, of_index: pa.Array, keys_of: Keys) -> tuple[pa.Arr
 def _is(batch: pa.Table, column: str, named: Named, sought: Sought) -> pa.Array:
     of_name = pc.fill_null(pc.equal(batch[column], named.name), False)
     spans = sought.spans.get(named)
-    return of_name if spans is None else pc.and_(of_name, _within(batch, spans))
+    return of_name if spans is None else pc.and_(of_name, within(batch, spans))
 
 
-def _within(batch: pa.Table, spans: Iterable[Span]) -> pa.Array:
+def within(batch: pa.Table, spans: Iterable[Span]) -> pa.Array:
     """Which requests came in one of the times."""
     mask, times = _nowhere(batch), batch["request_time"]
     for first, end in spans:
@@ -179,7 +179,7 @@ def _may_be_named(batch: pa.Table, named_in: Callable[[str], list[Span]]) -> pa.
     for name in pc.unique(batch["endpoint"]).to_pylist():
         if name is not None and (spans := named_in(name)):
             of_endpoint = pc.fill_null(pc.equal(batch["endpoint"], name), False)
-            mask = pc.or_(mask, pc.and_(of_endpoint, _within(batch, spans)))
+            mask = pc.or_(mask, pc.and_(of_endpoint, within(batch, spans)))
     return mask
 
 

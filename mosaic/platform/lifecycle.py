@@ -10,9 +10,10 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from mosaic.errors import Conflict, MosaicError, Unavailable
 from mosaic.gateway.quota_shard import CPUS as QUOTA_CPUS
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
+from mosaic.monitoring.compare import Comparison, compare
 from mosaic.monitoring.impact import ANSWERS_NAMED, Impact, impact
 from mosaic.monitoring.shipper import shipper_name
 from mosaic.monitoring.thread import Thread, why
@@ -155,6 +157,12 @@ class Platform:
         as the principal may see them."""
         asked = functools.partial(impact, self._parts.tables, self.catalog, table, principal=self.principal)
         return asked(where=where, version=version, limit=limit)
+
+    def compare(self, endpoint: str, *, since: datetime | None = None, arms: Sequence[str] = ()) -> Comparison:
+        """An endpoint's arms beside each other, and which differences are no accident. Raises NotFound,
+        PermissionDenied without MANAGE."""
+        asked = functools.partial(compare, self._parts.tables, self.catalog, endpoint, principal=self.principal)
+        return asked(since=since, arms=arms)
 
     def flush_ledger(self) -> int:
         """Ship what the gateways of this cluster have logged so far; returns the rows shipped by this call."""

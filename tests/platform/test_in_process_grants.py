@@ -30,6 +30,7 @@ Way = Callable[[Platform], Any]
 
 PLATFORM: dict[str, Way] = {
     "embedder": lambda own: own.embedder("closed"),
+    "compare": lambda own: own.compare("closed"),
     "fine_tuning": lambda own: own.fine_tuning().run(training(), register_to=MODEL, alias="a", principal=own.principal),
 }
 TABLES: dict[str, Way] = {
