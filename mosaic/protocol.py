@@ -5,9 +5,9 @@ gateway resolves an endpoint to a served entity and speaks `Engine` with it, wha
 """
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PREDICT_INPUTS = ("dataframe_split", "dataframe_records", "inputs", "instances")
 """MLflow's four ways to say what is to be predicted from; a request has exactly one."""
@@ -45,6 +45,18 @@ class TextPart(Wire):
     text: str
 
 
+class ImageUrl(Wire):
+    url: str
+    """The image itself (`data:image/png;base64,...`), or where it is (https://)."""
+    detail: Literal["auto", "low", "high"] | None = None
+    """How closely it is to be looked at."""
+
+
+class ImagePart(Wire):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
 class CalledFunction(Wire):
     name: str
     arguments: str
@@ -61,8 +73,8 @@ class Message(Wire):
     """One message of a chat, in OpenAI's shape."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    """Text, whole or in parts; None only where the assistant calls tools."""
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    """Text, whole or in parts; None only where the assistant calls tools. Images are only for users."""
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -83,6 +95,9 @@ class Message(Wire):
             raise ValueError(f"content is required of a message whose role is {self.role!r}")
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise ValueError("tool_call_id is required of messages whose role is 'tool', and only theirs")
+        parts = self.content if isinstance(self.content, list) else ()
+        if self.role != "user" and any(isinstance(part, ImagePart) for part in parts):
+            raise ValueError("image_url is only for messages whose role is 'user'")
         for field in ("tool_calls", "reasoning", "reasoning_content"):
             if self.role != "assistant" and getattr(self, field) is not None:
                 raise ValueError(f"{field} is only for messages whose role is 'assistant'")
@@ -90,9 +105,9 @@ class Message(Wire):
 
     @property
     def text(self) -> str:
-        """The content as one text."""
+        """The content as one text, without images."""
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
+            return "".join(part.text for part in self.content if isinstance(part, TextPart))
         return self.content or ""
 
 

@@ -17,6 +17,7 @@ from mosaic.gateway.asking import Asking
 from mosaic.gateway.cache import Cached
 from mosaic.gateway.endpoints import Endpoint, Endpoints
 from mosaic.gateway.guarding import Guarding
+from mosaic.gateway.images import check_images
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.requests import ChatRequest, Generation
 from mosaic.monitoring import Exchange
@@ -49,6 +50,8 @@ class Chat:
         exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
         if endpoint.task != "chat":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for chat", param="model")
+        if any(isinstance(message.content, list) for message in request.messages):
+            check_images(request.messages, endpoint)
         guarding = Guarding(endpoint, exchange)
         guarding.check_logprobs(request.logprobs)
         await self._limits.admit(endpoint, exchange, request)

@@ -20,6 +20,7 @@ from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
 from mosaic.serving.answer_cache import AnswerCache
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
 from mosaic.serving.external import Access, ExternalModel
+from mosaic.serving.images import DEFAULT_RULES, ImageRules
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Endpoint:
     """Whether each user keeps its entity."""
     id: str = ""
     """Of the catalog: another endpoint may come to bear its name."""
+    images: ImageRules = DEFAULT_RULES
+    """How many and how large those of a chat may be."""
     cache: AnswerCache | None = None
     """How answers are kept, if they are."""
 
@@ -209,6 +212,7 @@ class Endpoints:
             falls_back=settings.ai_gateway.fallback_config.enabled,
             is_sticky=settings.sticky == "user",
             id=record.id,
+            images=settings.ai_gateway.images,
             cache=settings.ai_gateway.cache if settings.ai_gateway.cache.enabled else None,
         )
 

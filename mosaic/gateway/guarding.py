@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from mosaic.errors import BadRequest
 from mosaic.gateway.endpoints import Endpoint
 from mosaic.gateway.guards import Guard, guard_answer, guard_messages, guarded, refuses_logprobs
+from mosaic.gateway.images import as_logged
 from mosaic.gateway.requests import ChatRequest
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
@@ -63,7 +64,7 @@ class Guarding:
     def _keep(self, request: Wire, **read: Any) -> None:
         """The request as the model gets it."""
         beside = request.model_dump(exclude=_READ, exclude_none=True, by_alias=True)
-        self._exchange.note(request=compact_json({**beside, **read}))
+        self._exchange.note(request=as_logged({**beside, **read}))
 
     def check_logprobs(self, logprobs: object) -> None:
         """Raises BadRequest where the answer's tokens would be told beside what was made of them."""

@@ -10,11 +10,13 @@ from pydantic import Field, model_validator
 
 from mosaic.errors import BadRequest
 from mosaic.gateway.schemas import check_regex, check_schemas
-from mosaic.protocol import Message, Wire
+from mosaic.protocol import ImagePart, Message, Wire
 
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 _MOST_ANSWERS, _MOST_TEXTS = 128, 2048
 """OpenAI's limits of answers to one request, and of texts in one."""
+_IMAGE_BYTES = 4800
+"""What an image counts for until its provider has counted: as text of 1,600 tokens, the most that Anthropic's take."""
 
 Stop = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -182,7 +184,13 @@ class ChatRequest(Generation):
         told = [message.text for message in self.messages]
         told += [call.function.arguments for message in self.messages for call in message.tool_calls or ()]
         told += [json.dumps(tool.function.parameters) for tool in self.tools or ()]
-        return sum(len(text.encode()) for text in told)
+        images = sum(
+            isinstance(part, ImagePart)
+            for message in self.messages
+            if isinstance(message.content, list)
+            for part in message.content
+        )
+        return sum(len(text.encode()) for text in told) + images * _IMAGE_BYTES
 
     @property
     def answer_tokens(self) -> int | None:

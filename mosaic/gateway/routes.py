@@ -17,13 +17,13 @@ from mosaic.gateway.chat import Chat, Retriever
 from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
+from mosaic.gateway.images import as_logged
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.predict import Predictions
 from mosaic.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ScoreRequest
 from mosaic.gateway.score import Scores
 from mosaic.ids import new_id
 from mosaic.monitoring import Exchange, Ledger
-from mosaic.monitoring.record import compact_json
 from mosaic.protocol import PREDICT_INPUTS, Principal
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import check_depth, header, read_json
@@ -138,7 +138,7 @@ class GatewayRoutes:
 
 
 def _text(body: object) -> str:
-    told = compact_json(body)
+    told = as_logged(body)
     try:
         told.encode()
     except UnicodeEncodeError:

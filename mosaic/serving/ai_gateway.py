@@ -10,6 +10,7 @@ import re2
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mosaic.serving.answer_cache import AnswerCache
+from mosaic.serving.images import ImageRules
 from mosaic.serving.prefixes import open_ends
 from mosaic.settings import Settings
 
@@ -154,6 +155,8 @@ class AiGateway(Settings):
     """None: what is asked and answered is passed on as it is."""
     fallback_config: Fallback = Fallback()
     """What happens when a served entity does not answer."""
+    images: ImageRules = ImageRules()
+    """What images a chat may have beside text."""
     cache: AnswerCache = AnswerCache()
     """Whether answers are kept for who asks exactly the same again."""
 

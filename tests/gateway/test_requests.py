@@ -30,9 +30,9 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const"
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0", "tool_call_id is required"),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages.0", "content is required"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
             "messages.0.content",
-            "input should be 'text'",
+            "does not match any of the expected tags",
         ),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "give one"),

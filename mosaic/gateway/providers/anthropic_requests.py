@@ -124,7 +124,7 @@ def _conversation(messages: list[dict[str, Any]], *, goes_on: bool) -> tuple[lis
         for field, value in message.items():
             if value is not None and field not in _MESSAGE_FIELDS:
                 raise UnsupportedField(f"{at}.{field} cannot be told to Anthropic's models", param=f"{at}.{field}")
-        role, blocks = message["role"], _text_blocks(message.get("content"))
+        role, blocks = message["role"], _blocks(message.get("content"), at)
         if role in ("system", "developer"):
             if turns:
                 told = f"{at}: Anthropic's models take what the system says only before the conversation"
@@ -151,10 +151,26 @@ def _conversation(messages: list[dict[str, Any]], *, goes_on: bool) -> tuple[lis
     return system, turns
 
 
-def _text_blocks(content: str | list[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Without empty ones, which Anthropic refuses and which say nothing."""
-    texts = [content or ""] if not isinstance(content, list) else [part["text"] for part in content]
-    return [{"type": "text", "text": text} for text in texts if text]
+def _blocks(content: str | list[Mapping[str, Any]] | None, at: str) -> list[dict[str, Any]]:
+    """Without empty texts, which Anthropic refuses and which say nothing."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    return [
+        _image(part["image_url"], f"{at}.content.{place}") if part["type"] == "image_url" else dict(part)
+        for place, part in enumerate(parts)
+        if part["type"] == "image_url" or part["text"]
+    ]
+
+
+def _image(image: Mapping[str, Any], at: str) -> dict[str, Any]:
+    if image.get("detail", "auto") != "auto":
+        told = f"{at}: Anthropic's models choose by themselves how closely they look: leave detail out"
+        raise UnsupportedField(told, param=f"{at}.image_url.detail")
+    url = image["url"]
+    if url[:5].lower() != "data:":
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    head, _, data = url.partition(",")
+    media_type = head[len("data:") :].partition(";")[0].lower()
+    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
 
 
 def _tool_use(call: Mapping[str, Any], at: str) -> dict[str, Any]:
