@@ -59,7 +59,7 @@ def thread_routes(tables: Tables, catalog: Catalog) -> list[Route]:
         return JSONResponse(found.model_dump(mode="json"))
 
     return [
-        Route("/2.0/mosaic/endpoints/{name}/compare", compared),
+        Route("/2.0/serving-endpoints/{name}/compare", compared),
         Route("/2.0/mosaic/requests/{request_id}/why", request_why),
         Route("/2.0/mosaic/tables/{name}/impact", table_impact),
     ]

@@ -211,6 +211,7 @@ def test_requests_over_the_limit_wait_for_a_turn_and_then_are_a_429() -> None:
 
     error, after, received = with_double(scenario)
     assert type(error) is ProviderRateLimited and error.code == "provider_busy" and error.may_fail_over
+    assert error.retry_after_seconds == 1
     assert after and received == 2
 
 

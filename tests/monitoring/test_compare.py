@@ -218,7 +218,7 @@ def test_over_http_and_on_the_command_line(history: History) -> None:
     async def ask(query: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://m") as client:
             head = {"authorization": f"Bearer {secret}"}
-            return await client.get(f"/2.0/mosaic/endpoints/split/compare?{query}", headers=head)
+            return await client.get(f"/2.0/serving-endpoints/split/compare?{query}", headers=head)
 
     since = SINCE.strftime("%Y-%m-%dT%H:%M:%SZ")
     answer = asyncio.run(ask(f"since={since}&arms=b,a"))

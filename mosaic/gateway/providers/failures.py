@@ -91,7 +91,7 @@ class Failures:
 
     def busy(self, at_a_time: int, seconds: float) -> ProviderRateLimited:
         told = f"{self._who} has {at_a_time} requests at a time, and none ended within {seconds:g} s"
-        return ProviderRateLimited(told, code=BUSY)
+        return ProviderRateLimited(told, code=BUSY, retry_after_seconds=max(seconds, 1.0))
 
     def scrubbed(self, text: str) -> str:
         """Without the key, without what looks like one, in one line that is not too long."""
