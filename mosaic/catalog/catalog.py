@@ -15,6 +15,7 @@ from mosaic.catalog.grants import Grants
 from mosaic.catalog.identity import ALL_APIS, check_scopes, identify
 from mosaic.catalog.namespaces import Catalogs, Schemas
 from mosaic.catalog.objects import Securables, function_spec, volume_spec
+from mosaic.catalog.policies import Policies
 from mosaic.catalog.principals import ADMIN, Caller, Principals, as_principal
 from mosaic.catalog.prompts import Prompts
 from mosaic.catalog.records import (
@@ -74,6 +75,7 @@ class Catalog:
         self.agents = Securables(store, self._now, "agent", values.json_object)
         self.connections = Connections(store, self._now, key_file)
         self.prompts = Prompts(store, self._now)
+        self.policies = Policies(store, self._now)
         self.tags = Tags(store, self._now)
         self.endpoints = Endpoints(store, self._now, self.serving_schema)
 

@@ -62,7 +62,7 @@ class Chat:
             stream=request.stream,
         )
         stream = request.stream
-        async with aclosing(self._asking.answers(endpoint, exchange, engine_request)) as asked:
+        async with aclosing(guarding.gated(self._asking.answers(endpoint, exchange, engine_request))) as asked:
             answers = counted(self._limits.watched(asked, exchange, stream=stream), exchange, stream=stream)
             answers = guarding.answers(answers, stream=stream)
             async for item in noted(answers, exchange, model=request.model, retrieved=retrieved):

@@ -6,18 +6,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.names import INTERNAL
 from mosaic.errors import BadRequest, NotFound, Unavailable, not_found
+from mosaic.gateway.guard_whole import AskJudge, Judges
 from mosaic.gateway.guards import Guard
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
 from mosaic.serving.external import Access, ExternalModel
+from mosaic.serving.policies import in_force, require_sides, why_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,12 @@ class Endpoint:
     """What looks at what is answered."""
     falls_back: bool = False
     """Whether other entities take the place of one that fails."""
+    policies: tuple[str, ...] = ()
+    """The catalog's, in the versions whose rules the guards have."""
+    judges: Judges = field(default_factory=Judges)
+    """The way to whom the guards ask."""
+    lacks_policy: bool = False
+    """Whether one of its policies is gone, or has rules that it cannot hold to: then nobody is answered."""
 
 
 class Endpoints:
@@ -94,10 +102,11 @@ class Endpoints:
         trusted: frozenset[str] = frozenset(),
         fresh_seconds: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
+        ask_judge: AskJudge | None = None,
     ) -> None:
-        """`trusted` principals may use every endpoint: the platform's own calls."""
+        """`trusted` principals may use every endpoint: the platform's own calls. Judges are asked by `ask_judge`."""
         self._catalog, self._trusted = catalog, trusted
-        self._fresh_seconds, self._clock = fresh_seconds, clock
+        self._fresh_seconds, self._clock, self._ask_judge = fresh_seconds, clock, ask_judge
         self._revision, self._seen_at = -1, -math.inf
         self._renewing = asyncio.Lock()
         self._kept: dict[str, Endpoint] = {}
@@ -187,6 +196,7 @@ class Endpoints:
             created = int(record.created_at.timestamp())
             return Endpoint(record.name, record.served_name, 0, "none", (), None, created)
         settings = EndpointSettings.parse(record.config, source=f"endpoint {record.name}")
+        guarded = self._guarded(settings)
         return Endpoint(
             name=record.name,
             served_name=record.served_name,
@@ -196,10 +206,25 @@ class Endpoints:
             retrieval=settings.retrieval,
             created_seconds=int(record.created_at.timestamp()),
             rate_limits=settings.ai_gateway.rate_limits,
-            input_guard=_guard(settings.ai_gateway.guardrails.input),
-            output_guard=_guard(settings.ai_gateway.guardrails.output),
             falls_back=settings.ai_gateway.fallback_config.enabled,
+            **guarded,
         )
+
+    def _guarded(self, settings: EndpointSettings) -> dict[str, Any]:
+        """The fields that say what looks at what is asked and answered."""
+        try:
+            now = in_force(self._catalog, settings.ai_gateway.guardrails)
+            require_sides(settings.task, now)
+        except (NotFound, BadRequest) as error:
+            logger.warning("the policies of endpoint %s cannot be held: %s", settings.name, error.message)
+            return {"lacks_policy": True, "input_guard": Guard()}
+        unusable = {one.endpoint: why_unusable(self._catalog, one.endpoint) for one in now.judges}
+        return {
+            "input_guard": _guard(now.input),
+            "output_guard": _guard(now.output),
+            "policies": now.policies,
+            "judges": Judges(self._ask_judge, {name: why for name, why in unusable.items() if why is not None}),
+        }
 
     def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:
         external = entity.external_model
@@ -240,9 +265,14 @@ class Endpoints:
         return self._opened[state]
 
 
+def _guard(rules: Sequence[GuardrailRules]) -> Guard | None:
+    return _made(tuple(one.model_dump_json() for one in rules)) if rules else None
+
+
 @functools.lru_cache(maxsize=1000)
-def _guard(rules: GuardrailRules | None) -> Guard | None:
-    return None if rules is None else Guard(rules)
+def _made(rules: Sequence[str]) -> Guard:
+    """By their JSON: a schema in them has no hash."""
+    return Guard(*map(GuardrailRules.model_validate_json, rules))
 
 
 def _ready(endpoint: Endpoint) -> Endpoint:
@@ -250,6 +280,9 @@ def _ready(endpoint: Endpoint) -> Endpoint:
     if not endpoint.config_version:
         told = f"endpoint {endpoint.served_name!r} is not ready: no configuration of it runs yet"
         raise Unavailable(f"{told}; `mosaic endpoint get` says why", param="model", code="endpoint_not_ready")
+    if endpoint.lacks_policy:
+        told = f"a policy of endpoint {endpoint.served_name!r} is gone, or cannot be held to by it"
+        raise Unavailable(f"{told}; without it nobody is answered", param="model", code="policy_gone")
     return endpoint
 
 

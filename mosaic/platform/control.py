@@ -25,6 +25,8 @@ from mosaic.protocol import Principal, Wire
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import read_json
 from mosaic.serving.permissions import EndpointPermissionRoutes
+from mosaic.serving.policies import Policies
+from mosaic.serving.policy_routes import PolicyRoutes
 from mosaic.serving.routes import ServingRoutes
 from mosaic.serving.service import Serving
 
@@ -87,6 +89,7 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         *catalog_routes(catalog),
         *ServingRoutes(functools.partial(Serving, catalog, parts.engines)).routes(),
         *EndpointPermissionRoutes(catalog).routes(),
+        *PolicyRoutes(functools.partial(Policies, catalog)).routes(),
         *sql_routes(parts.sql),
         *run_routes(parts.tables),
         *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),

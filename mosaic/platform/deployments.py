@@ -36,7 +36,7 @@ from mosaic.monitoring import Ledger
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
 from mosaic.platform.control import control_app
 from mosaic.platform.mlflow_proxy import mlflow_door
-from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
+from mosaic.platform.parts import PlatformSettings, asker, build_audit_shipper, build_parts, build_shipper, spool
 from mosaic.protocol import Engine, Retrieved
 from mosaic.serving import ServeEngine
 from mosaic.serving.metrics import Meter
@@ -60,7 +60,8 @@ class Gateway:
         _log_with_serve()
         parts = build_parts(settings)
         replica = f"{role}-{new_id('gw')[-8:]}"
-        endpoints = Endpoints(parts.catalog, trusted=frozenset({INTERNAL}))
+        judge = asker(settings)
+        endpoints = Endpoints(parts.catalog, trusted=frozenset({INTERNAL}), ask_judge=judge)
         limits = Limits(QuotaClient(ensure_shards(settings.home_folder / "quota")), endpoints.groups_of)
         meter = Meter()
 

@@ -51,6 +51,7 @@ from mosaic.runtime.haproxy import serve_environment
 from mosaic.runtime.home import already_running, hold, read_record, remove_record, write_record
 from mosaic.serving.apps import require_fit
 from mosaic.serving.endpoint import units_of
+from mosaic.serving.policies import Policies
 from mosaic.serving.register import Models
 from mosaic.serving.serve_calls import applications
 from mosaic.serving.service import Serving
@@ -89,6 +90,7 @@ class Platform:
         """Whoever the token of `init` belongs to; without one the caller is the cluster's own, and so the admin."""
         self.tables, self.indexes = parts.tables.acting(principal), parts.indexes.acting(principal)
         self.serving = Serving(self.catalog, parts.engines, principal)
+        self.policies = Policies(self.catalog, principal)
         self.models = Models(self.catalog, self.storage, parts.models, principal)
 
     def acting(self, principal: Principal) -> "Platform":

@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from mosaic.storage import Storage
 from mosaic.vector import Indexes
 
 if TYPE_CHECKING:
+    from mosaic.gateway.guard_whole import AskJudge
     from mosaic.serving.apps import ServeApps
 
 
@@ -103,6 +104,17 @@ class GatewayEmbedder:
 
     async def embed_async(self, texts: list[str], /, parent_request_id: str | None = None) -> npt.NDArray[np.float32]:
         return await self._client.embed_async(self._endpoint, texts, parent_request_id=parent_request_id)
+
+
+def asker(settings: PlatformSettings) -> "AskJudge":
+    """How the gateway asks a judge: another endpoint, through the internal gateway, with a row of its own."""
+    client = Client(f"{settings.base_url}/internal", internal_token(settings))
+
+    async def ask(endpoint: str, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        asked = {"model": endpoint, **body}
+        return await client.ask_async("/v1/chat/completions", asked, parent_request_id=request_id)
+
+    return ask
 
 
 def internal_token(settings: PlatformSettings) -> str:

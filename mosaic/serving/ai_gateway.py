@@ -9,13 +9,15 @@ from typing import Annotated, Literal, Self, get_args
 import re2
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from mosaic.catalog.names import parse_version
+from mosaic.catalog.policies import POLICY
+from mosaic.errors import BadRequest
+from mosaic.serving.guard_settings import JsonSchema, Judge, OnFailure
 from mosaic.serving.prefixes import open_ends
 from mosaic.settings import Settings
 
 PiiType = Literal["CREDIT_CARD", "US_SSN", "EMAIL_ADDRESS", "PHONE_NUMBER", "IBAN_CODE", "IP_ADDRESS", "API_KEY"]
 PII_TYPES: tuple[PiiType, ...] = get_args(PiiType)
-
-OnFailure = Literal["open", "closed"]
 
 
 def _upper(value: object) -> object:
@@ -78,6 +80,10 @@ class GuardrailRules(Settings):
     """Regular expressions of one's own."""
     max_characters: int | None = Field(default=None, ge=1)
     """The most that one text (a message, a call's arguments, an answer) may have; a longer one is refused."""
+    judge: Judge | None = None
+    """A model that says what the text is about, and whether it is safe."""
+    json_schema: JsonSchema | None = None
+    """What an answer must follow; only on the output."""
 
     @field_validator("invalid_keywords")
     @classmethod
@@ -88,7 +94,7 @@ class GuardrailRules(Settings):
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        taken = {*PII_TYPES, "invalid_keywords", "max_characters"}
+        taken = {*PII_TYPES, "invalid_keywords", "max_characters", "topics", "safety", "json_schema"}
         for pattern in self.patterns:
             if pattern.name in taken:
                 raise ValueError(f"patterns: the name {pattern.name!r} is taken by another rule")
@@ -103,6 +109,36 @@ class Guardrails(Settings):
     """On the messages or the prompt, before a model reads them."""
     output: GuardrailRules | None = None
     """On the answer, streamed or whole, before a byte of it leaves."""
+    policies: tuple[str, ...] = Field(default=(), max_length=10, exclude_if=lambda policies: not policies)
+    """Policies of the catalog, by version (`main.default.pii_strict/3`), by alias (`main.default.pii_strict@prod`), or
+    the newest; their rules hold beside the endpoint's own, the strictest of them."""
+
+    @field_validator("policies")
+    @classmethod
+    def _policies(cls, policies: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            named = [parse_version(one, POLICY).model for one in policies]
+        except BadRequest as error:
+            raise ValueError(error.message) from None
+        if len(set(named)) != len(named):
+            raise ValueError("a policy is attached once, in one version")
+        return policies
+
+    @model_validator(mode="after")
+    def _of_its_side(self) -> Self:
+        if self.input is not None and self.input.json_schema is not None:
+            raise ValueError("input.json_schema: a schema is for what is answered, not for what is asked")
+        return self
+
+    @property
+    def sides(self) -> tuple[GuardrailRules, ...]:
+        """Those of the two that have rules."""
+        return tuple(side for side in (self.input, self.output) if side is not None)
+
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """Of both sides."""
+        return tuple(side.judge for side in self.sides if side.judge is not None)
 
 
 class RateLimit(Settings):

@@ -1,22 +1,24 @@
 """Serving endpoints as their users handle them: made, changed, looked at, waited for and deleted, within grants."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, NoReturn, Protocol
 
 from mosaic.catalog import Catalog
-from mosaic.catalog.names import is_model_version, parse_model_version
+from mosaic.catalog.names import is_model_version, parse_model_version, parse_version
+from mosaic.catalog.policies import POLICY
 from mosaic.catalog.records import Endpoint, EndpointConfig
 from mosaic.errors import NotFound, PermissionDenied, Unavailable, not_found
 from mosaic.protocol import Principal, Wire
 from mosaic.serving import flags
-from mosaic.serving.ai_gateway import AiGateway, RateLimit
+from mosaic.serving.ai_gateway import AiGateway, Guardrails, RateLimit
 from mosaic.serving.before import Before
 from mosaic.serving.description import Description, ReplicaLog, Seen, described, logs_of, measured
 from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place, pins_of, unit_of
 from mosaic.serving.external import Access, ExternalModel
 from mosaic.serving.metrics import EntityMetrics, entity_metrics
+from mosaic.serving.policies import attached, check_judges, detached, in_force, require_sides
 from mosaic.serving.rollout import SCALED_TO_ZERO, AppState, short_reason
 from mosaic.serving.settings import EngineSettings
 
@@ -77,6 +79,21 @@ class Serving:
         """The endpoint's newest configuration once more, with these limits for its callers. Raises as `update`."""
         config = {**Before.of(self._managed(name, "updateServingEndpoint")).config, "ai_gateway": wanted.model_dump()}
         return self.update(EndpointSettings.parse(config, source=f"endpoint {name}"))
+
+    def attach_policy(self, name: str, policy: str) -> Endpoint:
+        """The endpoint's newest configuration once more, with a policy attached: `main.default.pii/3`,
+        `main.default.pii@prod` or, for always the newest, `main.default.pii`. Raises as `update`."""
+        return self._put_guardrails(name, lambda guardrails: attached(guardrails, policy))
+
+    def detach_policy(self, name: str, policy: str) -> Endpoint:
+        """The endpoint's newest configuration once more, without a policy. Raises as `update`, and NotFound if it is
+        not attached."""
+        return self._put_guardrails(name, lambda guardrails: detached(guardrails, policy))
+
+    def _put_guardrails(self, name: str, change: Callable[[Guardrails], Guardrails]) -> Endpoint:
+        before = Before.of(self._managed(name, "updateServingEndpoint"))
+        now = AiGateway.parse(before.ai_gateway, source=f"endpoint {name}")
+        return self.put_ai_gateway(name, now.model_copy(update={"guardrails": change(now.guardrails)}))
 
     def get(self, name: str) -> Endpoint:
         """Raises NotFound, PermissionDenied without BROWSE."""
@@ -263,6 +280,20 @@ class Serving:
         Access.of(external, self._catalog.connections.get(external.connection).spec["options"], {})
         return by
 
+    def _check_guardrails(self, by: Principal, full: str, settings: EndpointSettings) -> Principal:
+        """EXECUTE on policies, and on the judges of its own rules; those of a policy's its maker may ask."""
+        check, guardrails = self._catalog.grants.check, settings.ai_gateway.guardrails
+        for policy in guardrails.policies:
+            name = parse_version(policy, POLICY).model
+            by = check(by, "EXECUTE", POLICY, name, action="createServingEndpoint")
+        for judge in guardrails.judges:
+            asked = self._catalog.endpoints.full_name(judge.endpoint)
+            by = check(by, "EXECUTE", "endpoint", asked, action="createServingEndpoint")
+        held = in_force(self._catalog, guardrails)
+        require_sides(settings.task, held)
+        check_judges(self._catalog, held.judges, of=full)
+        return by
+
     def _require_principal(self, limit: RateLimit) -> None:
         """A limit for somebody who is not there would hold nobody to anything."""
         assert limit.principal is not None
@@ -307,6 +338,7 @@ class Serving:
         for limit in settings.ai_gateway.rate_limits:
             if limit.principal is not None:
                 self._require_principal(limit)
+        by = self._check_guardrails(by, full, settings)
         if settings.retrieval is not None:
             by = check(by, "SELECT", "index", settings.retrieval.index, action="createServingEndpoint")
         return by

@@ -55,6 +55,7 @@ NAMES = {
     "functions": "closed.docs.one",
     "connections": "closed_provider",
     "prompts": "closed.docs.prompt",
+    "policies": "closed.docs.policy",
     "indexes": "closed.docs.entries_index",
     "serving-endpoints": "closed",
     "permissions": "closed.docs.entries",
@@ -80,6 +81,7 @@ HIDDEN = {
     ("GET", "/2.0/mosaic/models"),
     ("GET", "/2.0/mosaic/indexes"),
     ("GET", "/2.0/mosaic/endpoints"),
+    ("GET", "/2.0/mosaic/policies"),
     ("GET", "/2.0/serving-endpoints"),
     ("GET", f"{UNITY}/catalogs"),
     ("GET", f"{UNITY}/models"),
@@ -132,6 +134,8 @@ def bodies(parts: Parts) -> dict[tuple[str, str], Any]:
         ("POST", "/2.0/mosaic/undrop"): {"securable_type": "table", "full_name": "closed.docs.dropped"},
         ("POST", "/2.0/mosaic/prompts"): {"name": "closed.docs.mine", "template": "x"},
         ("PUT", "/2.0/mosaic/prompts/{full_name}/aliases/{alias}"): {"version_num": 1},
+        ("POST", "/2.0/mosaic/policies"): {"name": "closed.docs.mine", "rules": {}},
+        ("PUT", "/2.0/mosaic/policies/{full_name}/aliases/{alias}"): {"version_num": 1},
         ("POST", "/2.0/token/delete"): {"token_id": owned.id},
         ("POST", f"{UNITY}/catalogs"): {"name": "mine"},
         ("POST", f"{UNITY}/schemas"): {"name": "mine", "catalog_name": "closed"},
@@ -189,6 +193,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     catalog.connections.create("closed_provider", connection_type="http", options={}, owner="admin")
     catalog.prompts.register("closed.docs.prompt", "Hello")
     catalog.prompts.set_alias("closed.docs.prompt", "champion", 1)
+    catalog.policies.register("closed.docs.policy", {})
+    catalog.policies.set_alias("closed.docs.policy", "champion", 1)
     catalog.put_index("closed.docs.entries_index", table="closed.docs.entries", spec={}, owner="admin")
     settings = EndpointSettings(name="closed", served_entities=[ServedEntity(name="e", model="echo")])
     catalog.endpoints.put("closed", config=settings.model_dump(), owner="admin")

@@ -14,7 +14,7 @@ from mosaic.platform import Platform
 from mosaic.platform.parts import Parts, build_parts
 from mosaic.protocol import Principal
 from mosaic.runtime import Cluster
-from mosaic.serving.ai_gateway import AiGateway
+from mosaic.serving.ai_gateway import AiGateway, Guardrails
 from mosaic.serving.batch import BatchSettings
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
 from mosaic.training import TrainSettings
@@ -22,6 +22,7 @@ from mosaic.vector.settings import IndexSettings
 from tests.local import local_settings
 
 TABLE, INDEX, MODEL = "main.docs.entries", "main.docs.entries_index", "main.docs.bot"
+POLICY = "main.docs.strict"
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), ("text", pa.string())])
 ROWS = pa.table({"id": ["a"], "text": ["b"]}, schema=SCHEMA)
 CLUSTER = Cluster(address="none", dashboard=None, embedded=True)
@@ -64,6 +65,8 @@ SERVING: dict[str, Way] = {
     "update": lambda own: own.serving.update(endpoint("closed")),
     "put": lambda own: own.serving.put(endpoint("new")),
     "put_ai_gateway": lambda own: own.serving.put_ai_gateway("closed", AiGateway()),
+    "attach_policy": lambda own: own.serving.attach_policy("closed", POLICY),
+    "detach_policy": lambda own: own.serving.detach_policy("closed", POLICY),
     "get": lambda own: own.serving.get("closed"),
     "configs": lambda own: own.serving.configs("closed"),
     "wait": lambda own: own.serving.wait("closed"),
@@ -72,6 +75,15 @@ SERVING: dict[str, Way] = {
     "metrics": lambda own: own.serving.metrics("closed"),
     "export_metrics": lambda own: own.serving.export_metrics("closed"),
     "delete": lambda own: own.serving.delete("closed"),
+}
+POLICIES: dict[str, Way] = {
+    "create": lambda own: own.policies.create(POLICY, Guardrails()),
+    "get": lambda own: own.policies.get(f"{POLICY}/1"),
+    "versions": lambda own: own.policies.versions(POLICY),
+    "set_alias": lambda own: own.policies.set_alias(POLICY, "prod", 1),
+    "alias_history": lambda own: own.policies.alias_history(POLICY),
+    "attached_to": lambda own: own.policies.attached_to(POLICY),
+    "delete": lambda own: own.policies.delete(POLICY),
 }
 MODELS: dict[str, Way] = {
     "register": lambda own: own.models.register(MODEL, "/nowhere"),
@@ -112,6 +124,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     made.tables.create(TABLE, SCHEMA, primary_key="id", owner="admin")
     catalog.put_index(INDEX, table=TABLE, spec=index(INDEX).model_dump(mode="json"), owner="admin")
     catalog.create_model(MODEL, owner="admin")
+    catalog.policies.register(POLICY, {})
     catalog.endpoints.put("closed", config=endpoint("closed").model_dump(), owner="admin")
     catalog.create_token("eve")
     return made
@@ -131,6 +144,7 @@ def eves(parts: Parts) -> Platform:
             ("tables", TABLES),
             ("indexes", INDEXES),
             ("serving", SERVING),
+            ("policies", POLICIES),
             ("models", MODELS),
             ("batch", BATCH),
         )
@@ -151,6 +165,7 @@ def test_every_way_in_is_in_the_lists_above(eves: Platform) -> None:
         (eves.tables, TABLES, UNCHECKED["Tables"]),
         (eves.indexes, INDEXES, UNCHECKED["Indexes"]),
         (eves.serving, SERVING, UNCHECKED["Serving"]),
+        (eves.policies, POLICIES, {"list"}),
         (eves.models, MODELS, set()),
         (eves.batch, BATCH, set()),
     ):
@@ -166,6 +181,8 @@ def test_lists_hold_what_may_be_known(eves: Platform, parts: Parts) -> None:
     with pytest.raises(PermissionDenied):
         asyncio.run(_ask(eves))
     assert eves.indexes.list() == [] and Platform(parts, CLUSTER).indexes.list() == [INDEX]
+    seen = Platform(parts, CLUSTER).policies.list("main.docs")
+    assert eves.policies.list() == [] and [one.name for one in seen] == [POLICY]
 
 
 def test_an_endpoint_serves_only_what_its_maker_may_use(parts: Parts, eves: Platform) -> None:
