@@ -58,8 +58,7 @@ class AnswerSchema:
         import jsonschema
 
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        ours = jsonschema.validators.extend(kind, {"pattern": _pattern})
-        self._validator = ours(dict(schema), format_checker=kind.FORMAT_CHECKER)
+        self._validator = _ours(kind)(dict(schema), format_checker=kind.FORMAT_CHECKER)
 
     def broken(self, text: str) -> str | None:
         """Where in the schema is what the answer breaks, never what it says; None if it follows.
@@ -72,6 +71,14 @@ class AnswerSchema:
             raise NotJson from None
         error = next(self._validator.iter_errors(value), None)
         return None if error is None else "/".join(["#", *map(str, error.absolute_schema_path)])
+
+
+@functools.cache
+def _ours(kind: Any) -> Any:
+    """A validator of that kind, with patterns in linear time."""
+    import jsonschema
+
+    return jsonschema.validators.extend(kind, {"pattern": _pattern})
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
