@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from mosaic.errors import Unprocessable
-from mosaic.gateway.answers import FoldedChat, counted, events, noted, whole
+from mosaic.gateway.answers import Events, FoldedChat, OpenAIEvents, counted, events, noted, whole
 from mosaic.gateway.asking import Asking
 from mosaic.gateway.endpoints import Endpoint, Endpoints
 from mosaic.gateway.guarding import Guarding
@@ -37,11 +37,10 @@ class Chat:
         """The whole answer as one `chat.completion`."""
         return await whole(self._answer(request, exchange), exchange)
 
-    def stream(self, request: ChatRequest, exchange: Exchange) -> AsyncIterator[bytes]:
-        """The answer as server-sent events (see `answers.events`)."""
+    def stream(self, request: ChatRequest, exchange: Exchange, told: Events | None = None) -> AsyncIterator[bytes]:
+        """The answer as server-sent events (see `answers.events`), OpenAI's unless `told` in others."""
         folded = FoldedChat(request.model, exchange.request_id)
-        wants_usage = request.stream_options is not None and request.stream_options.include_usage
-        return events(self._answer(request, exchange), exchange, folded, wants_usage=wants_usage)
+        return events(self._answer(request, exchange), exchange, folded, told or OpenAIEvents(request.stream_options))
 
     async def _answer(self, request: ChatRequest, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)

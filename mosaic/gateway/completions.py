@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from mosaic.errors import BadRequest, Unprocessable
-from mosaic.gateway.answers import FoldedText, counted, events, noted, whole
+from mosaic.gateway.answers import FoldedText, OpenAIEvents, counted, events, noted, whole
 from mosaic.gateway.asking import Asking
 from mosaic.gateway.chat import for_the_engine
 from mosaic.gateway.endpoints import Endpoints
@@ -29,8 +29,7 @@ class Completions:
     def stream(self, request: CompletionRequest, exchange: Exchange) -> AsyncIterator[bytes]:
         """The answer as server-sent events (see `answers.events`)."""
         folded = FoldedText(request.model, exchange.request_id)
-        wants_usage = request.stream_options is not None and request.stream_options.include_usage
-        return events(self._answer(request, exchange), exchange, folded, wants_usage=wants_usage)
+        return events(self._answer(request, exchange), exchange, folded, OpenAIEvents(request.stream_options))
 
     async def _answer(self, request: CompletionRequest, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)

@@ -17,22 +17,27 @@ from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
 from mosaic.gateway.limits import Limits
+from mosaic.gateway.messages import Counts, Messages
+from mosaic.gateway.messages_requests import CountRequest, MessagesRequest
+from mosaic.gateway.moderate import ModerationRequest, Moderations
 from mosaic.gateway.predict import Predictions
 from mosaic.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ScoreRequest
+from mosaic.gateway.responses import Responses
+from mosaic.gateway.responses_requests import ResponsesRequest
 from mosaic.gateway.score import Scores
 from mosaic.ids import new_id
 from mosaic.monitoring import Exchange, Ledger
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import PREDICT_INPUTS, Principal
 from mosaic.runtime import Authenticate, ShapeErrors
-from mosaic.runtime.asgi import check_depth, header, read_json
+from mosaic.runtime.asgi import check_depth, header, is_anthropic, read_json
 from mosaic.settings import explain
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class GatewayRoutes:
-    """`/v1/*` in OpenAI's shape, and Databricks' `invocations`."""
+    """`/v1/*` in OpenAI's shape, `/v1/messages` in Anthropic's, and Databricks' `invocations`."""
 
     def __init__(
         self,
@@ -45,6 +50,9 @@ class GatewayRoutes:
     ) -> None:
         self._endpoints, self._max_body_bytes = endpoints, max_body_bytes
         self._chat = Chat(endpoints, limits, asking, retrieve)
+        self._messages, self._responses = Messages(self._chat), Responses(self._chat)
+        self._moderations = Moderations(endpoints, limits, asking)
+        self._counts = Counts(endpoints, limits, asking)
         self._completions = Completions(endpoints, limits, asking)
         self._embeddings = Embeddings(endpoints, limits, asking)
         self._scores = Scores(endpoints, limits, asking)
@@ -57,6 +65,10 @@ class GatewayRoutes:
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/score", self.score, methods=["POST"]),
             Route("/v1/rerank", self.rerank, methods=["POST"]),
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/moderations", self.moderations, methods=["POST"]),
+            Route("/v1/messages", self.messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.get_model, methods=["GET"]),
             Route("/serving-endpoints/{name}/invocations", self.invocations, methods=["POST"]),
@@ -81,6 +93,22 @@ class GatewayRoutes:
     async def rerank(self, http: Request) -> Response:
         exchange, body = await self._accept(http)
         return JSONResponse(await self._scores.rerank(parse(RerankRequest, body), exchange))
+
+    async def responses(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return await _generated(self._responses, parse(ResponsesRequest, body), exchange)
+
+    async def moderations(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return JSONResponse(await self._moderations.answer(parse(ModerationRequest, body), exchange))
+
+    async def messages(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return await _generated(self._messages, parse(MessagesRequest, body), exchange)
+
+    async def count_tokens(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return JSONResponse(await self._counts.count(parse(CountRequest, body), exchange))
 
     async def invocations(self, http: Request) -> Response:
         """Databricks' one path for every task; what is asked is told by the fields of the body."""
@@ -169,7 +197,7 @@ def _field(location: tuple[int | str, ...], body: object) -> str | None:
     return ".".join(found) or None
 
 
-async def _generated(by: Chat | Completions, request: Any, exchange: Exchange) -> Response:
+async def _generated(by: Chat | Completions | Messages | Responses, request: Any, exchange: Exchange) -> Response:
     """One JSON object, or a stream; `request` is what `by` answers."""
     if not request.stream:
         return JSONResponse(await by.complete(request, exchange))
@@ -213,6 +241,8 @@ class Record:
             method=scope["method"],
             path=scope["path"],
         )
+        if is_anthropic(scope["path"]):
+            exchange.tell({"request-id": exchange.request_id})  # as Anthropic's clients know it
         status = 500
 
         async def send_recorded(message: Message) -> None:

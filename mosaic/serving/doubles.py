@@ -29,9 +29,12 @@ class EchoEngine(AnswersWhole):
         print("the echo is ready", flush=True)
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
-        if request.task not in ("chat", "complete"):
+        if request.task not in ("chat", "complete", "count"):
             raise Unprocessable(f"the echo does not {request.task}")
         asked = _Asked(request)
+        if request.task == "count":
+            yield {"prompt_tokens": asked.usage()["prompt_tokens"]}
+            return
         head = {"id": request.request_id, "created": int(time.time()), "model": "echo"}
         if not request.stream:
             await self._wait(asked.texts[0], len(asked.texts[0].split(" ")))
@@ -61,7 +64,7 @@ class _Asked:
     """A request to the echo: the texts that it answers, whole and in pieces."""
 
     def __init__(self, request: EngineRequest) -> None:
-        body, self._is_chat = request.body, request.task == "chat"
+        body, self._is_chat = request.body, request.task != "complete"
         self.object = "chat.completion" if self._is_chat else "text_completion"
         if self._is_chat:
             self._read = [Message.model_validate(message).text for message in body["messages"]]

@@ -314,6 +314,10 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
         ("POST", "/v1/embeddings"): {"model": "closed", "input": "x"},
         ("POST", "/v1/score"): {"model": "closed", "text_1": "x", "text_2": "y"},
         ("POST", "/v1/rerank"): {"model": "closed", "query": "x", "documents": ["y"]},
+        ("POST", "/v1/responses"): {"model": "closed", "input": "x"},
+        ("POST", "/v1/moderations"): {"model": "closed", "input": "x"},
+        ("POST", "/v1/messages"): {"model": "closed", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]},
+        ("POST", "/v1/messages/count_tokens"): {"model": "closed", "messages": [{"role": "user", "content": "x"}]},
         ("POST", "/serving-endpoints/closed/invocations"): {"messages": [{"role": "user", "content": "x"}]},
     }
     ways = {(method, route.path.replace("{name}", "closed")) for route in routes.routes() for method in methods(route)}

@@ -1,0 +1,87 @@
+"""The gateway on a port of loopback without a platform: the whole application, a catalog on disk, an echo behind it."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mosaic.catalog import Catalog
+from mosaic.data.wal import Log
+from mosaic.gateway import Asking, Endpoints, GatewayRoutes, Limits, LiveEntity, QuotaClient, gateway_app
+from mosaic.gateway.quota import Answer
+from mosaic.gateway.quota_shard import Command, Shard
+from mosaic.monitoring import Ledger
+from mosaic.protocol import Engine, Retrieved
+from mosaic.runtime.asgi import RequestId
+from mosaic.serving.doubles import EchoEngine
+from tests.local import served
+
+LIMITED, GUARDED = "limited", "guarded"
+
+
+@dataclass
+class Door:
+    """A gateway that answers at `address`, and the rows that it has written."""
+
+    address: str
+    token: str
+    """An administrator's."""
+    catalog: Catalog
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def row(self, request_id: str, *, seconds: float = 2) -> Mapping[str, Any]:
+        """The row of a request, once it is there."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = [row for row in self.rows if row["request_id"] == request_id]
+            if found or time.monotonic() > deadline:
+                (row,) = found
+                return row
+            time.sleep(0.01)
+
+    def endpoint(self, name: str, **config: Any) -> str:
+        """Put an endpoint before the echo, or before the `model` that is told."""
+        entity = {"name": "one", "model": config.pop("model", "echo")}
+        whole = {"name": name, "served_entities": [entity], **config}
+        self.catalog.endpoints.put(name, config=whole, owner="admin")
+        return name
+
+
+@contextmanager
+def door(folder: Path, engine: Callable[[LiveEntity], Engine] | None = None) -> Iterator[Door]:
+    """Endpoints: `echo`, `limited` (two requests a minute each), `guarded` (addresses are masked both ways)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    catalog, shard, echo = Catalog.open(f"sqlite:///{folder}/catalog.db"), Shard(folder / "quota"), EchoEngine()
+    rows: list[Mapping[str, Any]] = []
+
+    async def apply(commands: Sequence[Command]) -> Sequence[Answer | None]:
+        return shard.apply(commands)
+
+    async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
+        return Retrieved(index=index, version=1, ids=["1"]), [{"text": "an entry"}]
+
+    endpoints = Endpoints(catalog, fresh_seconds=0)
+    limits = Limits(QuotaClient([apply]), endpoints.groups_of)
+
+    def closed(row: Mapping[str, Any]) -> None:
+        limits.settle(row)
+        rows.append(json.loads(json.dumps(row)))
+
+    ledger = Ledger(Log(folder / "spool", owner="gateway"), "gateway", closed)
+    asking = Asking(engine or (lambda entity: echo))
+    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=1_000_000)
+    token = catalog.create_token("admin", kind="user", is_admin=True)[1]
+    try:
+        with served(RequestId(gateway_app(routes, ledger, catalog))) as address:
+            made = Door(address, token, catalog, rows)
+            made.endpoint("echo")
+            made.endpoint(LIMITED, ai_gateway={"rate_limits": [{"calls": 2, "key": "user"}]})
+            mask = {"pii": {"behavior": "MASK", "types": ["EMAIL_ADDRESS"]}}
+            made.endpoint(GUARDED, ai_gateway={"guardrails": {"input": mask, "output": mask}})
+            yield made
+    finally:
+        ledger.close()
+        catalog.close()
