@@ -33,10 +33,12 @@ def as_response(answer: dict[str, Any], request: ResponsesRequest) -> dict[str, 
     if thought := next((said[field] for field in _REASONING if said.get(field)), None):
         output.append(_thought(_item_id("reasoning", response_id, len(output)), thought))
     if said.get("content"):
-        output.append(_said(_item_id("message", response_id, len(output)), said["content"], status))
+        output.append(_said(_item_id("message", response_id, len(output)), said["content"], "completed"))
     for call in said.get("tool_calls") or ():
         called = (call["id"], call["function"]["name"], call["function"]["arguments"])
-        output.append(_called(_item_id("function_call", response_id, len(output)), *called, status))
+        output.append(_called(_item_id("function_call", response_id, len(output)), *called, "completed"))
+    if output and "status" in output[-1]:  # what was cut off is what came last
+        output[-1]["status"] = status
     told: dict[str, Any] = {"status": status, "output": output, "usage": as_usage(answer.get("usage") or {})}
     told |= {"incomplete_details": _details(choice.get("finish_reason")), "mosaic": answer.get("mosaic")}
     return {**_head(response_id, answer, request), **told}

@@ -2,11 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
 from mosaic.data.wal import Log
@@ -14,12 +16,27 @@ from mosaic.gateway import Asking, Endpoints, GatewayRoutes, Limits, LiveEntity,
 from mosaic.gateway.quota import Answer
 from mosaic.gateway.quota_shard import Command, Shard
 from mosaic.monitoring import Ledger
-from mosaic.protocol import Engine, Retrieved
+from mosaic.protocol import Engine, EngineRequest, Retrieved
 from mosaic.runtime.asgi import RequestId
 from mosaic.serving.doubles import EchoEngine
 from tests.local import served
 
-LIMITED, GUARDED = "limited", "guarded"
+LIMITED, GUARDED, SHUT, CLOCK = "limited", "guarded", "shut", "clock"
+
+
+class Clock:
+    """The quota's clock, and an engine that moves it on by as many seconds as the message says."""
+
+    def __init__(self) -> None:
+        self._ahead_seconds = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self._ahead_seconds
+
+    async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
+        self._ahead_seconds += float(request.body["messages"][-1]["content"])
+        async for item in EchoEngine().answer(request):
+            yield item
 
 
 @dataclass
@@ -29,6 +46,8 @@ class Door:
     address: str
     token: str
     """An administrator's."""
+    stranger: str
+    """Of one who may use nothing."""
     catalog: Catalog
     rows: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -50,11 +69,29 @@ class Door:
         return name
 
 
+class EchoesRequestId:
+    """As Serve does: the request's id is on its answer too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                ids = [pair for pair in scope["headers"] if pair[0] == b"x-request-id"]
+                message = {**message, "headers": [*message["headers"], *ids]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
 @contextmanager
 def door(folder: Path, engine: Callable[[LiveEntity], Engine] | None = None) -> Iterator[Door]:
-    """Endpoints: `echo`, `limited` (two requests a minute each), `guarded` (addresses are masked both ways)."""
+    """Endpoints: `echo`, `limited` (two requests a minute each), `shut` (none), `guarded` (addresses are masked both
+    ways), and `clock`, which moves on the time that limits go by. `engine` answers for models of other names."""
     folder.mkdir(parents=True, exist_ok=True)
-    catalog, shard, echo = Catalog.open(f"sqlite:///{folder}/catalog.db"), Shard(folder / "quota"), EchoEngine()
+    catalog, clock, echo = Catalog.open(f"sqlite:///{folder}/catalog.db"), Clock(), EchoEngine()
+    shard = Shard(folder / "quota", clock=clock)
     rows: list[Mapping[str, Any]] = []
 
     async def apply(commands: Sequence[Command]) -> Sequence[Answer | None]:
@@ -71,14 +108,18 @@ def door(folder: Path, engine: Callable[[LiveEntity], Engine] | None = None) -> 
         rows.append(json.loads(json.dumps(row)))
 
     ledger = Ledger(Log(folder / "spool", owner="gateway"), "gateway", closed)
-    asking = Asking(engine or (lambda entity: echo))
+    own: Mapping[str, Engine] = {"clock": clock, "echo": echo}
+    asking = Asking(lambda entity: own[entity.model] if engine is None else engine(entity))
     routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=1_000_000)
     token = catalog.create_token("admin", kind="user", is_admin=True)[1]
+    stranger = catalog.create_token("eve", kind="user", is_admin=False)[1]
     try:
-        with served(RequestId(gateway_app(routes, ledger, catalog))) as address:
-            made = Door(address, token, catalog, rows)
+        with served(RequestId(EchoesRequestId(gateway_app(routes, ledger, catalog)))) as address:
+            made = Door(address, token, stranger, catalog, rows)
             made.endpoint("echo")
             made.endpoint(LIMITED, ai_gateway={"rate_limits": [{"calls": 2, "key": "user"}]})
+            made.endpoint(SHUT, ai_gateway={"rate_limits": [{"calls": 0}]})
+            made.endpoint(CLOCK, model="clock")
             mask = {"pii": {"behavior": "MASK", "types": ["EMAIL_ADDRESS"]}}
             made.endpoint(GUARDED, ai_gateway={"guardrails": {"input": mask, "output": mask}})
             yield made

@@ -87,7 +87,7 @@ def accumulated(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @given(pieces, pieces, calls, finishes)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_streamed_message_is_the_whole_one(
     thought: list[str], said: list[str], called: list[Any], finish_reason: str
 ) -> None:
@@ -106,7 +106,7 @@ def test_a_streamed_message_is_the_whole_one(
 
 
 @given(pieces, pieces, calls, finishes)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_streamed_response_is_the_whole_one(
     thought: list[str], said: list[str], called: list[Any], finish_reason: str
 ) -> None:
@@ -119,10 +119,6 @@ def test_a_streamed_response_is_the_whole_one(
     assert [one["type"] for one in said_all[:2]] == ["response.created", "response.in_progress"]
     whole = as_response({**json.loads(folded.as_json()), "created": 5}, ASKED)
     del whole["mosaic"]
-    # All items but the last have ended when the next began: that the answer is cut off is the last one's alone.
-    for item in whole["output"][:-1]:
-        if "status" in item:
-            item["status"] = "completed"
     last = said_all[-1]
     assert last["response"] == whole and last["type"] == f"response.{whole['status']}"
     assert whole["output"] == [one["item"] for one in said_all if one["type"] == "response.output_item.done"]
