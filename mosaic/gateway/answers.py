@@ -60,6 +60,8 @@ async def counted(answers: Answers, exchange: Exchange, *, stream: bool) -> Answ
     async for item in answers:
         if usage := item.get("usage"):
             exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
+            if details := usage.get("prompt_tokens_details"):
+                exchange.note(cached_input_tokens=details.get("cached_tokens"))
             if stream and item["choices"]:
                 del item["usage"]
         yield item

@@ -11,13 +11,15 @@ from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.budgets import Budget
 from mosaic.catalog.names import INTERNAL
+from mosaic.catalog.prices import Price
 from mosaic.errors import BadRequest, NotFound, Unavailable, not_found
 from mosaic.gateway.guard_whole import AskJudge, Judges
 from mosaic.gateway.guards import Guard
 from mosaic.protocol import Adapter, Principal
 from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
-from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
+from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, Unit, answering, unit
 from mosaic.serving.external import Access, ExternalModel
 from mosaic.serving.policies import in_force, require_sides, why_unusable
 
@@ -45,6 +47,10 @@ class LiveEntity:
     """Where the provider of an external model is, and our key there."""
     is_gone: bool = False
     """Whether the catalog has the model, version or alias no more."""
+    prices: tuple[Price, ...] = ()
+    """What it costs, costed and will cost: every version of a price that fits it."""
+    gpus: float = 0.0
+    """Of ours, that one replica of it has."""
 
     @property
     def version_name(self) -> str | None:
@@ -86,6 +92,8 @@ class Endpoint:
     """The way to whom the guards ask."""
     lacks_policy: bool = False
     """Whether one of its policies is gone, or has rules that it cannot hold to: then nobody is answered."""
+    budgets: tuple[Budget, ...] = ()
+    """Those that requests to it may have to have money in."""
 
 
 class Endpoints:
@@ -103,10 +111,13 @@ class Endpoints:
         fresh_seconds: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
         ask_judge: AskJudge | None = None,
+        gpus_of: Callable[[Unit], float] = lambda unit: 0.0,
     ) -> None:
-        """`trusted` principals may use every endpoint: the platform's own calls. Judges are asked by `ask_judge`."""
+        """`trusted` principals may use every endpoint: the platform's own calls. Judges are asked by `ask_judge`;
+        `gpus_of` says how many GPUs a replica has."""
         self._catalog, self._trusted = catalog, trusted
-        self._fresh_seconds, self._clock, self._ask_judge = fresh_seconds, clock, ask_judge
+        self._fresh_seconds, self._clock = fresh_seconds, clock
+        self._ask_judge, self._gpus_of = ask_judge, gpus_of
         self._revision, self._seen_at = -1, -math.inf
         self._renewing = asyncio.Lock()
         self._kept: dict[str, Endpoint] = {}
@@ -207,6 +218,7 @@ class Endpoints:
             created_seconds=int(record.created_at.timestamp()),
             rate_limits=settings.ai_gateway.rate_limits,
             falls_back=settings.ai_gateway.fallback_config.enabled,
+            budgets=tuple(one for one in self._catalog.budgets.list() if one.scope.endpoint in (None, record.name)),
             **guarded,
         )
 
@@ -231,20 +243,24 @@ class Endpoints:
         if external is not None:
             access = self._access(external)
             told = (entity.name, "", external.name, entity.traffic_percentage)
-            return LiveEntity(*told, external=external, access=access, is_gone=access is None)
+            prices = self._catalog.prices.of(f"{external.provider}/{external.name}")
+            return LiveEntity(*told, external=external, access=access, is_gone=access is None, prices=prices)
         try:
             now = answering(self._catalog, pinned.get(entity.model, entity.model))
         except NotFound:  # not passed on: its message names models that the caller may not be meant to know
             return LiveEntity(entity.name, "", entity.model, entity.traffic_percentage, is_gone=True)
-        version = now.version
+        version, engine = now.version, unit(now.engine_model, entity.engine)
+        model = entity.model if version is None else version.model
         return LiveEntity(
             name=entity.name,
-            app_name=unit(now.engine_model, entity.engine).app_name,
-            model=entity.model if version is None else version.model,
+            app_name=engine.app_name,
+            model=model,
             traffic_percentage=entity.traffic_percentage,
             version=None if version is None else version.version,
             alias=entity.model.partition("@")[2] or None,
             adapter=Adapter(name=version.full_name) if version is not None and now.is_adapter else None,
+            prices=self._catalog.prices.of(model),
+            gpus=self._gpus_of(engine),
         )
 
     def _access(self, external: ExternalModel) -> Access | None:

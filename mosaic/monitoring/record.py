@@ -41,6 +41,10 @@ SCHEMA = pa.schema(
         ("gateway", pa.string()),
         ("guardrails", pa.string()),
         ("attempts", pa.string()),
+        ("cached_input_tokens", pa.int64()),
+        ("cost_nano_dollars", pa.int64()),
+        ("price_version", pa.int64()),
+        ("gpu_seconds", pa.float64()),
     ]
 )
 """Column for column what Databricks' inference tables hold, with the exact versions that they lack."""
