@@ -62,6 +62,8 @@ async def counted(answers: Answers, exchange: Exchange, *, stream: bool) -> Answ
             exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
             if details := usage.get("prompt_tokens_details"):
                 exchange.note(cached_input_tokens=details.get("cached_tokens"))
+            if details := usage.get("completion_tokens_details"):
+                exchange.note(reasoning_tokens=details.get("reasoning_tokens"))
             if stream and item["choices"]:
                 del item["usage"]
         yield item
@@ -113,7 +115,7 @@ async def events(answers: Answers, exchange: Exchange, folded: Folded, told: Eve
         yield told.end()
     except MosaicError as error:
         status = error.status
-        exchange.note(error=error.message)
+        exchange.note_error(error)
         if not folded.chunks:
             raise  # nothing has left yet: the client gets a status, not a broken stream
         yield told.error(error)

@@ -24,7 +24,7 @@ from mosaic.protocol import EngineRequest, Message, Retrieved
 Retriever = Callable[[str, str, int, str], Awaitable[tuple[Retrieved, list[dict[str, Any]]]]]
 """(index, question, how many, request id) -> what was found, and its columns."""
 
-_NOT_FOR_THE_ENGINE = {"model", "messages", "prompt", "stream", "stream_options", "user", "metadata"}
+_NOT_FOR_THE_ENGINE = {"model", "messages", "prompt", "stream", "stream_options", "user", "metadata", "usage_context"}
 
 
 class Chat:
@@ -44,7 +44,7 @@ class Chat:
 
     async def _answer(self, request: ChatRequest, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version, request.context_json)
         if endpoint.task != "chat":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for chat", param="model")
         guarding = Guarding(endpoint, exchange)

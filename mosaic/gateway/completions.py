@@ -33,7 +33,7 @@ class Completions:
 
     async def _answer(self, request: CompletionRequest, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version, request.context_json)
         if endpoint.task not in ("chat", "complete"):
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for completions", param="model")
         if endpoint.retrieval is not None:

@@ -17,8 +17,9 @@ from mosaic.catalog.prices import Price
 from mosaic.errors import BadRequest, NotFound, Unavailable, not_found
 from mosaic.gateway.guard_whole import AskJudge, Judges
 from mosaic.gateway.guards import Guard
+from mosaic.monitoring import Keeping
 from mosaic.protocol import Adapter, Principal
-from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
+from mosaic.serving.ai_gateway import GuardrailRules, InferenceTableConfig, RateLimit
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, Unit, answering, unit
 from mosaic.serving.external import Access, ExternalModel
 from mosaic.serving.policies import in_force, require_sides, why_unusable
@@ -94,6 +95,8 @@ class Endpoint:
     """Whether one of its policies is gone, or has rules that it cannot hold to: then nobody is answered."""
     budgets: tuple[Budget, ...] = ()
     """Those that requests to it may have to have money in."""
+    keeping: Keeping | None = None
+    """What of texts is kept, if not all, and in which table beside the platform's."""
 
 
 class Endpoints:
@@ -143,16 +146,16 @@ class Endpoints:
             allowed.add(asked)
         return _ready(endpoint)
 
-    async def reads_first(self, name: str) -> bool:
-        """Whether guardrails read what is asked of an endpoint, so that until then nobody keeps it."""
+    async def look(self, name: str) -> Endpoint | None:
+        """The endpoint, before it is known who may use it: for what is kept of a request. None: there is none."""
         await self._renew()
         kept = self._kept  # by reference, as in `_get`
         if name not in kept:
             try:
                 kept[name] = await asyncio.to_thread(self._read, name)
             except (NotFound, BadRequest):  # what is wrong with the name is said by `use`
-                return False
-        return kept[name].input_guard is not None
+                return None
+        return kept[name]
 
     async def groups_of(self, principal: Principal) -> Sequence[str]:
         """The groups that somebody is in, directly or through groups."""
@@ -220,6 +223,7 @@ class Endpoints:
             falls_back=settings.ai_gateway.fallback_config.enabled,
             budgets=tuple(one for one in self._catalog.budgets.list() if one.scope.endpoint in (None, record.name)),
             **guarded,
+            keeping=_keeping(record.name, settings.ai_gateway.inference_table_config),
         )
 
     def _guarded(self, settings: EndpointSettings) -> dict[str, Any]:
@@ -279,6 +283,12 @@ class Endpoints:
                 logger.warning("connection %s cannot be used: %s", there.name, error.message)
                 return None
         return self._opened[state]
+
+
+def _keeping(endpoint: str, config: InferenceTableConfig) -> Keeping | None:
+    """None for what is kept of most: all, in the platform's table alone."""
+    keeping = Keeping(config.table_of(endpoint), config.sampling_fraction, config.redact == "texts")
+    return None if keeping == Keeping() else keeping
 
 
 def _guard(rules: Sequence[GuardrailRules]) -> Guard | None:

@@ -10,15 +10,27 @@ from pydantic import Field, model_validator
 
 from mosaic.errors import BadRequest
 from mosaic.gateway.schemas import check_regex, check_schemas
+from mosaic.monitoring.record import compact_json
 from mosaic.protocol import Message, Wire
 
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 _MOST_ANSWERS, _MOST_TEXTS = 128, 2048
 """OpenAI's limits of answers to one request, and of texts in one."""
 
+_MOST_LABELS = 32
+Label = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+class _InContext(Wire):
+    usage_context: dict[Label, Label] | None = Field(default=None, max_length=_MOST_LABELS)
+    """Databricks': for whom or what the request is, such as a project; in the usage table by its keys."""
+
+    @property
+    def context_json(self) -> str | None:
+        return None if self.usage_context is None else compact_json(self.usage_context)
 
 
 class StreamOptions(Wire):
@@ -81,7 +93,7 @@ class ChosenTool(Wire):
     function: ChosenFunction
 
 
-class Generation(Wire):
+class Generation(_InContext):
     """What chats and completions have in common: how tokens are drawn, where they end, and in what form."""
 
     model: str = Field(min_length=1)
@@ -222,7 +234,7 @@ class CompletionRequest(Generation):
         return most * len(self.prompt) if most is not None and several else most
 
 
-class EmbeddingRequest(Wire):
+class EmbeddingRequest(_InContext):
     """/v1/embeddings."""
 
     model: str = Field(min_length=1)
@@ -242,7 +254,7 @@ class EmbeddingRequest(Wire):
         return sum(len(text.encode()) for text in self.texts)
 
 
-class ScoreRequest(Wire):
+class ScoreRequest(_InContext):
     """/v1/score, in vLLM's shape: one text against several, or as many pairs as there are."""
 
     model: str = Field(min_length=1)
@@ -271,7 +283,7 @@ class Document(Wire):
     text: Text
 
 
-class RerankRequest(Wire):
+class RerankRequest(_InContext):
     """/v1/rerank, in the shape that Jina, Cohere and vLLM share."""
 
     model: str = Field(min_length=1)

@@ -16,6 +16,7 @@ from mosaic.gateway.chat import Chat, Retriever
 from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
+from mosaic.gateway.feedback import Feedback, FeedbackRequest
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.messages import Counts, Messages
 from mosaic.gateway.messages_requests import CountRequest, MessagesRequest
@@ -47,8 +48,10 @@ class GatewayRoutes:
         retrieve: Retriever,
         *,
         max_body_bytes: int,
+        feedback: Feedback | None = None,
     ) -> None:
-        self._endpoints, self._max_body_bytes = endpoints, max_body_bytes
+        """Without `feedback` there is no path for it."""
+        self._endpoints, self._max_body_bytes, self._feedback = endpoints, max_body_bytes, feedback
         self._chat = Chat(endpoints, limits, asking, retrieve)
         self._messages, self._responses = Messages(self._chat), Responses(self._chat)
         self._moderations = Moderations(endpoints, limits, asking)
@@ -59,7 +62,9 @@ class GatewayRoutes:
         self._predictions = Predictions(endpoints, limits, asking)
 
     def routes(self) -> list[Route]:
+        told = [] if self._feedback is None else [Route("/v1/feedback", self.feedback, methods=["POST"])]
         return [
+            *told,
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             Route("/v1/completions", self.text_completions, methods=["POST"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
@@ -133,6 +138,15 @@ class GatewayRoutes:
         asked = {field: value for field, value in body.items() if field != "model"}
         return JSONResponse(await self._predictions.answer(name, asked, exchange))
 
+    async def feedback(self, http: Request) -> Response:
+        """What somebody says of an answer; it is in its own table, so that the request's row has none of its text."""
+        assert self._feedback is not None, "there is no route otherwise"
+        body = await read_json(http.scope, http.receive, self._max_body_bytes)
+        check_depth(body)
+        _text(body)
+        told = parse(FeedbackRequest, body)
+        return JSONResponse(await self._feedback.take(told, http.state.principal))
+
     async def list_models(self, http: Request) -> Response:
         usable = await self._endpoints.list(http.state.principal)
         return JSONResponse({"object": "list", "data": [_model(endpoint) for endpoint in usable]})
@@ -153,7 +167,9 @@ class GatewayRoutes:
             body = {**body, "model": model}
         exchange.note_principal(http.state.principal)
         text = _text(body)
-        if isinstance(body, dict) and await self._endpoints.reads_first(str(body.get("model"))):
+        endpoint = await self._endpoints.look(str(body.get("model"))) if isinstance(body, dict) else None
+        exchange.keeping = None if endpoint is None else endpoint.keeping
+        if endpoint is not None and endpoint.input_guard is not None:
             exchange.is_guarded = True
         else:
             exchange.note(request=text)
@@ -271,6 +287,8 @@ def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
     if isinstance(error, MosaicError) and exchange.is_guarded and exchange.get("endpoint_config_version") is None:
         # It was not understood, so no guard has read it, and what is said of a wrong field quotes it.
         exchange.note(error=f"{error.code}: {error.param}")
+    elif isinstance(error, MosaicError):
+        exchange.note_error(error)
     elif error is not None:
         exchange.note(error=str(error))
 

@@ -23,6 +23,7 @@ from mosaic.errors import NotFound, Unavailable
 from mosaic.gateway import (
     Asking,
     Endpoints,
+    Feedback,
     GatewayRoutes,
     Limits,
     LiveEntity,
@@ -33,10 +34,20 @@ from mosaic.gateway import (
 )
 from mosaic.ids import new_id
 from mosaic.monitoring import Ledger
+from mosaic.monitoring.feedback import requests_finder
+from mosaic.monitoring.retention import purge_payloads
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
 from mosaic.platform.control import control_app
 from mosaic.platform.mlflow_proxy import mlflow_door
-from mosaic.platform.parts import PlatformSettings, asker, build_audit_shipper, build_parts, build_shipper, spool
+from mosaic.platform.parts import (
+    PlatformSettings,
+    asker,
+    build_audit_shipper,
+    build_parts,
+    build_shipper,
+    retentions,
+    spool,
+)
 from mosaic.protocol import Engine, Retrieved
 from mosaic.serving import ServeEngine
 from mosaic.serving.metrics import Meter
@@ -93,7 +104,10 @@ class Gateway:
             )
 
         limit_bytes = settings.max_body_bytes
-        routes = GatewayRoutes(endpoints, limits, Asking(engine), retrieve, max_body_bytes=limit_bytes)
+        feedback = Feedback(requests_finder(spool(settings), parts.tables), parts.catalog, self._ledger)
+        routes = GatewayRoutes(
+            endpoints, limits, Asking(engine), retrieve, max_body_bytes=limit_bytes, feedback=feedback
+        )
         self._app = gateway_app(routes, self._ledger, parts.catalog)
         # What imports have left behind stays: to look at it again would hold up streams for 0.1 s.
         gc.collect()
@@ -162,10 +176,12 @@ class PlatformActor:
 
 
 def _purge_now_and_then(settings: PlatformSettings) -> None:
-    """The data of what was dropped goes once its time to come back is over, looked for every hour."""
+    """The data of what was dropped goes once its time to come back is over, and what endpoints have kept long enough;
+    looked for every hour."""
     parts = build_parts(settings)
     while True:
         try:
+            purge_payloads(parts.tables, parts.storage, retentions(parts.catalog), today=datetime.now(UTC).date())
             done = purge(parts.storage, parts.catalog, now=datetime.now(UTC), by=INTERNAL)
             for one in done.removed:
                 logger.info("purged %s %s at %s", one.kind, one.name, one.location)

@@ -1,6 +1,7 @@
 """The platform's parts, built from its settings: the one file that knows every room."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,13 @@ from mosaic.data.audit_table import AuditShipper
 from mosaic.data.sql import Sql
 from mosaic.errors import Conflict, PermissionDenied
 from mosaic.models import ModelResolver, ModelSource
-from mosaic.monitoring import INFERENCE_TABLE, lost, to_arrow
+from mosaic.monitoring import lost
+from mosaic.monitoring.destinations import Destinations
+from mosaic.monitoring.retention import Retention
+from mosaic.monitoring.usage import USAGE_TABLE, usage_table
 from mosaic.platform.settings import PlatformSettings as PlatformSettings
 from mosaic.platform.settings import open_catalog
+from mosaic.serving.ai_gateway import AiGateway
 from mosaic.storage import Storage
 from mosaic.vector import Indexes
 
@@ -72,7 +77,8 @@ def build_parts(settings: PlatformSettings) -> Parts:
 
     models = ModelResolver(settings.home_folder / "models", storage, source_of)
     indexes = Indexes(storage, tables, catalog, functools.partial(embedder, settings))
-    sql = Sql(storage, tables, catalog, base_url=settings.base_url)
+    computed = {USAGE_TABLE: usage_table(tables)}
+    sql = Sql(storage, tables, catalog, base_url=settings.base_url, system_tables=computed)
     return Parts(settings, storage, catalog, tables, models, indexes, sql)
 
 
@@ -129,8 +135,16 @@ def resolve_model(settings: PlatformSettings, name: str) -> Path:
 
 def build_shipper(settings: PlatformSettings) -> Shipper:
     """The shipper of this node's request logs into the inference table."""
-    tables = build_parts(settings).tables
-    return Shipper(spool(settings), functools.partial(tables.delta, INFERENCE_TABLE), to_arrow=to_arrow, lost=lost)
+    parts = build_parts(settings)
+    return Shipper(spool(settings), Destinations(parts.tables, parts.storage), lost=lost)
+
+
+def retentions(catalog: Catalog) -> Iterator[Retention]:
+    """Of the endpoints that keep what they are asked for some time only."""
+    for one in catalog.endpoints.list():
+        config = AiGateway.parse(one.config.get("ai_gateway") or {}).inference_table_config
+        if config.retention_days is not None:
+            yield Retention(one.name, config.table_of(one.name), config.retention_days)
 
 
 def build_audit_shipper(settings: PlatformSettings) -> AuditShipper:

@@ -4,6 +4,7 @@ The shape is that of Databricks' `ai_gateway` (`rate_limits`, `guardrails.input.
 more in it.
 """
 
+import re
 from typing import Annotated, Literal, Self, get_args
 
 import re2
@@ -179,6 +180,41 @@ class Fallback(Settings):
     """The others are asked in their order, those with a share of 0 too."""
 
 
+class InferenceTableConfig(Settings):
+    """A table of the endpoint's own, `<catalog>.<schema>.<prefix>_payload`, which belongs to whoever configures it; and
+    what is kept of texts, there and in the platform's own table, which has a row for every request in any case."""
+
+    enabled: bool = False
+    """Whether the endpoint has a table of its own."""
+    catalog_name: str | None = None
+    """The catalog of the table."""
+    schema_name: str | None = None
+    """The schema of the table."""
+    table_name_prefix: str | None = Field(default=None, min_length=1)
+    """What stands before `_payload` in the table's name; the endpoint's own name if it is not said."""
+    sampling_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Of how many requests texts are kept, and rows are in the endpoint's own table. Which ones is drawn from their
+    ids."""
+    redact: Literal["none", "texts"] = "none"
+    """`texts`: what is asked and answered is kept nowhere."""
+    retention_days: int | None = Field(default=None, ge=1)
+    """After so many days rows go from the endpoint's own table, and texts from the platform's; None keeps them."""
+
+    @model_validator(mode="after")
+    def _place(self) -> Self:
+        missing = [name for name in ("catalog_name", "schema_name") if getattr(self, name) is None]
+        if self.enabled and missing:
+            raise ValueError(f"enabled needs {' and '.join(missing)}, where the table is to be")
+        return self
+
+    def table_of(self, endpoint: str) -> str | None:
+        """The whole name of the table of an endpoint; None without one."""
+        if not self.enabled:
+            return None
+        prefix = self.table_name_prefix or re.sub(r"[^A-Za-z0-9_]", "_", endpoint.rpartition(".")[2])
+        return f"{self.catalog_name}.{self.schema_name}.{prefix}_payload"
+
+
 class AiGateway(Settings):
     """Of one endpoint; part of its configuration, so every row of the inference table says by its
     `endpoint_config_version` under which rules it was answered."""
@@ -189,6 +225,8 @@ class AiGateway(Settings):
     """None: what is asked and answered is passed on as it is."""
     fallback_config: Fallback = Fallback()
     """What happens when a served entity does not answer."""
+    inference_table_config: InferenceTableConfig = InferenceTableConfig()
+    """What is kept of requests, and where."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

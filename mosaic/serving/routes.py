@@ -76,6 +76,7 @@ class AskedAiGateway(Asked):
     rate_limits: list[dict[str, Any]] | None = None
     guardrails: dict[str, Any] | None = None
     fallback_config: dict[str, Any] | None = None
+    inference_table_config: dict[str, Any] | None = None
     usage_tracking_config: TrackUsage | None = None
 
 
@@ -116,6 +117,7 @@ class AnsweredAiGateway(Answer):
     rate_limits: list[dict[str, Any]]
     guardrails: dict[str, Any]
     fallback_config: dict[str, Any]
+    inference_table_config: dict[str, Any]
     usage_tracking_config: TrackUsage
 
 

@@ -53,8 +53,16 @@ class EndpointState(Wire):
 class Serving:
     """`platform.serving`: acts for a principal, within its grants."""
 
-    def __init__(self, catalog: Catalog, engines: Engines, principal: Principal) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        engines: Engines,
+        principal: Principal,
+        make_table: Callable[[Principal, str], None] | None = None,
+    ) -> None:
+        """`make_table` makes an endpoint's own inference table by its name, for a principal, or finds it there."""
         self._catalog, self._engines, self._principal = catalog, engines, principal
+        self._make_table = make_table
 
     def create(self, settings: EndpointSettings) -> Endpoint:
         """A new endpoint; returns at once, while its engines start (see `wait`).
@@ -239,9 +247,21 @@ class Serving:
         for unit in units:
             self._engines.require_model(unit)
         self._engines.require_room(units)
+        self._make_inference_table(full, settings, new=new)
         return self._catalog.endpoints.propose(
             full, config=settings.model_dump(mode="json"), owner=self._principal.name, new=new, by=by
         )
+
+    def _make_inference_table(self, full: str, settings: EndpointSettings, *, new: bool) -> None:
+        """The endpoint's own, before the configuration that names it; not asked again of one that names the same."""
+        config = settings.ai_gateway.inference_table_config
+        before = {} if new else Before.of(self._catalog.endpoints.get(full)).ai_gateway
+        name = config.table_of(full)
+        if name is None or name == AiGateway.parse(before).inference_table_config.table_of(full):
+            return
+        if self._make_table is None:
+            raise Unavailable("no tables can be made here", param="inference_table_config")
+        self._make_table(self._principal, name)
 
     def _check_model(self, by: Principal, model: str) -> Principal:
         """EXECUTE on a registered model, and on the base of an adapter, whose engine starts with it; only

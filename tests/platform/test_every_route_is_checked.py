@@ -6,6 +6,7 @@ A new route fails here until it refuses, or stands in the lists below with the r
 import asyncio
 import re
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mosaic.data import Log
 from mosaic.gateway import (
     Asking,
     Endpoints,
+    Feedback,
     GatewayRoutes,
     Limits,
     LiveEntity,
@@ -29,6 +31,7 @@ from mosaic.gateway import (
 from mosaic.gateway.quota import Answer
 from mosaic.gateway.quota_shard import Command
 from mosaic.monitoring import Ledger
+from mosaic.monitoring.feedback import Asked
 from mosaic.platform.control import control_app, control_routes
 from mosaic.platform.parts import Parts, build_parts
 from mosaic.protocol import Engine, Retrieved
@@ -301,12 +304,16 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
     async def quota(commands: Sequence[Command]) -> Sequence[Answer | None]:
         raise AssertionError(f"{commands} for somebody who may not")
 
+    def somebody_elses(request_id: str) -> Asked:
+        return Asked(request_id, datetime.now(UTC), "ann", "main.serving.closed", 1, "e")
+
     async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
         raise AssertionError(f"index {index} was asked for somebody who may not")
 
     limits, asking = Limits(QuotaClient([quota]), endpoints.groups_of), Asking(engine)
-    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=10_000)
     ledger = Ledger(Log(tmp_path, owner="gateway"), "gateway")
+    feedback = Feedback(somebody_elses, parts.catalog, ledger)
+    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=10_000, feedback=feedback)
     app = gateway_app(routes, ledger, parts.catalog)
     said = {
         ("POST", "/v1/chat/completions"): {"model": "closed", "messages": [{"role": "user", "content": "x"}]},
@@ -321,7 +328,8 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
         ("POST", "/serving-endpoints/closed/invocations"): {"messages": [{"role": "user", "content": "x"}]},
     }
     ways = {(method, route.path.replace("{name}", "closed")) for route in routes.routes() for method in methods(route)}
-    assert ways == {*said, ("GET", "/v1/models"), ("GET", "/v1/models/{name:path}")}
+    hidden = {("GET", "/v1/models"), ("GET", "/v1/models/{name:path}"), ("POST", "/v1/feedback")}
+    assert ways == {*said, *hidden}
     for (method, path), body in said.items():
         refused = ask(app, token, method, path, json=body)
         assert refused.status_code == 403 and "may not EXECUTE" in refused.text, refused.text
@@ -329,5 +337,7 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
     assert ask(app, token, "GET", "/v1/models/closed").status_code == 403
     unknown = ask(app, token, "GET", "/v1/models/opened")
     assert unknown.status_code == 404 and "closed" not in unknown.text
+    told = ask(app, token, "POST", "/v1/feedback", json={"request_id": "req_x", "rating": 1})
+    assert told.status_code == 404 and "closed" not in told.text
     assert ask(app, None, "GET", "/v1/models").status_code == 401
     ledger.close()
