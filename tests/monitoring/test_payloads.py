@@ -1,5 +1,6 @@
 """Tables of an endpoint's own: their rows, what is kept of texts, what is too large for a column, who may have one."""
 
+import asyncio
 import hashlib
 import json
 import signal
@@ -10,10 +11,13 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 from mosaic.data.ship import KILL_POINTS
 from mosaic.errors import BadRequest, NotFound, PermissionDenied
@@ -23,6 +27,7 @@ from mosaic.monitoring.payloads import OBJECT_WRITTEN, PAYLOAD_SCHEMA, whole_tex
 from mosaic.monitoring.retention import Retention, purge_payloads
 from mosaic.protocol import Principal
 from mosaic.serving.ai_gateway import InferenceTableConfig
+from mosaic.serving.routes import BASE, ServingRoutes
 from tests.gateway.ledger_door import ADMIN, Door, asked, chat, opened, texts
 
 TABLE = "main.logs.helper_payload"
@@ -259,6 +264,37 @@ def test_what_is_old_goes(door: Door) -> None:
         rows = door.rows()
         assert texts(rows) == [None, None, "stays"] and [row["output_tokens"] for row in rows] == [1, 1, 1]
         assert not list(door.folder.rglob("_payloads/*/*/*.json"))
+
+
+def test_over_http_in_databricks_shape(door: Door) -> None:
+    app = Starlette(routes=ServingRoutes(door.serving).routes())
+    door.serve("helper", rate_limits=[{"calls": 5}])
+
+    async def as_admin(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": {"principal": ADMIN}}, receive, send)
+
+    def put(**wanted: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app=as_admin), base_url="http://m") as client:
+                return await client.put(f"{BASE}/helper/ai-gateway", json=wanted)
+
+        return asyncio.run(ask())
+
+    told = put(inference_table_config=OWN)
+    assert told.status_code == 200 and told.json()["inference_table_config"]["catalog_name"] == "main"
+    assert door.catalog.find_table(TABLE) is not None
+    before = door.catalog.endpoints.get("helper").pending
+    for config, error, says in (
+        ({**OWN, "schema_name": "nowhere"}, NotFound, "main.nowhere"),
+        ({**OWN, "catalog_name": "nowhere"}, NotFound, "nowhere"),
+        ({"enabled": True}, BadRequest, "enabled needs catalog_name and schema_name"),
+        ({**OWN, "sampling": 1}, BadRequest, "inference_table_config.sampling"),
+        ({**OWN, "redact": "some"}, BadRequest, "inference_table_config.redact"),
+        ({**OWN, "table_name_prefix": "a.b"}, BadRequest, "a.b"),
+    ):
+        with pytest.raises(error, match=says):
+            put(inference_table_config=config)
+    assert door.catalog.endpoints.get("helper").pending == before, "nothing was begun"
 
 
 def test_its_name() -> None:
