@@ -15,6 +15,7 @@ import fcntl
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,8 @@ class Shipper:
         self._folder, self._destinations = Path(folder), destinations
         self._lost, self._at = lost, at
         self._shipped_bytes: dict[str, int] = {}
+        self.left_out: Counter[str] = Counter()
+        """Rows that a table did not take and never will, by table, since this was made."""
 
     def ship_once(self) -> int:
         """Ship what there is now; returns the number of rows. Safe to call from several processes at once.
@@ -156,6 +159,7 @@ class Shipper:
                 shipped += sum(self._destinations.of(row)[0] == name for row in done)
             except (MosaicError, DeltaError, OSError) as error:
                 if self._destinations.gives_up(name, error):
+                    self.left_out[name] += len(rows)
                     logger.warning("%d rows of %s are left out of table %s: %s", len(rows), path.name, name, error)
                 else:
                     failed = True

@@ -182,6 +182,9 @@ def _purge_now_and_then(settings: PlatformSettings) -> None:
     while True:
         try:
             purge_payloads(parts.tables, parts.storage, retentions(parts.catalog), today=datetime.now(UTC).date())
+        except Exception:  # a boundary, as the next one
+            logger.exception("purging what endpoints have kept failed")
+        try:
             done = purge(parts.storage, parts.catalog, now=datetime.now(UTC), by=INTERNAL)
             for one in done.removed:
                 logger.info("purged %s %s at %s", one.kind, one.name, one.location)

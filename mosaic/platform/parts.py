@@ -16,7 +16,7 @@ from mosaic.client import Client
 from mosaic.data import Shipper, Tables
 from mosaic.data.audit_table import AuditShipper
 from mosaic.data.sql import Sql
-from mosaic.errors import Conflict, PermissionDenied
+from mosaic.errors import BadRequest, Conflict, PermissionDenied
 from mosaic.models import ModelResolver, ModelSource
 from mosaic.monitoring import lost
 from mosaic.monitoring.destinations import Destinations
@@ -142,7 +142,10 @@ def build_shipper(settings: PlatformSettings) -> Shipper:
 def retentions(catalog: Catalog) -> Iterator[Retention]:
     """Of the endpoints that keep what they are asked for some time only."""
     for one in catalog.endpoints.list():
-        config = AiGateway.parse(one.config.get("ai_gateway") or {}).inference_table_config
+        try:
+            config = AiGateway.parse(one.config.get("ai_gateway") or {}).inference_table_config
+        except BadRequest:  # one configuration that cannot be read must not hold up the others
+            continue
         if config.retention_days is not None:
             yield Retention(one.name, config.table_of(one.name), config.retention_days)
 

@@ -253,11 +253,14 @@ class Serving:
         )
 
     def _make_inference_table(self, full: str, settings: EndpointSettings, *, new: bool) -> None:
-        """The endpoint's own, before the configuration that names it; not asked again of one that names the same."""
+        """The endpoint's own, before the configuration that names it; one that names the same finds it there."""
         config = settings.ai_gateway.inference_table_config
         before = {} if new else Before.of(self._catalog.endpoints.get(full)).ai_gateway
         name = config.table_of(full)
-        if name is None or name == AiGateway.parse(before).inference_table_config.table_of(full):
+        if name is None:
+            return
+        is_same = name == AiGateway.parse(before).inference_table_config.table_of(full)
+        if is_same and self._catalog.find_table(name) is not None:
             return
         if self._make_table is None:
             raise Unavailable("no tables can be made here", param="inference_table_config")

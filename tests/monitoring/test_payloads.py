@@ -237,7 +237,9 @@ def test_a_table_that_is_gone_or_changed_holds_nothing_up(door: Door) -> None:
     door.catalog.delete_table(TABLE)
     location = door.catalog.get_table("main.logs.other_payload").location
     DeltaTable(location).alter.add_constraint({"short": "status_code > 200"})
-    assert door.shipper().ship_once() == 2 and len(door.rows()) == 2
+    shipping = door.shipper()
+    assert shipping.ship_once() == 2 and len(door.rows()) == 2
+    assert shipping.left_out == {TABLE: 1, "main.logs.other_payload": 1}
     door.ledger.close()
     assert door.shipper().ship_once() == 0 and not list(door.spool.iterdir())
     assert door.tables.to_arrow("main.logs.other_payload").num_rows == 0
