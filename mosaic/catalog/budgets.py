@@ -16,6 +16,7 @@ from mosaic.catalog.schema import budget, principal, securable
 from mosaic.catalog.store import Store
 from mosaic.errors import AlreadyExists, BadRequest, not_found
 from mosaic.ids import new_id
+from mosaic.protocol import Wire
 from mosaic.settings import Settings
 
 Period = Literal["day", "month"]
@@ -63,7 +64,7 @@ class Scope(Settings):
         )
 
 
-class Budget(Settings):
+class Budget(Wire):
     """So much money a calendar day or month (UTC), counted from when it was made."""
 
     id: str

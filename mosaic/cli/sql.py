@@ -43,7 +43,7 @@ def sql(
     from mosaic.data import Tables
     from mosaic.data.sql import Sql
     from mosaic.data.sql_types import strings
-    from mosaic.monitoring.usage import USAGE_TABLE, usage_table
+    from mosaic.monitoring.endpoint_usage import USAGE_TABLE, usage_table
     from mosaic.platform.settings import open_catalog
     from mosaic.storage import Storage
 

@@ -18,7 +18,7 @@ STEP_TOKENS = 256
 _BYTES_PER_TOKEN = 3
 """Of a prompt, until the engine has counted; English has about 4."""
 _OF_ONE: tuple[str, ...] = ("user", "service_principal")
-_UNITS = ("calls", "tokens")
+UNITS = ("calls", "tokens")
 
 
 class Sized(Protocol):
@@ -144,7 +144,7 @@ class Limits:
         if any(limit.key == "user_group" for limit in limits):
             groups = await self._groups_of(principal)
         own = [limit for limit in limits if limit.key in _OF_ONE and limit.principal == principal.name]
-        has_own = {unit: None for limit in own for unit in _UNITS if getattr(limit, unit) is not None}
+        has_own = {unit: None for limit in own for unit in UNITS if getattr(limit, unit) is not None}
         shared = [
             limit
             for limit in limits
@@ -154,8 +154,13 @@ class Limits:
         return [*own, *shared, *(limit.model_copy(update=has_own) for limit in everybodys)]
 
 
+def bucket_key(limit: RateLimit) -> str:
+    """What stands after the endpoint in the names of a limit's buckets, before whose they are and the unit."""
+    return "user" if limit.key in _OF_ONE else limit.key
+
+
 def _shares(endpoint: str, limit: RateLimit, principal: Principal, tokens: int) -> list[_Share]:
-    key = "user" if limit.key in _OF_ONE else limit.key
+    key = bucket_key(limit)
     whom = {"user": principal.name, "user_group": limit.principal}.get(key)
     whose = {"user": f"for {whom!r}", "user_group": f"for group {whom!r}"}.get(key, "for all callers")
     amounts: dict[Literal["calls", "tokens"], int] = {"calls": 1, "tokens": tokens}

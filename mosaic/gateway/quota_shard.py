@@ -35,7 +35,7 @@ _PATIENCE_SECONDS = 15
 """A shard that died is there again before that."""
 _MONEY = ("hold", "hold_more", "pay")
 _SNAPSHOT = "spend.json"
-_BUDGETS = "budgets"
+BUDGETS = "budgets"
 """The scope of all budgets, which span endpoints: one shard has them."""
 KILL_POINTS = ("before-rebuild", "applied", "logged", "before-snapshot", "after-snapshot")
 """What a shard's `at` is told, for tests that kill it there."""
@@ -200,19 +200,19 @@ class QuotaClient:
         self._of(scope).tell(Command("settle", request_id, used=used))
 
     async def hold(self, request_id: str, charges: Sequence[Charge]) -> Verdict:
-        verdict: Verdict = await self._of(_BUDGETS).ask(Command("hold", request_id, charges))
+        verdict: Verdict = await self._of(BUDGETS).ask(Command("hold", request_id, charges))
         return verdict
 
     async def hold_more(self, request_id: str, number: int, charges: Sequence[Charge]) -> Verdict:
-        verdict: Verdict = await self._of(_BUDGETS).ask(Command("hold_more", request_id, charges, number))
+        verdict: Verdict = await self._of(BUDGETS).ask(Command("hold_more", request_id, charges, number))
         return verdict
 
     def pay(self, request_id: str, cost: int) -> None:
         """As `settle`."""
-        self._of(_BUDGETS).tell(Command("pay", request_id, number=cost))
+        self._of(BUDGETS).tell(Command("pay", request_id, number=cost))
 
     def _of(self, scope: str) -> "_Batches":
-        return self._shards[crc32(scope.encode()) % len(self._shards)]
+        return self._shards[shard_of(scope, len(self._shards))]
 
 
 class _Batches:
@@ -257,6 +257,11 @@ class _Batches:
                 if future is not None and not future.done() and answer is not None:
                     future.set_result(answer)
         self._sender = None
+
+
+def shard_of(scope: str, count: int) -> int:
+    """Which of so many has the buckets of a scope."""
+    return crc32(scope.encode()) % count
 
 
 def shard_name(number: int) -> str:

@@ -1,13 +1,14 @@
-"""`system.serving.endpoint_usage`: who used which endpoint how much, in Databricks' columns and some more.
+"""Usage: requests, tokens and money by user, model, day, endpoint or tag, from the inference table.
 
-It is no table but a view of the inference table, computed for who asks: of the requests that they made themselves, and
-of those to endpoints that they manage. It has no texts.
+One pass over the rows of a time, a batch at a time; what is held in memory is a row for each group. The money for what
+nobody has priced is not known, and not nothing: `unpriced` counts such requests.
 """
 
-import functools
 import json
-import operator
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,108 +16,152 @@ import pyarrow.compute as pc
 from mosaic.catalog import Catalog
 from mosaic.catalog.bearers import Span
 from mosaic.data import Tables
-from mosaic.data.delta import arrow_schema, dataset
-from mosaic.data.system_tables import SystemTable
-from mosaic.errors import NotFound
-from mosaic.monitoring.record import INFERENCE_TABLE
+from mosaic.errors import BadRequest, NotFound
+from mosaic.monitoring.record import INFERENCE_TABLE, SCHEMA
 from mosaic.monitoring.viewer import Viewer
-from mosaic.protocol import Principal
-from mosaic.storage import Storage
+from mosaic.protocol import Principal, Wire
 
-USAGE_TABLE = "system.serving.endpoint_usage"
-
-_FROM = {
-    "client_request_id": "client_request_id",
-    "databricks_request_id": "request_id",
-    "requester": "principal",
-    "status_code": "status_code",
-    "request_time": "request_time",
-    "input_token_count": "input_tokens",
-    "output_token_count": "output_tokens",
-    "input_character_count": "input_characters",
-    "output_character_count": "output_characters",
-    "usage_context": "usage_context",
-    "request_streaming": "streamed",
-    "endpoint_name": "endpoint",
-    "endpoint_config_version": "endpoint_config_version",
-    "served_entity_name": "served_entity",
-    "model": "model",
-    "model_version": "model_version",
-    "cached_input_token_count": "cached_input_tokens",
-    "reasoning_token_count": "reasoning_tokens",
-    "cost_nano_dollars": "cost_nano_dollars",
-    "price_version": "price_version",
-}
-"""Its columns, and those of the inference table that they are; what that one lacks is null."""
-_TYPES = {
-    **dict.fromkeys(_FROM, pa.int64()),
-    **dict.fromkeys(
-        ("client_request_id", "databricks_request_id", "requester", "endpoint_name", "served_entity_name", "model"),
-        pa.string(),
-    ),
-    "status_code": pa.int32(),
-    "request_time": pa.timestamp("us", tz="UTC"),
-    "request_streaming": pa.bool_(),
-    "usage_context": pa.map_(pa.string(), pa.string()),
-}
-SCHEMA = pa.schema([*((name, _TYPES[name]) for name in _FROM), ("served_entity_id", pa.string())])
+Key = Literal["user", "model", "day", "endpoint", "tag"]
+KEYS: tuple[Key, ...] = get_args(Key)
+_COLUMN = {"user": "principal", "model": "model", "day": "request_date", "endpoint": "endpoint", "tag": "usage_context"}
+_SUMMED = ("input_tokens", "output_tokens", "cost_nano_dollars", "gpu_seconds")
+MOST_GROUPS = 100_000
 
 
-def usage_table(tables: Tables) -> SystemTable:
-    """What computes it, from an inference table."""
+class Usage(Wire):
+    """What one group used; of `by` the fields that were asked for."""
 
-    def read(catalog: Catalog, storage: Storage, caller: Principal) -> pa.Table:
-        try:
-            record, delta = tables.open(INFERENCE_TABLE)
-        except NotFound:  # nothing was ever served here
-            return SCHEMA.empty_table()
-        there = arrow_schema(delta).names
-        rows = dataset(storage, record.location, delta).to_table(
-            columns=[name for name in _FROM.values() if name in there], filter=_visible(catalog, caller)
-        )
-        return _as_usage(rows)
-
-    return read
-
-
-def _visible(catalog: Catalog, caller: Principal) -> pc.Expression | None:
-    """Which rows a caller may see; None for all."""
-    viewer = Viewer(catalog, caller)
-    if viewer.sees_everything:
-        return None
-    own = pc.field("principal") == caller.name
-    managed = ((one.name, viewer.managed(one.name)) for one in catalog.endpoints.list())
-    of_managed = [(pc.field("endpoint") == name) & _within(spans) for name, spans in managed if spans]
-    return functools.reduce(operator.or_, of_managed, own)
+    user: str | None = None
+    model: str | None = None
+    day: str | None = None
+    """`2026-01-31`, in UTC."""
+    endpoint: str | None = None
+    tag: str | None = None
+    """`team=search`, of the request's `usage_context`; a request with several counts in each."""
+    requests: int
+    failed: int
+    """Of these, those that were not answered with a 200."""
+    input_tokens: int
+    output_tokens: int
+    cost_nano_dollars: int
+    unpriced: int
+    """Answered requests of models that nobody has priced; what they cost is in no sum."""
+    gpu_seconds: float
 
 
-def _within(spans: Iterable[Span]) -> pc.Expression:
-    """The times in which the name was that of the endpoint that has it now."""
-    time, either = pc.field("request_time"), []
-    for first, end in spans:
-        one = pc.scalar(True)
-        if first is not None:
-            one = one & (time >= pa.scalar(first, pa.timestamp("us", tz="UTC")))
-        if end is not None:
-            one = one & (time < pa.scalar(end, pa.timestamp("us", tz="UTC")))
-        either.append(one)
-    return functools.reduce(operator.or_, either)
+def usage(
+    tables: Tables,
+    catalog: Catalog,
+    *,
+    by: Sequence[str] = (),
+    since: datetime | None = None,
+    until: datetime | None = None,
+    principal: Principal | None = None,
+) -> list[Usage]:
+    """By the keys in their order; one row without any. Of the requests that the principal may know of: its own, and
+    those to endpoints that it may MANAGE; administrators, and the platform itself, of all.
+
+    Raises BadRequest for a key that is none, or comes twice, and for more groups than can be shown.
+    """
+    unknown = [key for key in by if key not in KEYS]
+    if unknown or len(set(by)) != len(by):
+        raise BadRequest(f"by = {','.join(by)!r} must be some of {','.join(KEYS)}, each once", param="by")
+    viewer = Viewer(catalog, principal)
+    columns = [_COLUMN[key] for key in by]
+    sums: dict[tuple[Any, ...], list[Any]] = defaultdict(lambda: [0] * 7)
+    for batch in scan(tables, [*columns, "model", "status_code", *_SUMMED], since=since, until=until):
+        for keys, counted in _grouped(batch.filter(_may_know(batch, viewer)), columns):
+            for group in _by_tag(keys, by):
+                sums[group] = [old + new for old, new in zip(sums[group], counted, strict=True)]
+        if len(sums) > MOST_GROUPS:
+            told = (
+                f"by = {','.join(by)!r} has more than {MOST_GROUPS} groups: ask for a shorter time, or for fewer keys"
+            )
+            raise BadRequest(told, param="by")
+    ordered = sorted(sums.items(), key=lambda one: [str(value or "") for value in one[0]])
+    return [_as_usage(by, group, counted) for group, counted in ordered]
 
 
-def _as_usage(rows: pa.Table) -> pa.Table:
-    columns = {name: _column(rows, name, source) for name, source in _FROM.items()}
-    version = pc.cast(columns["endpoint_config_version"], pa.string())
-    # As `payloads.served_entity_id` has it.
-    at = pc.binary_join_element_wise(columns["endpoint_name"], version, "@")
-    columns["served_entity_id"] = pc.binary_join_element_wise(at, columns["served_entity_name"], "/")
-    return pa.table(columns, schema=SCHEMA)
+def scan(
+    tables: Tables, columns: Sequence[str], *, since: datetime | None, until: datetime | None
+) -> Iterator[pa.Table]:
+    """The rows of a time, with the columns that are asked for and who asked what when; null where the table has been
+    made without."""
+    try:
+        delta = tables.delta(INFERENCE_TABLE)
+    except NotFound:  # nothing was ever served here
+        return
+    names = dict.fromkeys([*columns, "principal", "endpoint", "request_time"])
+    schema = pa.schema([SCHEMA.field(one) if one in SCHEMA.names else pa.field(one, pa.string()) for one in names])
+    there = {field.name for field in delta.schema().fields}
+    bounds = [f"request_time >= {_time(since)}"] if since else []
+    bounds += [f"request_time < {_time(until)}"] if until else []
+    found = delta.scan(columns=[one for one in schema.names if one in there], predicate=" AND ".join(bounds) or None)
+    for batch in pa.RecordBatchReader.from_stream(found):
+        table = pa.Table.from_batches([batch])
+        for name in schema.names:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
+        yield table.select(schema.names).cast(schema)  # from the engine's own kinds of strings
 
 
-def _column(rows: pa.Table, name: str, source: str) -> pa.ChunkedArray | pa.Array:
-    kind = SCHEMA.field(name).type
-    if source not in rows.column_names:
-        return pa.nulls(rows.num_rows, kind)
-    if name == "usage_context":
-        told = rows[source].to_pylist()
-        return pa.array([None if one is None else list(json.loads(one).items()) for one in told], kind)
-    return pc.cast(rows[source], kind)
+def _may_know(batch: pa.Table, viewer: Viewer) -> pa.Array:
+    if viewer.sees_everything or viewer.principal is None:
+        return pa.repeat(True, len(batch))
+    mask = pc.fill_null(pc.equal(batch["principal"], viewer.principal.name), False)
+    for endpoint in pc.unique(batch["endpoint"]).to_pylist():
+        for span in viewer.managed(endpoint) if endpoint is not None else ():
+            of_this = pc.fill_null(pc.equal(batch["endpoint"], endpoint), False)
+            mask = pc.or_(mask, pc.and_(of_this, _within(batch["request_time"], span)))
+    return mask
+
+
+def _within(times: pa.ChunkedArray, span: Span) -> pa.Array:
+    first, end = (None if one is None else pa.scalar(one, times.type) for one in span)
+    after = pa.repeat(True, len(times)) if first is None else pc.greater_equal(times, first)
+    return after if end is None else pc.and_(after, pc.less(times, end))
+
+
+def _grouped(batch: pa.Table, columns: Sequence[str]) -> Iterator[tuple[list[Any], list[Any]]]:
+    """The keys of each group of a batch, and what is counted of it in the order of `Usage`."""
+    is_answered = pc.equal(batch["status_code"], 200)
+    has_no_price = pc.and_(pc.is_valid(batch["model"]), pc.is_null(batch["cost_nano_dollars"]))
+    counts = {"failed": pc.invert(is_answered), "unpriced": pc.and_(is_answered, has_no_price)}
+    for name, mask in counts.items():
+        batch = batch.append_column(name, mask.cast(pa.int64()))
+    summed = ("failed", *_SUMMED[:3], "unpriced", "gpu_seconds")
+    told = [("request_time", "count"), *((name, "sum") for name in summed)]
+    for row in batch.group_by(list(columns)).aggregate(told).to_pylist():
+        counted = [row["request_time_count"], *(row[f"{name}_sum"] or 0 for name in summed)]
+        yield [row[name] for name in columns], counted
+
+
+def _by_tag(keys: Sequence[Any], by: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """A group of each tag."""
+    if "tag" not in by:
+        yield tuple(keys)
+        return
+    place = by.index("tag")
+    tags = json.loads(keys[place]) if keys[place] else {}
+    named: list[str | None] = [f"{key}={value}" for key, value in sorted(tags.items())]
+    for tag in named or [None]:
+        yield (*keys[:place], tag, *keys[place + 1 :])
+
+
+def _as_usage(by: Sequence[str], group: Sequence[Any], counted: Sequence[Any]) -> Usage:
+    named = {key: None if value is None else str(value) for key, value in zip(by, group, strict=True)}
+    requests, failed, read, written, cost, unpriced, seconds = counted
+    return Usage(
+        **named,
+        requests=requests,
+        failed=failed,
+        input_tokens=read,
+        output_tokens=written,
+        cost_nano_dollars=cost,
+        unpriced=unpriced,
+        gpu_seconds=round(seconds, 3),
+    )
+
+
+def _time(moment: datetime) -> str:
+    return f"TIMESTAMP '{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}'"

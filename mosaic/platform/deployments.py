@@ -46,6 +46,7 @@ from mosaic.platform.parts import (
     build_parts,
     build_shipper,
     retentions,
+    spent_so_far,
     spool,
 )
 from mosaic.protocol import Engine, Retrieved
@@ -71,9 +72,10 @@ class Gateway:
         _log_with_serve()
         parts = build_parts(settings)
         replica = f"{role}-{new_id('gw')[-8:]}"
-        judge = asker(settings)
-        endpoints = Endpoints(parts.catalog, trusted=frozenset({INTERNAL}), ask_judge=judge)
-        limits = Limits(QuotaClient(ensure_shards(settings.home_folder / "quota")), endpoints.groups_of)
+        judge, internal = asker(settings), frozenset({INTERNAL})
+        endpoints = Endpoints(parts.catalog, trusted=internal, ask_judge=judge, gpus_of=parts.engines.gpus_of)
+        shards = ensure_shards(settings.home_folder / "quota", rebuild=functools.partial(spent_so_far, settings))
+        limits = Limits(QuotaClient(shards), endpoints.groups_of)
         meter = Meter()
 
         def closed(row: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from ray.serve.schema import LoggingConfig
 import mosaic
 from mosaic.catalog.names import INTERNAL
 from mosaic.errors import Conflict, MosaicError, Unavailable
+from mosaic.gateway.money import Money
 from mosaic.gateway.quota_shard import CPUS as QUOTA_CPUS
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
@@ -96,6 +97,7 @@ class Platform:
         )
         self.policies = Policies(self.catalog, principal)
         self.models = Models(self.catalog, self.storage, parts.models, principal)
+        self.money = Money(self.catalog, parts.tables, principal)
 
     def acting(self, principal: Principal) -> "Platform":
         """The same platform for another principal."""

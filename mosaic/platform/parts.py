@@ -21,7 +21,7 @@ from mosaic.models import ModelResolver, ModelSource
 from mosaic.monitoring import lost
 from mosaic.monitoring.destinations import Destinations
 from mosaic.monitoring.retention import Retention
-from mosaic.monitoring.usage import USAGE_TABLE, usage_table
+from mosaic.monitoring.endpoint_usage import USAGE_TABLE, usage_table
 from mosaic.platform.settings import PlatformSettings as PlatformSettings
 from mosaic.platform.settings import open_catalog
 from mosaic.serving.ai_gateway import AiGateway
@@ -148,6 +148,14 @@ def retentions(catalog: Catalog) -> Iterator[Retention]:
             continue
         if config.retention_days is not None:
             yield Retention(one.name, config.table_of(one.name), config.retention_days)
+
+
+def spent_so_far(settings: PlatformSettings) -> dict[tuple[str, str], int]:
+    """What was spent of each budget, for a quota that has no record of its own."""
+    from mosaic.gateway.spent import spent_by_bucket
+
+    parts = build_parts(settings)
+    return spent_by_bucket(parts.tables, parts.catalog)
 
 
 def build_audit_shipper(settings: PlatformSettings) -> AuditShipper:

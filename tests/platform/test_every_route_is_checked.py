@@ -57,10 +57,12 @@ NAMES = {
     "volumes": "closed.docs.files",
     "functions": "closed.docs.one",
     "connections": "closed_provider",
+    "budgets": "closed",
     "prompts": "closed.docs.prompt",
     "policies": "closed.docs.policy",
     "indexes": "closed.docs.entries_index",
     "serving-endpoints": "closed",
+    "endpoints": "closed",
     "permissions": "closed.docs.entries",
     "effective-permissions": "closed.docs.entries",
 }
@@ -91,6 +93,9 @@ HIDDEN = {
     ("GET", f"{UNITY}/connections"),
     ("GET", "/2.0/mosaic/search"),
     ("GET", "/2.0/token/list"),
+    ("GET", "/2.0/mosaic/prices"),
+    ("GET", "/2.0/mosaic/budgets"),
+    ("GET", "/2.0/mosaic/usage"),
 }
 """Lists of what there is: they answer, with nothing of what the caller may not know of."""
 OF_ONES_OWN = {
@@ -98,6 +103,7 @@ OF_ONES_OWN = {
     ("GET", "/2.0/sql/statements/{statement_id}/result/chunks/{chunk}"): 404,
     ("POST", "/2.0/sql/statements/{statement_id}/cancel"): 404,
     ("GET", "/2.0/mosaic/requests/{request_id}/why"): 404,
+    ("GET", "/2.0/mosaic/budgets/{name}"): 404,
     ("POST", "/2.0/token/delete"): 404,
     ("POST", "/2.0/token/create"): 200,
     ("GET", "/2.0/preview/scim/v2/Me"): 200,
@@ -140,6 +146,9 @@ def bodies(parts: Parts) -> dict[tuple[str, str], Any]:
         ("POST", "/2.0/mosaic/policies"): {"name": "closed.docs.mine", "rules": {}},
         ("PUT", "/2.0/mosaic/policies/{full_name}/aliases/{alias}"): {"version_num": 1},
         ("POST", "/2.0/token/delete"): {"token_id": owned.id},
+        ("POST", "/2.0/mosaic/prices"): {"model": "mine"},
+        ("POST", "/2.0/mosaic/budgets"): {"name": "mine", "amount_nano_dollars": 1, "period": "day"},
+        ("PATCH", "/2.0/mosaic/budgets/{name}"): {"amount_nano_dollars": 1},
         ("POST", f"{UNITY}/catalogs"): {"name": "mine"},
         ("POST", f"{UNITY}/schemas"): {"name": "mine", "catalog_name": "closed"},
         ("POST", f"{UNITY}/tables"): {**IN_DOCS, "name": "mine", "table_type": "MANAGED", "columns": []},
@@ -199,6 +208,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     catalog.policies.register("closed.docs.policy", {})
     catalog.policies.set_alias("closed.docs.policy", "champion", 1)
     catalog.put_index("closed.docs.entries_index", table="closed.docs.entries", spec={}, owner="admin")
+    catalog.budgets.create("closed", amount_nano_dollars=1, period="day")
     settings = EndpointSettings(name="closed", served_entities=[ServedEntity(name="e", model="echo")])
     catalog.endpoints.put("closed", config=settings.model_dump(), owner="admin")
     return made

@@ -89,6 +89,13 @@ MODELS: dict[str, Way] = {
     "register": lambda own: own.models.register(MODEL, "/nowhere"),
     "resolve": lambda own: own.models.resolve(f"{MODEL}/1"),
 }
+MONEY: dict[str, Way] = {
+    "set_price": lambda own: own.money.set_price("m"),
+    "create_budget": lambda own: own.money.create_budget("b", amount_nano_dollars=1, period="day"),
+    "set_budget": lambda own: own.money.set_budget("b", 1),
+    "delete_budget": lambda own: own.money.delete_budget("b"),
+    "limits": lambda own: own.money.limits("closed"),
+}
 BATCH: dict[str, Way] = {
     "infer": lambda own: own.batch.infer(
         BatchSettings(table=TABLE, endpoint="closed", prompt="{text}", output_table="main.docs.answers")
@@ -98,6 +105,8 @@ UNCHECKED = {
     Platform: {"acting", "base_url", "batch", "mlflow_uri", "status", "flush_ledger", "flush_audit", "resume_audit"},
     "Tables": {"acting", "run_id"},
     "Indexes": {"acting", "list", "query_async"},  # the last two have tests of their own below
+    # prices are everybody's to read; the others show what is one's own (tests/gateway/test_usage.py)
+    "Money": {"list_prices", "list_budgets", "show_budget", "usage"},
     "Serving": {"list", "state", "states", "engine_settings"},  # `state` is of an endpoint that one has got
 }
 """What names nothing that anybody could own."""
@@ -146,6 +155,7 @@ def eves(parts: Parts) -> Platform:
             ("serving", SERVING),
             ("policies", POLICIES),
             ("models", MODELS),
+            ("money", MONEY),
             ("batch", BATCH),
         )
         for name, call in ways.items()
@@ -167,6 +177,7 @@ def test_every_way_in_is_in_the_lists_above(eves: Platform) -> None:
         (eves.serving, SERVING, UNCHECKED["Serving"]),
         (eves.policies, POLICIES, {"list"}),
         (eves.models, MODELS, set()),
+        (eves.money, MONEY, UNCHECKED["Money"]),
         (eves.batch, BATCH, set()),
     ):
         public = {name for name, _ in inspect.getmembers(type(of)) if not name.startswith("_")}

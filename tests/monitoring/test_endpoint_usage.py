@@ -9,7 +9,7 @@ import pytest
 
 from mosaic.data.sql import Sql
 from mosaic.errors import BadRequest
-from mosaic.monitoring.usage import SCHEMA, USAGE_TABLE, usage_table
+from mosaic.monitoring.endpoint_usage import SCHEMA, USAGE_TABLE, usage_table
 from mosaic.protocol import Principal
 from tests.gateway.ledger_door import ADMIN, Door, asked, chat, opened
 
