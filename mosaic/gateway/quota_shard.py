@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import ray
+from deltalake.exceptions import DeltaError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mosaic.data.wal import SUFFIX, Log, read_segment
-from mosaic.errors import Unavailable
+from mosaic.errors import MosaicError, Unavailable
 from mosaic.gateway.quota import Answer, Ask, Left, Quota
 from mosaic.gateway.spend import Charge, Spend, Standing, Verdict
 from mosaic.storage.durable import write_file
@@ -55,7 +56,7 @@ class Command(NamedTuple):
 
 Rebuild = Callable[[], Mapping[tuple[str, str], int]]
 """What was spent in the periods that run, by bucket and period."""
-Reply = Answer | Verdict | None
+Reply = Answer | Verdict | Unavailable | None
 
 
 class Shard:
@@ -79,14 +80,18 @@ class Shard:
         self._tidied_at = self._now
 
     def apply(self, commands: Sequence[Command]) -> list[Reply]:
-        """In order; None for what has no answer. Raises what `rebuild` raises, with nothing done."""
+        """In order; None for what has no answer. What is about money is answered with the reason while what was spent
+        is not known."""
         self._now = max(self._now, self._clock())
+        away: Unavailable | None = None
         if not self._knows_spend and any(command.verb in _MONEY for command in commands):
-            self._begin_anew()
+            away = self._try_to_begin_anew()
+        done = [away is None or command.verb not in _MONEY for command in commands]
         self._number += 1
-        answers = [self._apply(command, self._now) for command in commands]
+        both = list(zip(commands, done, strict=True))
+        answers = [self._apply(command, self._now) if is_done else away for command, is_done in both]
         self._at("applied")
-        told = [list(command) for command in commands]
+        told = [list(command) for command, is_done in both if is_done]
         self._log.append({"now": self._now, "number": self._number, "commands": told})
         self._at("logged")
         if self._now - self._tidied_at > _KEPT_SECONDS:
@@ -149,6 +154,13 @@ class Shard:
                         told: list[Ask | Charge] = [(Charge if of_money else Ask)(*ask) for ask in asks]
                         self._apply(Command(verb, request_id, told, count, used), self._now)
         self._tidy()
+
+    def _try_to_begin_anew(self) -> Unavailable | None:
+        try:
+            self._begin_anew()
+        except (MosaicError, OSError, DeltaError) as error:  # storage or the catalog is away, and comes back
+            return Unavailable(f"what was spent of budgets is not known: {error}", code="quota_away")
+        return None
 
     def _begin_anew(self) -> None:
         """Budgets begin here, or their machine is lost. Written down before the first request is held to it: else what
@@ -254,7 +266,11 @@ class _Batches:
                         future.set_exception(Unavailable(f"the quota is away: {error}", code="quota_away"))
                 continue
             for (_, future), answer in zip(batch, answers, strict=True):
-                if future is not None and not future.done() and answer is not None:
+                if future is None or future.done() or answer is None:
+                    continue
+                if isinstance(answer, Unavailable):
+                    future.set_exception(answer)
+                else:
                     future.set_result(answer)
         self._sender = None
 

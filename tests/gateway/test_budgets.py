@@ -150,7 +150,7 @@ def test_a_stream_holds_on_as_it_grows_and_is_cut_off_where_no_money_is_left(doo
 
 
 def test_what_is_held_by_others_is_waited_for(tmp_path: Path) -> None:
-    door = Door(tmp_path, delay_seconds=0.1)
+    door = Door(tmp_path, delay_seconds=1.0)
     door.serve()
     door.catalog.prices.set("echo", output_nano_dollars_per_million=PER_TOKEN)
     ann = door.user("ann")
@@ -158,7 +158,9 @@ def test_what_is_held_by_others_is_waited_for(tmp_path: Path) -> None:
 
     async def run() -> None:
         first = asyncio.create_task(door.ask(ann, "a b c", max_tokens=8))
-        await asyncio.sleep(0.15)
+        bucket = door.catalog.budgets.get("team").bucket("ann")
+        while not door.shard.standings([(bucket, 1, "month")])[0].held:
+            await asyncio.sleep(0.01)
         refused = await door.ask(ann, "a", max_tokens=8)
         assert refused.status_code == 429 and "x-should-retry" not in refused.headers
         assert int(refused.headers["retry-after-ms"]) > 0 and "$0.08 held by requests that run" in refused.text
