@@ -12,20 +12,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mosaic.errors import BadRequest
-from mosaic.gateway.requests import ChatRequest, Stop, Text
+from mosaic.gateway.requests import Asked, ChatRequest, Stop, Text
 from mosaic.gateway.retold import retold
-from mosaic.protocol import Wire
 
 _TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 _LEAST_BUDGET_TOKENS = 1024
 
 
-class CacheControl(Wire):
+class CacheControl(Asked):
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
 
 
-class Block(Wire):
+class Block(Asked):
     """What all blocks may have."""
 
     cache_control: CacheControl | None = None
@@ -53,7 +52,7 @@ class ToolResult(Block):
     """Told to the model as `Error: ` before the content."""
 
 
-class ThinkingBlock(Wire):
+class ThinkingBlock(Asked):
     type: Literal["thinking"]
     thinking: str
     signature: str
@@ -64,17 +63,17 @@ UserBlock = Annotated[TextBlock | ToolResult, Field(discriminator="type")]
 AssistantBlock = Annotated[TextBlock | ToolUse | ThinkingBlock, Field(discriminator="type")]
 
 
-class UserTurn(Wire):
+class UserTurn(Asked):
     role: Literal["user"]
     content: str | Annotated[list[UserBlock], Field(min_length=1)]
 
 
-class AssistantTurn(Wire):
+class AssistantTurn(Asked):
     role: Literal["assistant"]
     content: str | Annotated[list[AssistantBlock], Field(min_length=1)]
 
 
-class SystemTurn(Wire):
+class SystemTurn(Asked):
     role: Literal["system"]
     content: str | Annotated[list[TextBlock], Field(min_length=1)]
 
@@ -87,7 +86,7 @@ class CustomTool(Block):
     strict: bool | None = None
 
 
-class Choice(Wire):
+class Choice(Asked):
     type: Literal["auto", "any", "none", "tool"]
     name: str | None = None
     """The tool, where the type is `tool`."""
@@ -100,7 +99,7 @@ class Choice(Wire):
         return self
 
 
-class Thinking(Wire):
+class Thinking(Asked):
     """Whether reasoning is told. Whether a model reasons is its own matter, or its engine's."""
 
     type: Literal["enabled", "adaptive", "disabled"]
@@ -114,22 +113,22 @@ class Thinking(Wire):
         return self
 
 
-class Format(Wire):
+class Format(Asked):
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(Wire):
+class OutputConfig(Asked):
     format: Format | None = None
     """The answer follows the schema."""
 
 
-class Metadata(Wire):
+class Metadata(Asked):
     user_id: str | None = None
     """The caller's own label for its user; recorded, never trusted as an identity."""
 
 
-class CountRequest(Wire):
+class CountRequest(Asked):
     """`/v1/messages/count_tokens`: what a model would read."""
 
     model: str = Field(min_length=1)

@@ -12,10 +12,10 @@ from mosaic.errors import EngineFailed, Unprocessable
 from mosaic.gateway.asking import Asking
 from mosaic.gateway.endpoints import Endpoints
 from mosaic.gateway.limits import Limits
-from mosaic.gateway.requests import Text
+from mosaic.gateway.requests import Asked, Text
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
-from mosaic.protocol import EngineRequest, Wire
+from mosaic.protocol import EngineRequest
 
 _FLAGGED = 0.5
 """The score from which a category holds."""
@@ -23,7 +23,7 @@ _HARMLESS = re.compile(r"safe|ok|neutral|normal|none|clean|benign|harmless|nonto
 _NAMELESS = re.compile(r"LABEL_\d+")
 
 
-class ModerationRequest(Wire):
+class ModerationRequest(Asked):
     """/v1/moderations."""
 
     model: str = Field(min_length=1)

@@ -6,7 +6,7 @@ What stands here is honoured, by the engine or with the engine's refusal; any ot
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mosaic.errors import BadRequest
 from mosaic.gateway.schemas import check_regex, check_schemas
@@ -24,7 +24,13 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _InContext(Wire):
+class Asked(Wire):
+    """As JSON says it: a number in quotes is none, and 1 is not true."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _InContext(Asked):
     usage_context: dict[Label, Label] | None = Field(default=None, max_length=_MOST_LABELS)
     """Databricks': for whom or what the request is, such as a project; in the usage table by its keys."""
 
@@ -33,12 +39,12 @@ class _InContext(Wire):
         return None if self.usage_context is None else compact_json(self.usage_context)
 
 
-class StreamOptions(Wire):
+class StreamOptions(Asked):
     include_usage: bool = False
     """Whether the stream ends with a chunk that carries `usage`."""
 
 
-class JsonSchema(Wire):
+class JsonSchema(Asked):
     name: str = Field(pattern=_NAME)
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
@@ -46,16 +52,16 @@ class JsonSchema(Wire):
     """Taken either way: what is answered always follows the schema."""
 
 
-class PlainFormat(Wire):
+class PlainFormat(Asked):
     type: Literal["text", "json_object"]
 
 
-class SchemaFormat(Wire):
+class SchemaFormat(Asked):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
 
-class StructuredOutputs(Wire):
+class StructuredOutputs(Asked):
     """vLLM's: exactly one of these, which the answer then follows."""
 
     json_: dict[str, Any] | None = Field(default=None, alias="json")
@@ -71,7 +77,7 @@ class StructuredOutputs(Wire):
         return self
 
 
-class Function(Wire):
+class Function(Asked):
     name: str = Field(pattern=_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -79,16 +85,16 @@ class Function(Wire):
     strict: bool | None = None
 
 
-class Tool(Wire):
+class Tool(Asked):
     type: Literal["function"]
     function: Function
 
 
-class ChosenFunction(Wire):
+class ChosenFunction(Asked):
     name: str
 
 
-class ChosenTool(Wire):
+class ChosenTool(Asked):
     type: Literal["function"]
     function: ChosenFunction
 
@@ -279,7 +285,7 @@ class ScoreRequest(_InContext):
         return list(zip(left, right, strict=True))
 
 
-class Document(Wire):
+class Document(Asked):
     text: Text
 
 

@@ -7,19 +7,18 @@ a 400 that names it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from mosaic.errors import BadRequest
-from mosaic.gateway.requests import ChatRequest, Text
+from mosaic.gateway.requests import Asked, ChatRequest, Text
 from mosaic.gateway.retold import retold
-from mosaic.protocol import Wire
 
 _TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 _NEED_A_STATE = ("store", "previous_response_id", "conversation", "background")
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class TextPart(Wire):
+class TextPart(Asked):
     type: Literal["input_text", "output_text"]
     text: str
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -27,7 +26,7 @@ class TextPart(Wire):
     logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class Item(Wire):
+class Item(Asked):
     """What all items may have; it came with the answer that they were part of."""
 
     id: str | None = None
@@ -53,7 +52,7 @@ class ResultItem(Item):
     output: str | list[TextPart]
 
 
-class ThoughtPart(Wire):
+class ThoughtPart(Asked):
     type: Literal["reasoning_text"]
     text: str
 
@@ -78,7 +77,7 @@ InputItem = Annotated[
 ]
 
 
-class FunctionTool(Wire):
+class FunctionTool(Asked):
     type: Literal["function"]
     name: str = Field(pattern=_TOOL_NAME)
     description: str | None = None
@@ -86,16 +85,16 @@ class FunctionTool(Wire):
     strict: bool | None = None
 
 
-class ChosenFunction(Wire):
+class ChosenFunction(Asked):
     type: Literal["function"]
     name: str
 
 
-class PlainFormat(Wire):
+class PlainFormat(Asked):
     type: Literal["text", "json_object"]
 
 
-class SchemaFormat(Wire):
+class SchemaFormat(Asked):
     type: Literal["json_schema"]
     name: str = Field(pattern=_TOOL_NAME)
     description: str | None = None
@@ -103,15 +102,23 @@ class SchemaFormat(Wire):
     strict: bool | None = None
 
 
-class TextConfig(Wire):
+class TextConfig(Asked):
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
 
 
-class ResponseStreamOptions(Wire):
-    include_obfuscation: Literal[False] = False
+class ResponseStreamOptions(Asked):
+    include_obfuscation: bool = False
+    """Only false: nothing is put beside the words to hide how long they are."""
+
+    @field_validator("include_obfuscation")
+    @classmethod
+    def _without(cls, include_obfuscation: bool) -> bool:
+        if include_obfuscation:
+            raise ValueError("must be false")
+        return include_obfuscation
 
 
-class ResponsesRequest(Wire):
+class ResponsesRequest(Asked):
     """`/v1/responses`."""
 
     model: str = Field(min_length=1)
@@ -134,16 +141,16 @@ class ResponsesRequest(Wire):
     """The caller's own label for its user; recorded, never trusted as an identity."""
     metadata: dict[str, str] | None = None
     """The caller's own labels; recorded with the request, and answered."""
-    store: Literal[False] | None = None
+    store: bool | None = None
     previous_response_id: None = None
     conversation: None = None
-    background: Literal[False] | None = None
+    background: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_state(cls, fields: Any) -> Any:
         for field in _NEED_A_STATE if isinstance(fields, dict) else ():
-            if fields.get(field) not in (None, False):
+            if fields.get(field) is not None and fields[field] is not False:
                 told = f"{field} = {fields[field]!r:.80} needs answers that are kept, and models keep none"
                 raise BadRequest(f"{told}: leave it out, and send the whole conversation as input", param=field)
         return fields

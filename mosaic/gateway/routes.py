@@ -21,6 +21,7 @@ from mosaic.gateway.limits import Limits
 from mosaic.gateway.messages import Counts, Messages
 from mosaic.gateway.messages_requests import CountRequest, MessagesRequest
 from mosaic.gateway.moderate import ModerationRequest, Moderations
+from mosaic.gateway.openapi import document
 from mosaic.gateway.predict import Predictions
 from mosaic.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ScoreRequest
 from mosaic.gateway.responses import Responses
@@ -35,7 +36,6 @@ from mosaic.runtime.asgi import check_depth, header, is_anthropic, read_json
 from mosaic.settings import explain
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
-
 
 class GatewayRoutes:
     """`/v1/*` in OpenAI's shape, `/v1/messages` in Anthropic's, and Databricks' `invocations`."""
@@ -74,6 +74,7 @@ class GatewayRoutes:
             Route("/v1/moderations", self.moderations, methods=["POST"]),
             Route("/v1/messages", self.messages, methods=["POST"]),
             Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
+            Route("/v1/openapi.json", self.openapi, methods=["GET"]),
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.get_model, methods=["GET"]),
             Route("/serving-endpoints/{name}/invocations", self.invocations, methods=["POST"]),
@@ -147,6 +148,9 @@ class GatewayRoutes:
         told = parse(FeedbackRequest, body)
         return JSONResponse(await self._feedback.take(told, http.state.principal))
 
+    async def openapi(self, http: Request) -> Response:
+        return JSONResponse(document())
+
     async def list_models(self, http: Request) -> Response:
         usable = await self._endpoints.list(http.state.principal)
         return JSONResponse({"object": "list", "data": [_model(endpoint) for endpoint in usable]})
@@ -177,7 +181,6 @@ class GatewayRoutes:
             exchange.note(endpoint=str(body.get("model")), streamed=bool(body.get("stream", False)))
         return exchange, body
 
-
 def _text(body: object) -> str:
     told = compact_json(body)
     try:
@@ -185,7 +188,6 @@ def _text(body: object) -> str:
     except UnicodeEncodeError:
         raise BadRequest("the body has half of a surrogate pair (\\ud800 to \\udfff), which is not text") from None
     return told
-
 
 def parse(shape: type[Parsed], body: object) -> Parsed:
     """The body as the request that it should be; raises BadRequest naming the field, the value and what would be
@@ -199,7 +201,6 @@ def parse(shape: type[Parsed], body: object) -> Parsed:
         kind = UnsupportedField if first["type"] == "extra_forbidden" else BadRequest
         raise kind(explain(error, shape), param=_field(first["loc"], body)) from None
 
-
 def _field(location: tuple[int | str, ...], body: object) -> str | None:
     """Where in the body an error is: its location without the names of the shapes that were tried."""
     found: list[str] = []
@@ -211,7 +212,6 @@ def _field(location: tuple[int | str, ...], body: object) -> str | None:
             continue
         found.append(str(part))
     return ".".join(found) or None
-
 
 async def _generated(by: Chat | Completions | Messages | Responses, request: Any, exchange: Exchange) -> Response:
     """One JSON object, or a stream; `request` is what `by` answers."""
@@ -226,7 +226,6 @@ async def _generated(by: Chat | Completions | Messages | Responses, request: Any
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )
 
-
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
         yield first
@@ -235,10 +234,8 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
     finally:
         await rest.aclose()  # type: ignore[attr-defined]  # a generator: told at once when the client has gone
 
-
 def _model(endpoint: Endpoint) -> dict[str, object]:
     return {"id": endpoint.served_name, "object": "model", "created": endpoint.created_seconds, "owned_by": "mosaic"}
-
 
 class Record:
     """Opens the row when a request arrives and closes it before the last byte of the answer leaves."""
@@ -279,7 +276,6 @@ class Record:
                 _note_outcome(exchange, state)
                 exchange.close_now(499)
 
-
 def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
     principal, error = state.get("principal"), state.get("error")
     if isinstance(principal, Principal):
@@ -291,7 +287,6 @@ def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
         exchange.note_error(error)
     elif error is not None:
         exchange.note(error=str(error))
-
 
 def gateway_app(routes: GatewayRoutes, ledger: Ledger, catalog: Catalog) -> ASGIApp:
     """The whole gateway as one ASGI application; the stack reads from the outside in."""
