@@ -45,8 +45,9 @@ class Messages:
 
 
 class Counts:
-    """Counts what a chat would be to its model, in order: resolve the endpoint, check the grant, reserve a call, guard,
-    ask who would answer. Nothing is generated, and no tokens are used."""
+    """Counts what a chat would be to its model, in order: resolve the endpoint, check the grant, reserve a call, mask,
+    ask who would answer. Nothing is generated, so no tokens are used, and judges, which look at what a model is to
+    read, are not asked."""
 
     def __init__(self, endpoints: Endpoints, limits: Limits, asking: Asking) -> None:
         self._endpoints, self._limits, self._asking = endpoints, limits, asking
@@ -65,6 +66,8 @@ class Counts:
             raise Unprocessable(told, param="model")
         await self._limits.admit(endpoint, exchange)
         messages = await Guarding(endpoint, exchange).messages(chat)
+        if exchange.is_guarded:
+            exchange.note(request=None)  # not all of the guards have seen it
         body = {**for_the_engine(chat), "messages": messages}
         asked = EngineRequest(
             request_id=exchange.request_id,
@@ -75,5 +78,6 @@ class Counts:
             counted = {"input_tokens": int(answer["prompt_tokens"])}
             exchange.note_first_token()
             exchange.note(response=compact_json(counted))
+            exchange.note_late(gpu_seconds=lambda: None, cost_nano_dollars=lambda: 0)
             return counted
         raise EngineFailed("the engine ended without an answer")

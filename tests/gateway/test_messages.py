@@ -197,7 +197,11 @@ def test_tokens_are_counted_as_the_engine_would_read_them(at: Door, client: Anth
     raw = client.messages.with_raw_response.count_tokens(model="echo", messages=HELLO)
     row = at.row(raw.headers["request-id"])
     assert row["status_code"] == 200 and row["served_entity"] == "one"
-    assert "input_tokens" not in row and json.loads(row["response"]) == {"input_tokens": 3}  # nobody is billed for it
+    assert "input_tokens" not in row and json.loads(row["response"]) == {"input_tokens": 3}
+    assert row["cost_nano_dollars"] == 0
+    asked: Any = [{"role": "user", "content": f"write to {MAIL} please"}]
+    raw = client.messages.with_raw_response.count_tokens(model=GUARDED, messages=asked)
+    assert raw.parse().input_tokens == 4 and at.row(raw.headers["request-id"])["request"] is None
 
 
 def test_what_cannot_be_counted_is_said(client: Anthropic) -> None:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from mosaic.errors import BadRequest, EngineFailed, RateLimited
 from mosaic.gateway.answers import FoldedChat
+from mosaic.gateway.chat import for_the_engine
 from mosaic.gateway.messages_answers import MessageEvents, as_message
 from mosaic.gateway.messages_requests import CountRequest, MessagesRequest
+from mosaic.gateway.providers.anthropic_requests import as_anthropic
 from mosaic.gateway.requests import ChatRequest
 from mosaic.gateway.responses_answers import ResponseEvents, as_response
 from mosaic.gateway.responses_requests import ResponsesRequest
@@ -20,9 +22,8 @@ HEAD = {"id": "req_1", "model": "m", "created": 5}
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}
 ASKED = ResponsesRequest(model="m", input="x")
 pieces = st.lists(st.text(min_size=1, max_size=5), max_size=4)
-calls = st.lists(
-    st.tuples(st.dictionaries(st.text(max_size=3), st.integers(), max_size=3), st.integers(1, 9)), max_size=3
-)
+inputs = st.dictionaries(st.text(max_size=3), st.integers(), max_size=3)
+calls = st.lists(st.tuples(inputs, st.integers(1, 9)), max_size=3)
 finishes = st.sampled_from(["stop", "length", "content_filter", "tool_calls"])
 
 
@@ -213,6 +214,59 @@ def test_a_conversation_with_tools_is_the_same_chat_by_both_doors() -> None:
     assert also["messages"] == told["messages"] and also["tools"] == told["tools"]
     assert also["response_format"] == told["response_format"] and also["max_completion_tokens"] == 5
     assert also["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+
+
+TEXT = st.builds(lambda text: {"type": "text", "text": text}, st.text(min_size=1, max_size=5))
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Turns as Anthropic's protocol has them: whoever calls tools is told their results in the next turn, first."""
+    turns: list[dict[str, Any]] = []
+    owed: list[str] = []
+    for place in range(draw(st.integers(0, 4)) * 2 + 1):
+        content = draw(st.lists(TEXT, min_size=0 if owed else 1, max_size=2))
+        if place % 2:
+            owed = [f"c{place}_{number}" for number in range(draw(st.integers(0, 2)))]
+            uses = [{"type": "tool_use", "id": one, "name": "f", "input": draw(inputs)} for one in owed]
+            turns.append({"role": "assistant", "content": content + uses})
+        else:
+            told = draw(st.lists(TEXT, min_size=1, max_size=2))
+            results = [{"type": "tool_result", "tool_use_id": one, "content": told} for one in owed]
+            turns.append({"role": "user", "content": results + content})
+            owed = []
+    return turns
+
+
+def merged(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    """Who says what; turns of one speaker in a row are one, as the protocol takes them."""
+    told: list[tuple[str, Any]] = []
+    for message in messages:
+        if told and told[-1][0] == message["role"]:
+            told[-1][1].extend(message["content"])
+        else:
+            told.append((message["role"], list(message["content"])))
+    return told
+
+
+@given(conversations(), st.lists(TEXT, max_size=2))
+@settings(max_examples=100, deadline=None)
+def test_what_comes_by_this_door_leaves_for_anthropic_as_it_came(
+    turns: list[dict[str, Any]], system: list[dict[str, Any]]
+) -> None:
+    tools = [{"name": "f", "input_schema": {"type": "object"}, "description": "d"}]
+    fields: dict[str, Any] = {"tools": tools, "tool_choice": {"type": "any"}, "stop_sequences": ["E"], "top_k": 4}
+    fields |= {"temperature": 0.5, "top_p": 0.9}
+    asked = {"model": "m", "max_tokens": 7, "system": system, "messages": turns, **fields}
+    chat = MessagesRequest.model_validate(asked).as_chat()
+    left = as_anthropic(for_the_engine(chat) | {"messages": dumped(chat)}, model="m", max_tokens=99, stream=False)
+    assert merged(left.pop("messages")) == merged(turns)
+    assert left.pop("system", []) == system
+    assert left == {"model": "m", "max_tokens": 7, **fields}
+
+
+def dumped(chat: ChatRequest) -> list[dict[str, Any]]:
+    return [message.model_dump(exclude_none=True) for message in chat.messages]
 
 
 def test_a_last_turn_of_the_assistant_is_gone_on_with() -> None:
