@@ -2,9 +2,10 @@
 one answer that the row keeps."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
+
+import orjson
 
 from mosaic.errors import EngineFailed, MosaicError
 from mosaic.gateway.requests import StreamOptions
@@ -34,14 +35,14 @@ class OpenAIEvents:
     def chunk(self, chunk: dict[str, Any]) -> bytes:
         if not chunk["choices"] and not self._wants_usage:
             return b""
-        return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
     def end(self) -> bytes:
         return b"data: [DONE]\n\n"
 
     def error(self, error: MosaicError) -> bytes:
         told = {"message": error.message, "type": "server_error", "param": None, "code": error.code}
-        return b"data: " + json.dumps({"error": told}).encode() + b"\n\n"
+        return b"data: " + orjson.dumps({"error": told}) + b"\n\n"
 
 
 class Folded(Protocol):
