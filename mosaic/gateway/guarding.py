@@ -39,11 +39,12 @@ class Guarding:
             side: guard.whole.outcomes() for side, guard in sides.items() if guard is not None and guard.whole
         }
         self._told: Any = None
+        self._unjudged = ""
         self._asked = None if self._input is None else self._input.findings()
         self._answered = None if self._output is None else self._output.findings()
         if self._asked is not None:
             exchange.note(request=None)  # until it is as the model gets it
-        if self._asked is not None or self._answered is not None:
+        if self._asked is not None or self._answered is not None or self._policies:
             exchange.note_late(guardrails=self._as_json)
 
     async def messages(self, request: ChatRequest) -> list[dict[str, Any]]:
@@ -72,9 +73,13 @@ class Guarding:
         return found
 
     def _keep(self, request: Wire, **read: Any) -> None:
-        """The request as the model gets it."""
+        """The request as the model gets it; one that is judged once it has passed."""
         beside = request.model_dump(exclude=_READ, exclude_none=True, by_alias=True)
-        self._exchange.note(request=compact_json({**beside, **read}))
+        told = compact_json({**beside, **read})
+        if "input" in self._whole:
+            self._unjudged = told
+        else:
+            self._exchange.note(request=told)
 
     def check_logprobs(self, logprobs: object) -> None:
         """Raises BadRequest where the answer's tokens would be told beside what was made of them."""
@@ -92,11 +97,8 @@ class Guarding:
 
     async def _pass_asked(self) -> None:
         assert self._input is not None and self._input.whole is not None
-        try:
-            await self._input.whole.judge(self._told, self._whole["input"], self._judges, self._exchange.request_id)
-        except BaseException:
-            self._exchange.note(request=None)
-            raise
+        await self._input.whole.judge(self._told, self._whole["input"], self._judges, self._exchange.request_id)
+        self._exchange.note(request=self._unjudged)
 
     def _count_unsaid(self, item: dict[str, Any]) -> None:
         """The engine took it all the same."""

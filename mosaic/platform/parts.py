@@ -114,7 +114,8 @@ class GatewayEmbedder:
 
 def asker(settings: PlatformSettings) -> "AskJudge":
     """How the gateway asks a judge: another endpoint, through the internal gateway, with a row of its own."""
-    client = Client(f"{settings.base_url}/internal", internal_token(settings))
+    # Who waits for a verdict waits for no restart: what has none is the rule's to decide.
+    client = Client(f"{settings.base_url}/internal", internal_token(settings), patience_seconds=1)
 
     async def ask(endpoint: str, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         asked = {"model": endpoint, **body}

@@ -26,11 +26,17 @@ def check_answer_schema(schema: Mapping[str, Any]) -> None:
     import jsonschema
     from referencing.exceptions import Unresolvable
 
-    if len(json.dumps(schema)) > _LARGEST_CHARACTERS:
+    try:
+        characters = len(json.dumps(schema))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if characters > _LARGEST_CHARACTERS:
         raise ValueError(f"it has more than {_LARGEST_CHARACTERS} characters")
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(schema)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     except jsonschema.SchemaError as error:
         raise ValueError(f"it is no JSON schema: {error.json_path}: {error.message[:200]}") from None
     if "$schema" in schema and schema["$schema"].rstrip("#") not in _dialects():

@@ -5,9 +5,9 @@ an endpoint is (`gateway/endpoints.py`), so that a change of it is live within a
 versions it was answered under.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mosaic.catalog import AliasEvent, Catalog, PolicyVersion
 from mosaic.catalog.names import parse_object, parse_version
@@ -44,6 +44,18 @@ def in_force(catalog: Catalog, guardrails: Guardrails) -> InForce:
         input=tuple(one.input for one in sets if one.input is not None),
         output=tuple(one.output for one in sets if one.output is not None),
     )
+
+
+def told_policies(catalog: Catalog, config: Mapping[str, Any]) -> list[str]:
+    """How a configuration names its policies, with the versions that this means now."""
+    told = []
+    for reference in ((config.get("ai_gateway") or {}).get("guardrails") or {}).get("policies") or ():
+        try:
+            version = catalog.policies.get(reference).full_name
+            told.append(version if version == reference else f"{reference} ({version})")
+        except NotFound:
+            told.append(f"{reference} (gone)")
+    return told
 
 
 def require_sides(task: str, held: InForce) -> None:
@@ -91,12 +103,13 @@ def check_judges(catalog: Catalog, judges: Sequence[Judge], *, of: str | None = 
         why = "an endpoint cannot be its own judge" if full == of else why_unusable(catalog, judge.endpoint)
         if why is not None:
             raise BadRequest(f"judge {judge.endpoint!r}: {why}", param="guardrails.judge.endpoint")
-    if judges and of is not None and (judged := _judged_by(catalog, of)):
+    if judges and of is not None and (judged := judged_by(catalog, of)):
         told = f"endpoint {of!r} is the judge of the endpoints {judged}, and a judge has no judge"
         raise BadRequest(told, param="guardrails.judge.endpoint")
 
 
-def _judged_by(catalog: Catalog, judge: str) -> list[str]:
+def judged_by(catalog: Catalog, judge: str) -> list[str]:
+    """The endpoints that an endpoint is the judge of, by their own rules or a policy's."""
     found = []
     for record in catalog.endpoints.list():
         with suppress(MosaicError):

@@ -9,7 +9,7 @@ from mosaic.catalog import Catalog
 from mosaic.catalog.names import is_model_version, parse_model_version, parse_version
 from mosaic.catalog.policies import POLICY
 from mosaic.catalog.records import Endpoint, EndpointConfig
-from mosaic.errors import NotFound, PermissionDenied, Unavailable, not_found
+from mosaic.errors import Conflict, NotFound, PermissionDenied, Unavailable, not_found
 from mosaic.protocol import Principal, Wire
 from mosaic.serving import flags
 from mosaic.serving.ai_gateway import AiGateway, Guardrails, RateLimit
@@ -18,7 +18,7 @@ from mosaic.serving.description import Description, ReplicaLog, Seen, described,
 from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place, pins_of, unit_of
 from mosaic.serving.external import Access, ExternalModel
 from mosaic.serving.metrics import EntityMetrics, entity_metrics
-from mosaic.serving.policies import attached, check_judges, detached, in_force, require_sides
+from mosaic.serving.policies import attached, check_judges, detached, in_force, judged_by, require_sides
 from mosaic.serving.rollout import SCALED_TO_ZERO, AppState, short_reason
 from mosaic.serving.settings import EngineSettings
 
@@ -121,10 +121,18 @@ class Serving:
         return self._catalog.endpoints.configs(full)
 
     def delete(self, name: str) -> None:
-        """Its engines end once their last requests have, if nothing else is served by them. Raises NotFound."""
+        """Its engines end once their last requests have, if nothing else is served by them.
+
+        Raises NotFound, and Conflict while it is the judge of others.
+        """
         full = self._catalog.endpoints.full_name(name)
         check = self._catalog.grants.check
         by = check(self._principal, "MANAGE", "endpoint", full, action="deleteServingEndpoint")
+        if judged := judged_by(self._catalog, full):
+            may_know = self._catalog.grants.is_allowed
+            seen = [one for one in judged if may_know(self._principal, "BROWSE", "endpoint", one)]
+            told = f"is the judge of {seen or 'endpoints that you may not see'}; let another judge them first"
+            raise Conflict(f"endpoint {full!r} {told}", param="name", code="endpoint_judges")
         self._catalog.endpoints.delete(full, by=by)
 
     def state(self, endpoint: Endpoint, states: Mapping[str, AppState] | None = None) -> EndpointState:

@@ -131,6 +131,13 @@ def test_what_is_no_json_is_none(text: str) -> None:
         assert ANYTHING.broken(text) is None
 
 
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("schema", "says"),
     [
@@ -142,6 +149,7 @@ def test_what_is_no_json_is_none(text: str) -> None:
         ({"patternProperties": {"a": {}}}, "'patternProperties' is not taken"),
         ({"format": "colour"}, "format = 'colour' is none of"),
         ({"$schema": "http://elsewhere/draft"}, "is none of"),
+        (nested(5_000), "nested too deeply"),
         ({"description": "x" * 70_000}, "more than 65536 characters"),
     ],
 )

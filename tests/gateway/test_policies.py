@@ -53,6 +53,14 @@ def test_the_endpoints_own_rules_and_those_of_its_policies_all_hold(gateway: InP
     assert told["output"] == {"max_characters": {"outcome": "passed"}}
 
 
+def test_a_policy_without_rules_is_told_too(gateway: InProcess) -> None:
+    gateway.catalog.policies.register("main.default.empty", {})
+    gateway.guard("bot", policies=["main.default.empty"])
+    assert ask(gateway, "hello").status == 200
+    row = gateway.row("bot")
+    assert row["guardrails"] == {"policies": ["main.default.empty/1"]} and "hello" in row["request"]
+
+
 def test_the_strictest_holds(gateway: InProcess) -> None:
     masks = {"input": {"pii": {"behavior": "MASK", "types": ["CREDIT_CARD", "US_SSN"]}}}
     gateway.catalog.policies.register("main.default.masks", masks)

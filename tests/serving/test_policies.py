@@ -16,7 +16,7 @@ from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.serving.ai_gateway import Guardrails
 from mosaic.serving.endpoint import EndpointSettings
-from mosaic.serving.policies import Policies
+from mosaic.serving.policies import Policies, told_policies
 from mosaic.serving.policy_routes import PolicyRoutes
 from mosaic.serving.service import Serving
 from tests.serving.test_update_over_http import Room
@@ -133,6 +133,8 @@ def test_attached_and_detached(catalog: Catalog) -> None:
     assert own == 9
     with pytest.raises(NotFound):
         serves.attach_policy("bot", "main.default.none")
+    newest = catalog.endpoints.configs("bot")[-1].config
+    assert told_policies(catalog, newest) == [f"{STRICT}@prod ({STRICT}/1)"]
     serves.detach_policy("bot", STRICT)
     assert held(catalog, "bot") == []
     with pytest.raises(NotFound, match="no attached policy"):
@@ -200,6 +202,8 @@ def test_what_can_be_no_judge(catalog: Catalog, ann: Policies) -> None:
             refused()
     with pytest.raises(NotFound):
         serves.create(endpoint("bot", judge("none")))
+    with pytest.raises(Conflict, match=r"is the judge of \['main\.serving\.judged'\]"):
+        serves.delete("judge")
     # a judge cannot come to be judged, by a policy neither
     serves.create(endpoint("other"))
     with pytest.raises(BadRequest, match=r"is the judge of the endpoints \['main\.serving\.judged'\]"):
