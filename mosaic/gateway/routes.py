@@ -37,6 +37,7 @@ from mosaic.settings import explain
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
+
 class GatewayRoutes:
     """`/v1/*` in OpenAI's shape, `/v1/messages` in Anthropic's, and Databricks' `invocations`."""
 
@@ -181,6 +182,7 @@ class GatewayRoutes:
             exchange.note(endpoint=str(body.get("model")), streamed=bool(body.get("stream", False)))
         return exchange, body
 
+
 def _text(body: object) -> str:
     told = compact_json(body)
     try:
@@ -188,6 +190,7 @@ def _text(body: object) -> str:
     except UnicodeEncodeError:
         raise BadRequest("the body has half of a surrogate pair (\\ud800 to \\udfff), which is not text") from None
     return told
+
 
 def parse(shape: type[Parsed], body: object) -> Parsed:
     """The body as the request that it should be; raises BadRequest naming the field, the value and what would be
@@ -201,6 +204,7 @@ def parse(shape: type[Parsed], body: object) -> Parsed:
         kind = UnsupportedField if first["type"] == "extra_forbidden" else BadRequest
         raise kind(explain(error, shape), param=_field(first["loc"], body)) from None
 
+
 def _field(location: tuple[int | str, ...], body: object) -> str | None:
     """Where in the body an error is: its location without the names of the shapes that were tried."""
     found: list[str] = []
@@ -212,6 +216,7 @@ def _field(location: tuple[int | str, ...], body: object) -> str | None:
             continue
         found.append(str(part))
     return ".".join(found) or None
+
 
 async def _generated(by: Chat | Completions | Messages | Responses, request: Any, exchange: Exchange) -> Response:
     """One JSON object, or a stream; `request` is what `by` answers."""
@@ -226,6 +231,7 @@ async def _generated(by: Chat | Completions | Messages | Responses, request: Any
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )
 
+
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
         yield first
@@ -234,8 +240,10 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
     finally:
         await rest.aclose()  # type: ignore[attr-defined]  # a generator: told at once when the client has gone
 
+
 def _model(endpoint: Endpoint) -> dict[str, object]:
     return {"id": endpoint.served_name, "object": "model", "created": endpoint.created_seconds, "owned_by": "mosaic"}
+
 
 class Record:
     """Opens the row when a request arrives and closes it before the last byte of the answer leaves."""
@@ -276,6 +284,7 @@ class Record:
                 _note_outcome(exchange, state)
                 exchange.close_now(499)
 
+
 def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
     principal, error = state.get("principal"), state.get("error")
     if isinstance(principal, Principal):
@@ -287,6 +296,7 @@ def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
         exchange.note_error(error)
     elif error is not None:
         exchange.note(error=str(error))
+
 
 def gateway_app(routes: GatewayRoutes, ledger: Ledger, catalog: Catalog) -> ASGIApp:
     """The whole gateway as one ASGI application; the stack reads from the outside in."""

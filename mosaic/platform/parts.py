@@ -20,8 +20,8 @@ from mosaic.errors import BadRequest, Conflict, PermissionDenied
 from mosaic.models import ModelResolver, ModelSource
 from mosaic.monitoring import lost
 from mosaic.monitoring.destinations import Destinations
-from mosaic.monitoring.retention import Retention
 from mosaic.monitoring.endpoint_usage import USAGE_TABLE, usage_table
+from mosaic.monitoring.retention import Retention
 from mosaic.platform.settings import PlatformSettings as PlatformSettings
 from mosaic.platform.settings import open_catalog
 from mosaic.serving.ai_gateway import AiGateway
