@@ -22,7 +22,7 @@ demo: setup ## run the main job from start to end (KEEP=1 leaves the platform up
 	@$(BIN)/python -m mosaic.cli demo $(if $(KEEP),--keep)
 
 test: lint clients ## lint, then all tests but the slow fault tests
-	@$(BIN)/python -m pytest -q -m "not faults"
+	@$(BIN)/python -m pytest -q -m "not faults" -n 2 --dist loadgroup
 
 test-faults: setup ## the slow tests that kill processes
 	@$(BIN)/python -m pytest -q -m faults

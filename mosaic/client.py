@@ -81,9 +81,13 @@ class Client:
         response = await self._post(**self._embedding_call(model, texts, parent_request_id))
         return _vectors(response)
 
-    async def ask_async(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def ask_async(
+        self, path: str, body: dict[str, Any], *, parent_request_id: str | None = None
+    ) -> dict[str, Any]:
         """The JSON that a POST is answered with, such as to /v1/chat/completions. Raises what the gateway answered."""
         headers = {"authorization": f"Bearer {self._token}"}
+        if parent_request_id is not None:
+            headers["x-mosaic-parent-request-id"] = parent_request_id
         response = await self._post(url=self.base_url + path, headers=headers, json=body)
         if response.status_code != 200:
             raise _error(response)

@@ -129,11 +129,11 @@ class EngineRequest(Wire):
     """What the gateway asks of an engine."""
 
     request_id: str
-    task: Literal["chat", "complete", "embed", "score", "predict"]
+    task: Literal["chat", "complete", "embed", "score", "predict", "count"]
     body: dict[str, Any]
-    """For `chat` and `complete` OpenAI's fields, without `model`; for `embed` {"input": [text, ...]} and perhaps
-    `dimensions`; for `score` {"pairs": [[text, text], ...]}; for `predict` MLflow's, such as {"dataframe_records":
-    [...]}, and an empty one asks for the model's own example."""
+    """For `chat` and `complete` OpenAI's fields, without `model`; for `count` those of a chat that a model reads; for
+    `embed` {"input": [text, ...]} and perhaps `dimensions`; for `score` {"pairs": [[text, text], ...]}; for `predict`
+    MLflow's, such as {"dataframe_records": [...]}, and an empty one asks for the model's own example."""
     adapter: Adapter | None = None
     stream: bool = False
 
@@ -154,9 +154,9 @@ class Engine(Protocol):
     `chat` yields OpenAI `chat.completion.chunk` objects if `request.stream`, of which the last carries `usage`, and the
     others may carry what it is so far; otherwise exactly one `chat.completion` object; `complete` the same with
     `text_completion`. `embed` yields exactly one {"embeddings": [[float, ...], ...], "prompt_tokens": int}, `score` one
-    {"scores": [float, ...], "prompt_tokens": int}, `predict` one {"predictions": ...}. Raises BadRequest for what the
-    model cannot take (too long, not of its signature), Unprocessable for a task that is not its own, EngineFailed for
-    its own failures.
+    {"scores": [float, ...], "prompt_tokens": int}, `count` one {"prompt_tokens": int}, `predict` one
+    {"predictions": ...}. Raises BadRequest for what the model cannot take (too long, not of its signature),
+    Unprocessable for a task that is not its own, EngineFailed for its own failures.
     """
 
     def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]: ...

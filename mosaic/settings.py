@@ -46,7 +46,10 @@ def _where(error: ValidationError) -> str | None:
 
 
 def _shorten(value: Any, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"{type(value).__name__} that is nested too deeply to be shown"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -21,6 +21,13 @@ TINY_ENGINE = EngineSettings(tool_call_parser="hermes")
 """What the tests' one vLLM engine runs with; entities that say the same share it."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`, all that needs the run's platform goes to one process, and what needs none to the others beside it."""
+    for item in items:
+        if {"platform", "ray_cluster"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("platform"))
+
+
 @pytest.fixture(scope="session")
 def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The settings of the test run's platform."""

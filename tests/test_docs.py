@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from mosaic.cli import main
 from mosaic.platform import Platform
+from mosaic.serving.ai_gateway import Guardrails
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity
 from mosaic.serving.external import ExternalModel
 
@@ -40,6 +41,11 @@ def test_the_yaml_of_pages_is_what_it_says() -> None:
 
     endpoint = EndpointSettings.parse(blocks("gateway.md")[0])
     assert len(endpoint.ai_gateway.rate_limits) == 3 and endpoint.ai_gateway.fallback_config.enabled
+    for block in blocks("gateway.md"):
+        if "served_entities" in block:
+            EndpointSettings.parse(block, source="docs/gateway.md")
+        elif block.keys() <= {"input", "output"}:
+            assert Guardrails.parse(block, source="docs/gateway.md").sides
     assert EndpointSettings.parse(blocks("serving.md")[0]).name == "helper"
     assert ExternalModel.parse(blocks("providers.md")[0]).provider == "anthropic"
 

@@ -9,12 +9,15 @@ from typing import Any, Literal
 from mosaic.catalog import drops, lineage, models, names, principals, securables, tables, tokens, values
 from mosaic.catalog.audit import ACCOUNTS_SERVICE, Audit, Change, change, of_securable
 from mosaic.catalog.bearers import Bearer, list_bearers
+from mosaic.catalog.budgets import Budgets
 from mosaic.catalog.connections import Connections
 from mosaic.catalog.endpoints import Endpoints
 from mosaic.catalog.grants import Grants
 from mosaic.catalog.identity import ALL_APIS, check_scopes, identify
 from mosaic.catalog.namespaces import Catalogs, Schemas
 from mosaic.catalog.objects import Securables, function_spec, volume_spec
+from mosaic.catalog.policies import Policies
+from mosaic.catalog.prices import Prices
 from mosaic.catalog.principals import ADMIN, Caller, Principals, as_principal
 from mosaic.catalog.prompts import Prompts
 from mosaic.catalog.records import (
@@ -74,8 +77,11 @@ class Catalog:
         self.agents = Securables(store, self._now, "agent", values.json_object)
         self.connections = Connections(store, self._now, key_file)
         self.prompts = Prompts(store, self._now)
+        self.policies = Policies(store, self._now)
         self.tags = Tags(store, self._now)
         self.endpoints = Endpoints(store, self._now, self.serving_schema)
+        self.prices = Prices(store, self._now)
+        self.budgets = Budgets(store, self._now, self.endpoints.full_name)
 
     @classmethod
     def open(

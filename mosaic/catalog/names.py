@@ -25,7 +25,8 @@ _LARGEST_VERSION = 2**31 - 1
 
 
 class ModelReference(NamedTuple):
-    """A model version by number or by alias; exactly one of them is set."""
+    """A model version by number or by alias; exactly one of them is set (of what may be named without a version at
+    most one)."""
 
     model: str
     version: int | None
@@ -71,6 +72,14 @@ def parse_model_version(text: str) -> ModelReference:
     raise BadRequest(
         f"{text!r} names no version of a model; write {text}/3 for a version or {text}@champion for an alias"
     )
+
+
+def parse_version(text: str, kind: str) -> ModelReference:
+    """As `parse_model_version`, of what else has versions; the name alone, with neither, means the newest. Raises
+    BadRequest."""
+    if "/" in text or "@" in text:
+        return parse_model_version(text)
+    return ModelReference(parse_object(text, kind), None, None)
 
 
 def is_model_version(text: str) -> bool:

@@ -30,6 +30,7 @@ _USED = {
     "index": ("SELECT",),
     "model": ("EXECUTE", EXECUTE_UNSAFE),
     "prompt": ("EXECUTE",),
+    "policy": ("EXECUTE",),
     "endpoint": ("EXECUTE",),
     "agent": ("EXECUTE",),
     "function": ("EXECUTE",),
@@ -64,6 +65,7 @@ CREATED_WITH = {
     "agent": "CREATE MODEL",
     "function": "CREATE FUNCTION",
     "prompt": "CREATE FUNCTION",
+    "policy": "CREATE FUNCTION",
     "connection": "CREATE CONNECTION",
     "volume": "CREATE VOLUME",
 }

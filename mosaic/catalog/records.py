@@ -174,6 +174,20 @@ class PromptVersion(Wire):
         return PROMPT_VARIABLE.sub(lambda found: given[found[1]], self.template)
 
 
+class PolicyVersion(Wire):
+    """One version of a policy; its rules do not change."""
+
+    policy: str
+    version: int
+    full_name: str
+    """`main.default.pii_strict/3`."""
+    rules: dict[str, Any]
+    """What is looked for on the `input` and on the `output`, as an endpoint's guardrails say it."""
+    comment: str
+    created_at: datetime
+    created_by: str | None
+
+
 class AliasEvent(Wire):
     """An alias was set to a version, or removed (None)."""
 

@@ -228,6 +228,33 @@ run_edge = sa.Table(
     sa.Index("ix_run_edge_asked", "direction", "kind", "name", "version"),
 )
 
+# A price is never changed: another version is valid from a time on.
+price = sa.Table(
+    "price",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("model", sa.String(400), nullable=False),  # or a pattern of models, with *
+    sa.Column("input_nano_dollars_per_million", sa.BigInteger, nullable=False),
+    sa.Column("cached_input_nano_dollars_per_million", sa.BigInteger, nullable=False),
+    sa.Column("output_nano_dollars_per_million", sa.BigInteger, nullable=False),
+    sa.Column("gpu_second_nano_dollars", sa.BigInteger, nullable=False),
+    sa.Column("valid_from", UtcTime, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("created_by", sa.String(255), nullable=False),
+)
+
+budget = sa.Table(
+    "budget",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False, unique=True),
+    sa.Column("amount_nano_dollars", sa.BigInteger, nullable=False),
+    sa.Column("period", sa.String(16), nullable=False),  # day, month
+    sa.Column("scope", sa.JSON, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("created_by", sa.String(255), nullable=False),
+)
+
 revision = sa.Table(
     "revision",
     metadata,

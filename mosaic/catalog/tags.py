@@ -1,4 +1,4 @@
-"""Tags: a key with a value on any securable, or on one version of a model or prompt."""
+"""Tags: a key with a value on any securable, or on one version of a model, prompt or policy."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -16,7 +16,7 @@ from mosaic.errors import AlreadyExists, BadRequest, not_found
 from mosaic.protocol import Principal
 
 _LONGEST_KEY, _LONGEST_VALUE, _MOST = 255, 1000, 50
-_VERSIONED = ("model", "prompt")
+_VERSIONED = ("model", "prompt", "policy")
 
 
 class Tags:

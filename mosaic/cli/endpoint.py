@@ -69,7 +69,7 @@ def list_(serving: "Serving", as_json: bool, limit: int | None) -> None:
 @_change
 def create(serving: "Serving", spec: Path, wait: bool, as_json: bool) -> None:
     """Make an endpoint and start what it serves."""
-    _done(serving, serving.create(_read(spec)), wait, as_json)
+    finished(serving, serving.create(_read(spec)), wait, as_json)
 
 
 @endpoint.command()
@@ -77,7 +77,7 @@ def create(serving: "Serving", spec: Path, wait: bool, as_json: bool) -> None:
 @_change
 def update(serving: "Serving", spec: Path, wait: bool, as_json: bool) -> None:
     """Give an endpoint another configuration; the one before answers until this one does."""
-    _done(serving, serving.update(_read(spec)), wait, as_json)
+    finished(serving, serving.update(_read(spec)), wait, as_json)
 
 
 @endpoint.command()
@@ -204,7 +204,8 @@ def _read(spec: Path) -> "EndpointSettings":
     return EndpointSettings.parse(given, source=str(spec))
 
 
-def _done(serving: "Serving", made: Endpoint, wait: bool, as_json: bool) -> None:
+def finished(serving: "Serving", made: Endpoint, wait: bool, as_json: bool) -> None:
+    """Tell how far a change of an endpoint is, at once or when it is live."""
     if wait:
         made = serving.wait(made.name)
     config = made.pending

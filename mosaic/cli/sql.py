@@ -43,12 +43,15 @@ def sql(
     from mosaic.data import Tables
     from mosaic.data.sql import Sql
     from mosaic.data.sql_types import strings
+    from mosaic.monitoring.endpoint_usage import USAGE_TABLE, usage_table
     from mosaic.platform.settings import open_catalog
     from mosaic.storage import Storage
 
     settings = chosen(file, storage, home)
     catalog, place = open_catalog(settings), Storage(settings.storage, settings.storage_options)
-    result = Sql(place, Tables(place, catalog), catalog, base_url=settings.base_url).query(
+    tables = Tables(place, catalog)
+    computed = {USAGE_TABLE: usage_table(tables)}
+    result = Sql(place, tables, catalog, base_url=settings.base_url, system_tables=computed).query(
         statement,
         principal=ADMIN if principal is None else Principal(name=principal),
         row_limit=row_limit,

@@ -36,10 +36,12 @@ class Noun:
     get: Callable[[Catalog, str], Any]
     within: str | None = "schema"
     """The kind that it stands in; None for the first level."""
+    plural: str = ""
+    """With an s behind the kind if it is not said."""
 
-    @property
-    def plural(self) -> str:
-        return f"{self.kind}s"
+    def __post_init__(self) -> None:
+        if not self.plural:
+            object.__setattr__(self, "plural", f"{self.kind}s")
 
 
 def add_list(group: click.Group, noun: Noun) -> None:

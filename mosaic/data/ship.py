@@ -5,26 +5,31 @@ application = the source's name, version = the position). Position and rows beco
 died knows afterwards what is done. Two shippers at once: of two commits for one source, made from the same state of the
 table, Delta lets one win; the other reads again. `deliver` is that, and there are two kinds of sources:
 
-- `Shipper`: the segments of a folder of logs. The position is the offset in the segment. A segment whose owner is gone
-  also yields a row for every entry that was never closed.
+- `Shipper`: the segments of a folder of logs, whose rows go to one table or several. The position is the offset in the
+  segment. A segment whose owner is gone also yields a row for every entry that was never closed.
 - `SequenceShipper`: rows that are numbered in the order in which they became visible, such as the catalog's audit
   trail. The position is the number.
 """
 
 import fcntl
+import functools
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 from deltalake import DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from mosaic.data.delta import commit_properties
 from mosaic.data.wal import SUFFIX, read_segment
-from mosaic.errors import Conflict
+from mosaic.errors import Conflict, MosaicError
+
+logger = logging.getLogger(__name__)
 
 KILL_POINTS = ("before-commit", "after-commit", "after-delete")
 """What `at` is told, in this order, for a segment that is shipped and removed; a sequence has no delete."""
@@ -63,76 +68,144 @@ def deliver(
     raise Conflict(f"{source}: {_ATTEMPTS} commits in a row lost against other writers; its rows stay for later")
 
 
+class Destinations(Protocol):
+    """The tables that the rows of a folder of logs go to, by name; a row may go to several."""
+
+    def of(self, row: Row) -> Sequence[str]:
+        """The tables of a row; it is counted with the first."""
+
+    def open(self, name: str) -> DeltaTable:
+        """The newest version of one."""
+
+    def to_arrow(self, name: str, rows: list[Row]) -> pa.Table:
+        """Rows in the columns of one."""
+
+    def gives_up(self, name: str, error: Exception) -> bool:
+        """Whether rows that a table did not take for this reason are left out of it for good, since others have them;
+        otherwise they are tried again."""
+
+
+class OneTable:
+    """All rows go to one table."""
+
+    def __init__(self, open_table: Callable[[], DeltaTable], to_arrow: Callable[[list[Row]], pa.Table]) -> None:
+        self._open, self._to_arrow = open_table, to_arrow
+
+    def of(self, row: Row) -> Sequence[str]:
+        return ("",)
+
+    def open(self, name: str) -> DeltaTable:
+        return self._open()
+
+    def to_arrow(self, name: str, rows: list[Row]) -> pa.Table:
+        return self._to_arrow(rows)
+
+    def gives_up(self, name: str, error: Exception) -> bool:
+        return False
+
+
 class Shipper:
-    """Carries the segments in a folder into one table."""
+    """Carries the segments in a folder into their tables. Each table has its own position in each segment: a shipper
+    that dies between two tables goes on with the second."""
 
     def __init__(
         self,
         folder: Path | str,
-        open_table: Callable[[], DeltaTable],
+        destinations: Destinations,
         *,
-        to_arrow: Callable[[list[Row]], pa.Table],
         lost: Callable[[Row], Row],
         at: Callable[[str], None] = lambda point: None,
     ) -> None:
-        """`open_table` opens the newest version of the table, whose schema `to_arrow` matches; `lost` makes, from its
-        opening row, the row of an entry whose owner died before closing it; `at` is told each of KILL_POINTS.
-        """
-        self._folder, self._open_table = Path(folder), open_table
-        self._to_arrow, self._lost, self._at = to_arrow, lost, at
+        """`lost` makes, from its opening row, the row of an entry whose owner died before closing it; `at` is told each
+        of KILL_POINTS."""
+        self._folder, self._destinations = Path(folder), destinations
+        self._lost, self._at = lost, at
         self._shipped_bytes: dict[str, int] = {}
+        self.left_out: Counter[str] = Counter()
+        """Rows that a table did not take and never will, by table, since this was made."""
 
     def ship_once(self) -> int:
-        """Ship what there is now; returns the number of rows. Safe to call from several processes at once."""
-        return sum(self._ship(path) for path in sorted(self._folder.glob(f"*{SUFFIX}")))
+        """Ship what there is now; returns the number of rows. Safe to call from several processes at once.
 
-    def _ship(self, path: Path) -> int:
+        What fails for one table is raised after all others have theirs; its segments stay for the next call.
+        """
+        shipped, errors = 0, list[Exception]()
+        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+            shipped += self._ship(path, errors)
+        if errors:
+            raise errors[0]
+        return shipped
+
+    def _ship(self, path: Path, errors: list[Exception]) -> int:
         try:
             with _claim(path) as owner_is_gone:
-                return self._ship_segment(path, owner_is_gone)
+                return self._ship_segment(path, owner_is_gone, errors)
         except FileNotFoundError:
             return 0  # another shipper finished with it
 
-    def _ship_segment(self, path: Path, owner_is_gone: bool) -> int:
-        if not owner_is_gone and path.stat().st_size == self._shipped_bytes.get(path.name):
-            return 0  # nothing new: the table need not even be opened
-        rows, position = deliver(
-            self._open_table,
-            path.name,
-            lambda table, done: self._pending(path, done, owner_is_gone),
-            to_arrow=self._to_arrow,
-            at=self._at,
-        )
+    def _ship_segment(self, path: Path, owner_is_gone: bool, errors: list[Exception]) -> int:
+        known = self._shipped_bytes.get(path.name, 0)
+        if not owner_is_gone and path.stat().st_size == known:
+            return 0  # nothing new: no table need even be opened
+        found, end = self._lost_too(path) if owner_is_gone else self._closed(path, known)
+        by_table: dict[str, list[tuple[int, Row]]] = {}
+        for offset, row in found:
+            for name in self._destinations.of(row):
+                by_table.setdefault(name, []).append((offset, row))
+        shipped, failed = 0, False
+        for name, rows in by_table.items():
+            try:
+                done = self._deliver(path.name, name, rows, end)
+                shipped += sum(self._destinations.of(row)[0] == name for row in done)
+            except (MosaicError, DeltaError, OSError) as error:
+                if self._destinations.gives_up(name, error):
+                    self.left_out[name] += len(rows)
+                    logger.warning("%d rows of %s are left out of table %s: %s", len(rows), path.name, name, error)
+                else:
+                    failed = True
+                    errors.append(error)
+        if failed:
+            return shipped
         if owner_is_gone:
             self._remove(path)
             self._shipped_bytes.pop(path.name, None)
         else:
-            self._shipped_bytes[path.name] = position
-        return len(rows)
+            self._shipped_bytes[path.name] = end
+        return shipped
 
-    def _pending(self, path: Path, done: int, owner_is_gone: bool) -> tuple[list[Row], int]:
-        """The rows after position `done`, and the position after them.
+    def _deliver(self, source: str, name: str, rows: list[tuple[int, Row]], end: int) -> list[Row]:
+        return deliver(
+            functools.partial(self._destinations.open, name),
+            source,
+            lambda table, done: ([row for offset, row in rows if offset > done], end),
+            to_arrow=functools.partial(self._destinations.to_arrow, name),
+            at=self._at,
+        )[0]
+
+    def _closed(self, path: Path, known: int) -> tuple[list[tuple[int, Row]], int]:
+        """The rows after an offset that all tables have come to, each with the offset after it, and the last one."""
+        scan = read_segment(path, known)
+        # A committed position must never lie beyond what a power failure leaves of the segment.
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return [(offset, record["row"]) for offset, record in scan.records if record["kind"] != "open"], scan.end
+
+    def _lost_too(self, path: Path) -> tuple[list[tuple[int, Row]], int]:
+        """All rows of a segment whose owner is gone, and those of entries that it left open.
 
         The position after the rows of lost entries is one past the last record, so that it differs from the position of
         a shipper that saw the same records while the owner lived.
         """
-        if not owner_is_gone:
-            scan = read_segment(path, done)
-            # A committed position must never lie beyond what a power failure leaves of the segment.
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            return [record["row"] for _, record in scan.records if record["kind"] != "open"], scan.end
         scan = read_segment(path)
-        if done > scan.end:
-            return [], done
-        rows = [record["row"] for offset, record in scan.records if offset > done and record["kind"] != "open"]
+        rows = [(offset, record["row"]) for offset, record in scan.records if record["kind"] != "open"]
         still_open: dict[str, list[Row]] = {}
         for _, record in scan.records:
             if record["kind"] == "open":
                 still_open.setdefault(record["key"], []).append(record["row"])
             elif record["kind"] == "close":
                 still_open[record["key"]].pop()
-        return rows + [self._lost(row) for opened in still_open.values() for row in opened], scan.end + 1
+        end = scan.end + 1
+        return rows + [(end, self._lost(row)) for opened in still_open.values() for row in opened], end
 
     def _remove(self, path: Path) -> None:
         if read_segment(path).unreadable_bytes:

@@ -26,7 +26,7 @@ from mosaic.data.sql_predicate import predicate
 from mosaic.data.sql_statement import Create, Delete, Insert, Reader, Show
 from mosaic.data.sql_tree import Parser, Query, TableName
 from mosaic.data.sql_types import Column, columns
-from mosaic.data.system_tables import INFORMATION_SCHEMA, SYSTEM_TABLES, columns_of_show
+from mosaic.data.system_tables import INFORMATION_SCHEMA, SYSTEM_TABLES, SystemTable, columns_of_show
 from mosaic.data.tables import Tables
 from mosaic.errors import AlreadyExists, BadRequest, TooLarge, Unavailable, not_found
 from mosaic.protocol import Principal
@@ -81,8 +81,11 @@ class Sql:
         settings: SqlSettings | None = None,
         *,
         base_url: str | None = None,
+        system_tables: Mapping[str, SystemTable] | None = None,
     ) -> None:
-        """`base_url` is the gateway's that `ai_query` asks; without it there is none to ask."""
+        """`base_url` is the gateway's that `ai_query` asks; without it there is none to ask. `system_tables` are
+        computed as they are asked, beside the catalog's own."""
+        self._system_tables = {**SYSTEM_TABLES, **(system_tables or {})}
         self._storage, self._tables, self._catalog = storage, tables, catalog
         self._ai = None if base_url is None else AiQueries(catalog, base_url)
         self.settings = settings or SqlSettings()
@@ -203,10 +206,10 @@ class Sql:
         endpoint asked."""
         if query.endpoints:
             self._asked_by_ai(query, asked)
-        named = [table for table in query.tables if table.name not in SYSTEM_TABLES]
+        named = [table for table in query.tables if table.name not in self._system_tables]
         for table in named:
             if table.name.startswith(INFORMATION_SCHEMA):  # everybody may know of these
-                there = [one for one in SYSTEM_TABLES if one.startswith(INFORMATION_SCHEMA)]
+                there = [one for one in self._system_tables if one.startswith(INFORMATION_SCHEMA)]
                 raise not_found("table", table.name, there)
             self._catalog.grants.check(asked.principal, "SELECT", "table", table.name, action="readTable")
         acting = self._tables.acting(asked.principal)
@@ -221,7 +224,9 @@ class Sql:
             elif table.version is not None:
                 raise BadRequest(f"table {table.name!r} is computed as it is asked and has no versions")
             else:
-                given[table.engine_name] = SYSTEM_TABLES[table.name](self._catalog, self._storage, asked.principal)
+                given[table.engine_name] = self._system_tables[table.name](
+                    self._catalog, self._storage, asked.principal
+                )
         run = functools.partial(self._engine.run, query.sql, given, asked.parameters, asked.limits, asked.cancelled)
         if not query.endpoints or self._ai is None:
             return run(asked.principal.name)

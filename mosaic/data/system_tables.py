@@ -367,7 +367,11 @@ _TABLE_LINEAGE = _Computed(
 )
 
 
-def _reader(computed: _Computed) -> Callable[[Catalog, Storage, Principal], pa.Table]:
+SystemTable = Callable[[Catalog, Storage, Principal], pa.Table]
+"""The rows of one, as a caller may see them."""
+
+
+def _reader(computed: _Computed) -> SystemTable:
     def read(catalog: Catalog, storage: Storage, caller: Principal) -> pa.Table:
         return pa.Table.from_pylist(list(computed.rows(_View(catalog, storage, caller))), schema=computed.schema)
 
@@ -375,7 +379,7 @@ def _reader(computed: _Computed) -> Callable[[Catalog, Storage, Principal], pa.T
 
 
 INFORMATION_SCHEMA = "system.information_schema."
-SYSTEM_TABLES: Mapping[str, Callable[[Catalog, Storage, Principal], pa.Table]] = {
+SYSTEM_TABLES: Mapping[str, SystemTable] = {
     **{f"{INFORMATION_SCHEMA}{name}": _reader(computed) for name, computed in _INFORMATION_SCHEMA.items()},
     "system.access.table_lineage": _reader(_TABLE_LINEAGE),
 }

@@ -2,16 +2,47 @@
 one answer that the row keeps."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+import orjson
+
 from mosaic.errors import EngineFailed, MosaicError
+from mosaic.gateway.requests import StreamOptions
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import Retrieved
 
 Answers = AsyncIterator[dict[str, Any]]
+
+
+class Events(Protocol):
+    """What a stream says to its client, as server-sent events; b"" says nothing."""
+
+    def chunk(self, chunk: dict[str, Any]) -> bytes: ...
+
+    def end(self) -> bytes: ...
+
+    def error(self, error: MosaicError) -> bytes: ...
+
+
+class OpenAIEvents:
+    """Chunks as they are, and [DONE]."""
+
+    def __init__(self, options: StreamOptions | None) -> None:
+        self._wants_usage = options is not None and options.include_usage
+
+    def chunk(self, chunk: dict[str, Any]) -> bytes:
+        if not chunk["choices"] and not self._wants_usage:
+            return b""
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+    def end(self) -> bytes:
+        return b"data: [DONE]\n\n"
+
+    def error(self, error: MosaicError) -> bytes:
+        told = {"message": error.message, "type": "server_error", "param": None, "code": error.code}
+        return b"data: " + orjson.dumps({"error": told}) + b"\n\n"
 
 
 class Folded(Protocol):
@@ -29,8 +60,13 @@ async def counted(answers: Answers, exchange: Exchange, *, stream: bool) -> Answ
     is broken off says what it took; clients are told the sum alone."""
     async for item in answers:
         if usage := item.get("usage"):
-            if not exchange.get("cached"):  # which took nothing
-                exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
+            if exchange.get("cached"):  # it took nothing
+                usage = {"prompt_tokens": 0}
+            exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
+            if details := usage.get("prompt_tokens_details"):
+                exchange.note(cached_input_tokens=details.get("cached_tokens"))
+            if details := usage.get("completion_tokens_details"):
+                exchange.note(reasoning_tokens=details.get("reasoning_tokens"))
             if stream and item["choices"]:
                 del item["usage"]
         yield item
@@ -65,28 +101,27 @@ async def whole(answers: Answers, exchange: Exchange) -> dict[str, Any]:
     raise EngineFailed("the engine ended without an answer")
 
 
-async def events(answers: Answers, exchange: Exchange, folded: Folded, *, wants_usage: bool) -> AsyncIterator[bytes]:
-    """Server-sent events, ending with [DONE]; what fails after the first chunk is an `error` event without [DONE].
+async def events(answers: Answers, exchange: Exchange, folded: Folded, told: Events) -> AsyncIterator[bytes]:
+    """Server-sent events, to the end that says so; what fails after the first chunk is an error without that end.
 
-    The row is durable before [DONE] leaves: a client that has its whole answer has a row, whatever dies next.
+    The row is durable before the end leaves: a client that has its whole answer has a row, whatever dies next.
     """
     status = 500
     try:
         async for chunk in answers:
             folded.add(chunk)
-            if chunk["choices"] or wants_usage:
-                yield b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+            if said := told.chunk(chunk):
+                yield said
         status = 200
         exchange.note(response=folded.as_json())
         await exchange.close(status)
-        yield b"data: [DONE]\n\n"
+        yield told.end()
     except MosaicError as error:
         status = error.status
-        exchange.note(error=error.message)
+        exchange.note_error(error)
         if not folded.chunks:
             raise  # nothing has left yet: the client gets a status, not a broken stream
-        event = {"error": {"message": error.message, "type": "server_error", "param": None, "code": error.code}}
-        yield b"data: " + json.dumps(event).encode() + b"\n\n"
+        yield told.error(error)
     except (GeneratorExit, asyncio.CancelledError):
         status = 499  # the client went away; what it read is recorded
         raise

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from mosaic.errors import MosaicError, Unavailable
+from mosaic.gateway.cost import note_entity
 from mosaic.gateway.endpoints import Endpoint, LiveEntity, choose
 from mosaic.gateway.providers import Breaker, Pass, RetryBudget, outcome
 from mosaic.gateway.sticky import unit_of
@@ -44,7 +45,7 @@ class Asking:
         """
         drawn = draw(endpoint, exchange, user)
         if not endpoint.falls_back and drawn.external is None:
-            exchange.note(**drawn.columns())
+            note_entity(exchange, drawn, endpoint.entities)
             async for item in self._engine(drawn).answer(_for(drawn, request)):
                 yield item
             return
@@ -57,7 +58,7 @@ class Asking:
             if passed is None:
                 attempts.append({"entity": entity.name, "error": "left alone"})
                 continue
-            exchange.note(**entity.columns())
+            note_entity(exchange, entity, endpoint.entities)
             has_begun = False
             try:
                 async with aclosing(self._attempt(entity, passed, request)) as answers:

@@ -115,7 +115,7 @@ class Cached:
         if (kept := store.get(key, now=now, max_age_seconds=wanted.max_age_seconds)) is not None:
             age = now - kept.since
             exchange.tell({"cache-status": f"mosaic; hit; ttl={int(store.ttl_seconds - age)}", "age": str(int(age))})
-            exchange.note(**entity.columns(), cached=True, input_tokens=0, output_tokens=0)
+            exchange.note(**entity.columns(), cached=True, input_tokens=0, output_tokens=0, cost_nano_dollars=0)
             for item in orjson.loads(kept.data):
                 yield item
             return

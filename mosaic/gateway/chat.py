@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from mosaic.errors import Unprocessable
-from mosaic.gateway.answers import FoldedChat, counted, events, noted, whole
+from mosaic.gateway.answers import Events, FoldedChat, OpenAIEvents, counted, events, noted, whole
 from mosaic.gateway.asking import Asking
 from mosaic.gateway.cache import Cached
 from mosaic.gateway.endpoints import Endpoint, Endpoints
@@ -26,7 +26,7 @@ from mosaic.protocol import EngineRequest, Message, Retrieved
 Retriever = Callable[[str, str, int, str], Awaitable[tuple[Retrieved, list[dict[str, Any]]]]]
 """(index, question, how many, request id) -> what was found, and its columns."""
 
-_NOT_FOR_THE_ENGINE = {"model", "messages", "prompt", "stream", "stream_options", "user", "metadata"}
+_NOT_FOR_THE_ENGINE = {"model", "messages", "prompt", "stream", "stream_options", "user", "metadata", "usage_context"}
 
 
 class Chat:
@@ -39,15 +39,14 @@ class Chat:
         """The whole answer as one `chat.completion`."""
         return await whole(self._answer(request, exchange), exchange)
 
-    def stream(self, request: ChatRequest, exchange: Exchange) -> AsyncIterator[bytes]:
-        """The answer as server-sent events (see `answers.events`)."""
+    def stream(self, request: ChatRequest, exchange: Exchange, told: Events | None = None) -> AsyncIterator[bytes]:
+        """The answer as server-sent events (see `answers.events`), OpenAI's unless `told` in others."""
         folded = FoldedChat(request.model, exchange.request_id)
-        wants_usage = request.stream_options is not None and request.stream_options.include_usage
-        return events(self._answer(request, exchange), exchange, folded, wants_usage=wants_usage)
+        return events(self._answer(request, exchange), exchange, folded, told or OpenAIEvents(request.stream_options))
 
     async def _answer(self, request: ChatRequest, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version, request.context_json)
         if endpoint.task != "chat":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for chat", param="model")
         if any(isinstance(message.content, list) for message in request.messages):
@@ -66,7 +65,8 @@ class Chat:
             stream=request.stream,
         )
         stream = request.stream
-        async with aclosing(self._asking.answers(endpoint, exchange, engine_request, request.user)) as asked:
+        asked_of = self._asking.answers(endpoint, exchange, engine_request, request.user)
+        async with aclosing(guarding.gated(asked_of)) as asked:
             answers = counted(self._limits.watched(asked, exchange, stream=stream), exchange, stream=stream)
             answers = guarding.answers(answers, stream=stream)
             async for item in noted(answers, exchange, model=request.model, retrieved=retrieved):

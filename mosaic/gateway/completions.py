@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from mosaic.errors import BadRequest, Unprocessable
-from mosaic.gateway.answers import FoldedText, counted, events, noted, whole
+from mosaic.gateway.answers import FoldedText, OpenAIEvents, counted, events, noted, whole
 from mosaic.gateway.asking import Asking
 from mosaic.gateway.cache import Cached
 from mosaic.gateway.chat import for_the_engine
@@ -30,12 +30,11 @@ class Completions:
     def stream(self, request: CompletionRequest, exchange: Exchange) -> AsyncIterator[bytes]:
         """The answer as server-sent events (see `answers.events`)."""
         folded = FoldedText(request.model, exchange.request_id)
-        wants_usage = request.stream_options is not None and request.stream_options.include_usage
-        return events(self._answer(request, exchange), exchange, folded, wants_usage=wants_usage)
+        return events(self._answer(request, exchange), exchange, folded, OpenAIEvents(request.stream_options))
 
     async def _answer(self, request: CompletionRequest, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version, request.context_json)
         if endpoint.task not in ("chat", "complete"):
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for completions", param="model")
         if endpoint.retrieval is not None:
@@ -57,7 +56,8 @@ class Completions:
             stream=request.stream,
         )
         stream = request.stream
-        async with aclosing(self._asking.answers(endpoint, exchange, engine_request, request.user)) as asked:
+        asked_of = self._asking.answers(endpoint, exchange, engine_request, request.user)
+        async with aclosing(guarding.gated(asked_of)) as asked:
             answers = counted(self._limits.watched(asked, exchange, stream=stream), exchange, stream=stream)
             answers = guarding.answers(answers, stream=stream)
             async for item in noted(answers, exchange, model=request.model):

@@ -28,7 +28,7 @@ class Embeddings:
     async def answer(self, request: EmbeddingRequest, exchange: Exchange) -> dict[str, Any]:
         """The response body of /v1/embeddings."""
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version, request.context_json)
         if endpoint.task != "embed":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for embeddings", param="model")
         texts = request.texts

@@ -6,21 +6,26 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 from mosaic.catalog import Catalog
+from mosaic.catalog.budgets import Budget
 from mosaic.catalog.names import INTERNAL
+from mosaic.catalog.prices import Price
 from mosaic.errors import BadRequest, NotFound, Unavailable, not_found
+from mosaic.gateway.guard_whole import AskJudge, Judges
 from mosaic.gateway.guards import Guard
 from mosaic.gateway.sticky import arm_of
+from mosaic.monitoring import Keeping
 from mosaic.protocol import Adapter, Principal
-from mosaic.serving.ai_gateway import GuardrailRules, RateLimit
+from mosaic.serving.ai_gateway import GuardrailRules, InferenceTableConfig, RateLimit
 from mosaic.serving.answer_cache import AnswerCache
-from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, answering, unit
+from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, Unit, answering, unit
 from mosaic.serving.external import Access, ExternalModel
 from mosaic.serving.images import DEFAULT_RULES, ImageRules
+from mosaic.serving.policies import in_force, require_sides, why_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +51,10 @@ class LiveEntity:
     """Where the provider of an external model is, and our key there."""
     is_gone: bool = False
     """Whether the catalog has the model, version or alias no more."""
+    prices: tuple[Price, ...] = ()
+    """What it costs, costed and will cost: every version of a price that fits it."""
+    gpus: float = 0.0
+    """Of ours, that one replica of it has."""
 
     @property
     def version_name(self) -> str | None:
@@ -81,6 +90,16 @@ class Endpoint:
     """What looks at what is answered."""
     falls_back: bool = False
     """Whether other entities take the place of one that fails."""
+    policies: tuple[str, ...] = ()
+    """The catalog's, in the versions whose rules the guards have."""
+    judges: Judges = field(default_factory=Judges)
+    """The way to whom the guards ask."""
+    lacks_policy: bool = False
+    """Whether one of its policies is gone, or has rules that it cannot hold to: then nobody is answered."""
+    budgets: tuple[Budget, ...] = ()
+    """Those that requests to it may have to have money in."""
+    keeping: Keeping | None = None
+    """What of texts is kept, if not all, and in which table beside the platform's."""
     is_sticky: bool = False
     """Whether each user keeps its entity."""
     id: str = ""
@@ -105,10 +124,14 @@ class Endpoints:
         trusted: frozenset[str] = frozenset(),
         fresh_seconds: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
+        ask_judge: AskJudge | None = None,
+        gpus_of: Callable[[Unit], float] = lambda unit: 0.0,
     ) -> None:
-        """`trusted` principals may use every endpoint: the platform's own calls."""
+        """`trusted` principals may use every endpoint: the platform's own calls. Judges are asked by `ask_judge`;
+        `gpus_of` says how many GPUs a replica has."""
         self._catalog, self._trusted = catalog, trusted
         self._fresh_seconds, self._clock = fresh_seconds, clock
+        self._ask_judge, self._gpus_of = ask_judge, gpus_of
         self._revision, self._seen_at = -1, -math.inf
         self._renewing = asyncio.Lock()
         self._kept: dict[str, Endpoint] = {}
@@ -134,16 +157,16 @@ class Endpoints:
             allowed.add(asked)
         return _ready(endpoint)
 
-    async def reads_first(self, name: str) -> bool:
-        """Whether guardrails read what is asked of an endpoint, so that until then nobody keeps it."""
+    async def look(self, name: str) -> Endpoint | None:
+        """The endpoint, before it is known who may use it: for what is kept of a request. None: there is none."""
         await self._renew()
         kept = self._kept  # by reference, as in `_get`
         if name not in kept:
             try:
                 kept[name] = await asyncio.to_thread(self._read, name)
             except (NotFound, BadRequest):  # what is wrong with the name is said by `use`
-                return False
-        return kept[name].input_guard is not None
+                return None
+        return kept[name]
 
     async def groups_of(self, principal: Principal) -> Sequence[str]:
         """The groups that somebody is in, directly or through groups."""
@@ -198,6 +221,7 @@ class Endpoints:
             created = int(record.created_at.timestamp())
             return Endpoint(record.name, record.served_name, 0, "none", (), None, created)
         settings = EndpointSettings.parse(record.config, source=f"endpoint {record.name}")
+        guarded = self._guarded(settings)
         return Endpoint(
             name=record.name,
             served_name=record.served_name,
@@ -207,34 +231,55 @@ class Endpoints:
             retrieval=settings.retrieval,
             created_seconds=int(record.created_at.timestamp()),
             rate_limits=settings.ai_gateway.rate_limits,
-            input_guard=_guard(settings.ai_gateway.guardrails.input),
-            output_guard=_guard(settings.ai_gateway.guardrails.output),
             falls_back=settings.ai_gateway.fallback_config.enabled,
+            budgets=tuple(one for one in self._catalog.budgets.list() if one.scope.endpoint in (None, record.name)),
+            **guarded,
+            keeping=_keeping(record.name, settings.ai_gateway.inference_table_config),
             is_sticky=settings.sticky == "user",
             id=record.id,
             images=settings.ai_gateway.images,
             cache=settings.ai_gateway.cache if settings.ai_gateway.cache.enabled else None,
         )
 
+    def _guarded(self, settings: EndpointSettings) -> dict[str, Any]:
+        """The fields that say what looks at what is asked and answered."""
+        try:
+            now = in_force(self._catalog, settings.ai_gateway.guardrails)
+            require_sides(settings.task, now)
+        except (NotFound, BadRequest) as error:
+            logger.warning("the policies of endpoint %s cannot be held: %s", settings.name, error.message)
+            return {"lacks_policy": True, "input_guard": Guard()}
+        unusable = {one.endpoint: why_unusable(self._catalog, one.endpoint) for one in now.judges}
+        return {
+            "input_guard": _guard(now.input),
+            "output_guard": _guard(now.output),
+            "policies": now.policies,
+            "judges": Judges(self._ask_judge, {name: why for name, why in unusable.items() if why is not None}),
+        }
+
     def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:
         external = entity.external_model
         if external is not None:
             access = self._access(external)
             told = (entity.name, "", external.name, entity.traffic_percentage)
-            return LiveEntity(*told, external=external, access=access, is_gone=access is None)
+            prices = self._catalog.prices.of(f"{external.provider}/{external.name}")
+            return LiveEntity(*told, external=external, access=access, is_gone=access is None, prices=prices)
         try:
             now = answering(self._catalog, pinned.get(entity.model, entity.model))
         except NotFound:  # not passed on: its message names models that the caller may not be meant to know
             return LiveEntity(entity.name, "", entity.model, entity.traffic_percentage, is_gone=True)
-        version = now.version
+        version, engine = now.version, unit(now.engine_model, entity.engine)
+        model = entity.model if version is None else version.model
         return LiveEntity(
             name=entity.name,
-            app_name=unit(now.engine_model, entity.engine).app_name,
-            model=entity.model if version is None else version.model,
+            app_name=engine.app_name,
+            model=model,
             traffic_percentage=entity.traffic_percentage,
             version=None if version is None else version.version,
             alias=entity.model.partition("@")[2] or None,
             adapter=Adapter(name=version.full_name) if version is not None and now.is_adapter else None,
+            prices=self._catalog.prices.of(model),
+            gpus=self._gpus_of(engine),
         )
 
     def _access(self, external: ExternalModel) -> Access | None:
@@ -255,9 +300,20 @@ class Endpoints:
         return self._opened[state]
 
 
+def _keeping(endpoint: str, config: InferenceTableConfig) -> Keeping | None:
+    """None for what is kept of most: all, in the platform's table alone."""
+    keeping = Keeping(config.table_of(endpoint), config.sampling_fraction, config.redact == "texts")
+    return None if keeping == Keeping() else keeping
+
+
+def _guard(rules: Sequence[GuardrailRules]) -> Guard | None:
+    return _made(tuple(one.model_dump_json() for one in rules)) if rules else None
+
+
 @functools.lru_cache(maxsize=1000)
-def _guard(rules: GuardrailRules | None) -> Guard | None:
-    return None if rules is None else Guard(rules)
+def _made(rules: Sequence[str]) -> Guard:
+    """By their JSON: a schema in them has no hash."""
+    return Guard(*map(GuardrailRules.model_validate_json, rules))
 
 
 def _ready(endpoint: Endpoint) -> Endpoint:
@@ -265,6 +321,9 @@ def _ready(endpoint: Endpoint) -> Endpoint:
     if not endpoint.config_version:
         told = f"endpoint {endpoint.served_name!r} is not ready: no configuration of it runs yet"
         raise Unavailable(f"{told}; `mosaic endpoint get` says why", param="model", code="endpoint_not_ready")
+    if endpoint.lacks_policy:
+        told = f"a policy of endpoint {endpoint.served_name!r} is gone, or cannot be held to by it"
+        raise Unavailable(f"{told}; without it nobody is answered", param="model", code="policy_gone")
     return endpoint
 
 

@@ -4,6 +4,7 @@
         -> guard_messages, before the engine is asked
         -> guard_answer, or guarded for a stream: a held-back text per choice and field (guard_stream.py)
         -> Findings, which the request's row keeps
+    and beside them what judges and schemas say of it all (guard_whole.py)
 
 Each text stands by itself: what is spread over two messages, two parts of one or two arguments is not found. Neither is
 what a person would read as the same and no rule names: words, other alphabets, base64.
@@ -15,6 +16,8 @@ from typing import Any
 from mosaic.gateway.guard_pii import pii_rules, recognizers
 from mosaic.gateway.guard_rules import Findings, Rule, RuleSet, keyword_rule, pattern_rule
 from mosaic.gateway.guard_stream import GuardedJson, GuardedStream
+from mosaic.gateway.guard_together import Together
+from mosaic.gateway.guard_whole import WholeRules
 from mosaic.serving.ai_gateway import GuardrailRules
 
 _TEXTS = ("content", "refusal", "reasoning", "reasoning_content")
@@ -33,19 +36,23 @@ def prepare() -> None:
 class Guard:
     """The rules of one side of an endpoint, ready to look."""
 
-    def __init__(self, rules: GuardrailRules) -> None:
-        self._max_characters = rules.max_characters
+    def __init__(self, *rules: GuardrailRules) -> None:
+        """Several hold together, the strictest of them."""
+        held = Together.of(rules)
+        self._max_characters = held.max_characters
         looking: list[Rule] = []
         self._names: list[str] = []
-        if rules.pii is not None:
-            self._names += rules.pii.types
-            looking += pii_rules(rules.pii) if rules.pii.behavior != "NONE" else []
-        if rules.invalid_keywords:
-            looking.append(keyword_rule(rules.invalid_keywords))
-        looking += map(pattern_rule, rules.patterns)
+        for pii in held.pii:
+            self._names += pii.types
+            looking += pii_rules(pii) if pii.behavior != "NONE" else []
+        if held.invalid_keywords:
+            looking.append(keyword_rule(held.invalid_keywords))
+        looking += map(pattern_rule, held.patterns)
         self._rules = RuleSet(looking)
         self._names += [name for name in self._rules.names if name not in self._names]
-        self._names += ["max_characters"] if rules.max_characters is not None else []
+        self._names += ["max_characters"] if held.max_characters is not None else []
+        self.whole = WholeRules(held.judges, held.json_schemas) if held.judges or held.json_schemas else None
+        """What looks at all of it at once, if anything does."""
 
     @property
     def reads(self) -> bool:

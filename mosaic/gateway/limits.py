@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from typing import Any, Literal, NamedTuple, Protocol
 
 from mosaic.errors import RateLimited
+from mosaic.gateway.budgets import Spending
 from mosaic.gateway.endpoints import Endpoint
 from mosaic.gateway.quota import Answer, Ask
 from mosaic.gateway.quota_shard import QuotaClient
@@ -17,7 +18,7 @@ STEP_TOKENS = 256
 _BYTES_PER_TOKEN = 3
 """Of a prompt, until the engine has counted; English has about 4."""
 _OF_ONE: tuple[str, ...] = ("user", "service_principal")
-_UNITS = ("calls", "tokens")
+UNITS = ("calls", "tokens")
 
 
 class Sized(Protocol):
@@ -54,20 +55,32 @@ class Limits:
     def __init__(self, quota: QuotaClient, groups_of: Callable[[Principal], Awaitable[Collection[str]]]) -> None:
         """`groups_of` awaits the names of the groups that somebody is in."""
         self._quota, self._groups_of = quota, groups_of
+        self._spending = Spending(quota, groups_of)
         self._open: dict[str, _Held] = {}
 
     async def admit(self, endpoint: Endpoint, exchange: Exchange, request: Sized | None = None) -> None:
-        """Reserve one call, and the tokens that a request may take.
+        """Reserve one call, the tokens that a request may take, and the money that it may cost: all of it or nothing.
 
         Raises RateLimited; the answer's `x-ratelimit-...` headers tell how much is left of the tightest limit either
         way.
         """
-        if not endpoint.rate_limits:
+        if not endpoint.rate_limits and not endpoint.budgets:
             return
-        answers = tokens = 0
+        answers = prompt = 0
         if request is not None:
             answers = STEP_TOKENS if request.answer_tokens is None else request.answer_tokens
-            tokens = math.ceil(request.prompt_bytes / _BYTES_PER_TOKEN) + answers
+            prompt = math.ceil(request.prompt_bytes / _BYTES_PER_TOKEN)
+        if endpoint.rate_limits:
+            await self._reserve(endpoint, exchange, prompt + answers, answers)
+        if endpoint.budgets:
+            sizes = {"input_tokens": prompt, "answer_tokens": answers}
+            try:
+                await self._spending.admit(endpoint, exchange, **sizes, request=request)
+            except RateLimited:
+                self._give_back(exchange.request_id)
+                raise
+
+    async def _reserve(self, endpoint: Endpoint, exchange: Exchange, tokens: int, answers: int) -> None:
         mine = await self._applying(endpoint.rate_limits, exchange.principal)
         shares = [share for limit in mine for share in _shares(endpoint.name, limit, exchange.principal, tokens)]
         if not shares:
@@ -88,6 +101,7 @@ class Limits:
         self, answers: AsyncIterator[dict[str, Any]], exchange: Exchange, *, stream: bool
     ) -> AsyncIterator[dict[str, Any]]:
         """A stream that reserves on as it grows; raises RateLimited where nothing is left for it."""
+        answers = self._spending.watched(answers, exchange, stream=stream)
         held = self._open.get(exchange.request_id)
         if not stream or held is None or not held.token_asks:
             return answers
@@ -114,17 +128,24 @@ class Limits:
 
     def settle(self, row: Mapping[str, Any]) -> None:
         """When the row is closed: tokens as the engine counted them; none where it never came to that."""
+        self._spending.settle(row)
         held = self._open.pop(str(row["request_id"]), None)
         if held is not None:
             tokens = (row.get("input_tokens") or 0) + (row.get("output_tokens") or 0)
             self._quota.settle(held.scope, str(row["request_id"]), {ask.bucket: tokens for ask in held.token_asks})
+
+    def _give_back(self, request_id: str) -> None:
+        """All that a request has taken, its call too: it is refused for another reason."""
+        held = self._open.pop(request_id, None)
+        if held is not None:
+            self._quota.settle(held.scope, request_id, {share.ask.bucket: 0 for share in held.shares})
 
     async def _applying(self, limits: Sequence[RateLimit], principal: Principal) -> list[RateLimit]:
         groups: Collection[str] = ()
         if any(limit.key == "user_group" for limit in limits):
             groups = await self._groups_of(principal)
         own = [limit for limit in limits if limit.key in _OF_ONE and limit.principal == principal.name]
-        has_own = {unit: None for limit in own for unit in _UNITS if getattr(limit, unit) is not None}
+        has_own = {unit: None for limit in own for unit in UNITS if getattr(limit, unit) is not None}
         shared = [
             limit
             for limit in limits
@@ -134,8 +155,13 @@ class Limits:
         return [*own, *shared, *(limit.model_copy(update=has_own) for limit in everybodys)]
 
 
+def bucket_key(limit: RateLimit) -> str:
+    """What stands after the endpoint in the names of a limit's buckets, before whose they are and the unit."""
+    return "user" if limit.key in _OF_ONE else limit.key
+
+
 def _shares(endpoint: str, limit: RateLimit, principal: Principal, tokens: int) -> list[_Share]:
-    key = "user" if limit.key in _OF_ONE else limit.key
+    key = bucket_key(limit)
     whom = {"user": principal.name, "user_group": limit.principal}.get(key)
     whose = {"user": f"for {whom!r}", "user_group": f"for group {whom!r}"}.get(key, "for all callers")
     amounts: dict[Literal["calls", "tokens"], int] = {"calls": 1, "tokens": tokens}

@@ -20,7 +20,7 @@ class Predictions:
     async def answer(self, name: str, body: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
         """{"predictions": ...} for a body such as {"dataframe_records": [...]}; the model's signature says the rest."""
         endpoint = await self._endpoints.use(name, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version)
         if endpoint.task != "predict":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for predictions", param="model")
         await self._limits.admit(endpoint, exchange)

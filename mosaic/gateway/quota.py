@@ -173,6 +173,13 @@ class Quota:
                 window.change(part, -given_back)
                 unused -= given_back
 
+    def left(self, prefix: str, now: float) -> dict[str, Left]:
+        """How the buckets are whose names begin so; one that nobody took from lately is not among them."""
+        found = {bucket: window for bucket, window in self.windows.items() if bucket.startswith(prefix)}
+        for window in found.values():
+            window.pass_to(now)
+        return {bucket: window.left(now) for bucket, window in found.items()}
+
     def _take(self, asks: Sequence[Ask], now: float) -> tuple[Answer, dict[str, _Taken]]:
         windows = {ask.bucket: self._window(ask, now) for ask in asks}
         refusing = [ask for ask in asks if not windows[ask.bucket].fits(ask.amount)]

@@ -6,10 +6,11 @@ What stands here is honoured, by the engine or with the engine's refusal; any ot
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mosaic.errors import BadRequest
 from mosaic.gateway.schemas import check_regex, check_schemas
+from mosaic.monitoring.record import compact_json
 from mosaic.protocol import ImagePart, Message, Wire
 
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -18,17 +19,34 @@ _MOST_ANSWERS, _MOST_TEXTS = 128, 2048
 _IMAGE_BYTES = 4800
 """What an image counts for until its provider has counted: as text of 1,600 tokens, the most that Anthropic's take."""
 
+_MOST_LABELS = 32
+Label = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class StreamOptions(Wire):
+class Asked(Wire):
+    """As JSON says it: a number in quotes is none, and 1 is not true."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _InContext(Asked):
+    usage_context: dict[Label, Label] | None = Field(default=None, max_length=_MOST_LABELS)
+    """Databricks': for whom or what the request is, such as a project; in the usage table by its keys."""
+
+    @property
+    def context_json(self) -> str | None:
+        return None if self.usage_context is None else compact_json(self.usage_context)
+
+
+class StreamOptions(Asked):
     include_usage: bool = False
     """Whether the stream ends with a chunk that carries `usage`."""
 
 
-class JsonSchema(Wire):
+class JsonSchema(Asked):
     name: str = Field(pattern=_NAME)
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
@@ -36,16 +54,16 @@ class JsonSchema(Wire):
     """Taken either way: what is answered always follows the schema."""
 
 
-class PlainFormat(Wire):
+class PlainFormat(Asked):
     type: Literal["text", "json_object"]
 
 
-class SchemaFormat(Wire):
+class SchemaFormat(Asked):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
 
-class StructuredOutputs(Wire):
+class StructuredOutputs(Asked):
     """vLLM's: exactly one of these, which the answer then follows."""
 
     json_: dict[str, Any] | None = Field(default=None, alias="json")
@@ -61,7 +79,7 @@ class StructuredOutputs(Wire):
         return self
 
 
-class Function(Wire):
+class Function(Asked):
     name: str = Field(pattern=_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -69,21 +87,21 @@ class Function(Wire):
     strict: bool | None = None
 
 
-class Tool(Wire):
+class Tool(Asked):
     type: Literal["function"]
     function: Function
 
 
-class ChosenFunction(Wire):
+class ChosenFunction(Asked):
     name: str
 
 
-class ChosenTool(Wire):
+class ChosenTool(Asked):
     type: Literal["function"]
     function: ChosenFunction
 
 
-class Generation(Wire):
+class Generation(_InContext):
     """What chats and completions have in common: how tokens are drawn, where they end, and in what form."""
 
     model: str = Field(min_length=1)
@@ -230,7 +248,7 @@ class CompletionRequest(Generation):
         return most * len(self.prompt) if most is not None and several else most
 
 
-class EmbeddingRequest(Wire):
+class EmbeddingRequest(_InContext):
     """/v1/embeddings."""
 
     model: str = Field(min_length=1)
@@ -250,7 +268,7 @@ class EmbeddingRequest(Wire):
         return sum(len(text.encode()) for text in self.texts)
 
 
-class ScoreRequest(Wire):
+class ScoreRequest(_InContext):
     """/v1/score, in vLLM's shape: one text against several, or as many pairs as there are."""
 
     model: str = Field(min_length=1)
@@ -275,11 +293,11 @@ class ScoreRequest(Wire):
         return list(zip(left, right, strict=True))
 
 
-class Document(Wire):
+class Document(Asked):
     text: Text
 
 
-class RerankRequest(Wire):
+class RerankRequest(_InContext):
     """/v1/rerank, in the shape that Jina, Cohere and vLLM share."""
 
     model: str = Field(min_length=1)

@@ -17,23 +17,30 @@ from mosaic.gateway.chat import Chat, Retriever
 from mosaic.gateway.completions import Completions
 from mosaic.gateway.embed import Embeddings
 from mosaic.gateway.endpoints import Endpoint, Endpoints
+from mosaic.gateway.feedback import Feedback, FeedbackRequest
 from mosaic.gateway.images import as_logged
 from mosaic.gateway.limits import Limits
+from mosaic.gateway.messages import Counts, Messages
+from mosaic.gateway.messages_requests import CountRequest, MessagesRequest
+from mosaic.gateway.moderate import ModerationRequest, Moderations
+from mosaic.gateway.openapi import document
 from mosaic.gateway.predict import Predictions
 from mosaic.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ScoreRequest
+from mosaic.gateway.responses import Responses
+from mosaic.gateway.responses_requests import ResponsesRequest
 from mosaic.gateway.score import Scores
 from mosaic.ids import new_id
 from mosaic.monitoring import Exchange, Ledger
 from mosaic.protocol import PREDICT_INPUTS, Principal
 from mosaic.runtime import Authenticate, ShapeErrors
-from mosaic.runtime.asgi import check_depth, header, read_json
+from mosaic.runtime.asgi import check_depth, header, is_anthropic, read_json
 from mosaic.settings import explain
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class GatewayRoutes:
-    """`/v1/*` in OpenAI's shape, and Databricks' `invocations`."""
+    """`/v1/*` in OpenAI's shape, `/v1/messages` in Anthropic's, and Databricks' `invocations`."""
 
     def __init__(
         self,
@@ -43,22 +50,34 @@ class GatewayRoutes:
         retrieve: Retriever,
         *,
         max_body_bytes: int,
+        feedback: Feedback | None = None,
     ) -> None:
-        self._endpoints, self._max_body_bytes = endpoints, max_body_bytes
+        """Without `feedback` there is no path for it."""
+        self._endpoints, self._max_body_bytes, self._feedback = endpoints, max_body_bytes, feedback
         cached = Cached(asking, endpoints.groups_of)
         self._chat = Chat(endpoints, limits, cached, retrieve)
+        self._messages, self._responses = Messages(self._chat), Responses(self._chat)
+        self._moderations = Moderations(endpoints, limits, asking)
+        self._counts = Counts(endpoints, limits, asking)
         self._completions = Completions(endpoints, limits, cached)
         self._embeddings = Embeddings(endpoints, limits, asking)
         self._scores = Scores(endpoints, limits, asking)
         self._predictions = Predictions(endpoints, limits, asking)
 
     def routes(self) -> list[Route]:
+        told = [] if self._feedback is None else [Route("/v1/feedback", self.feedback, methods=["POST"])]
         return [
+            *told,
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             Route("/v1/completions", self.text_completions, methods=["POST"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/score", self.score, methods=["POST"]),
             Route("/v1/rerank", self.rerank, methods=["POST"]),
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/moderations", self.moderations, methods=["POST"]),
+            Route("/v1/messages", self.messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
+            Route("/v1/openapi.json", self.openapi, methods=["GET"]),
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.get_model, methods=["GET"]),
             Route("/serving-endpoints/{name}/invocations", self.invocations, methods=["POST"]),
@@ -84,6 +103,22 @@ class GatewayRoutes:
         exchange, body = await self._accept(http)
         return JSONResponse(await self._scores.rerank(parse(RerankRequest, body), exchange))
 
+    async def responses(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return await _generated(self._responses, parse(ResponsesRequest, body), exchange)
+
+    async def moderations(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return JSONResponse(await self._moderations.answer(parse(ModerationRequest, body), exchange))
+
+    async def messages(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return await _generated(self._messages, parse(MessagesRequest, body), exchange)
+
+    async def count_tokens(self, http: Request) -> Response:
+        exchange, body = await self._accept(http)
+        return JSONResponse(await self._counts.count(parse(CountRequest, body), exchange))
+
     async def invocations(self, http: Request) -> Response:
         """Databricks' one path for every task; what is asked is told by the fields of the body."""
         name = http.path_params["name"]
@@ -107,6 +142,18 @@ class GatewayRoutes:
         asked = {field: value for field, value in body.items() if field != "model"}
         return JSONResponse(await self._predictions.answer(name, asked, exchange))
 
+    async def feedback(self, http: Request) -> Response:
+        """What somebody says of an answer; it is in its own table, so that the request's row has none of its text."""
+        assert self._feedback is not None, "there is no route otherwise"
+        body = await read_json(http.scope, http.receive, self._max_body_bytes)
+        check_depth(body)
+        _text(body)
+        told = parse(FeedbackRequest, body)
+        return JSONResponse(await self._feedback.take(told, http.state.principal))
+
+    async def openapi(self, http: Request) -> Response:
+        return JSONResponse(document())
+
     async def list_models(self, http: Request) -> Response:
         usable = await self._endpoints.list(http.state.principal)
         return JSONResponse({"object": "list", "data": [_model(endpoint) for endpoint in usable]})
@@ -128,7 +175,9 @@ class GatewayRoutes:
         exchange.note_principal(http.state.principal)
         exchange.cache_control = header(http.scope, b"cache-control") or ""
         text = _text(body)
-        if isinstance(body, dict) and await self._endpoints.reads_first(str(body.get("model"))):
+        endpoint = await self._endpoints.look(str(body.get("model"))) if isinstance(body, dict) else None
+        exchange.keeping = None if endpoint is None else endpoint.keeping
+        if endpoint is not None and endpoint.input_guard is not None:
             exchange.is_guarded = True
         else:
             exchange.note(request=text)
@@ -172,7 +221,7 @@ def _field(location: tuple[int | str, ...], body: object) -> str | None:
     return ".".join(found) or None
 
 
-async def _generated(by: Chat | Completions, request: Any, exchange: Exchange) -> Response:
+async def _generated(by: Chat | Completions | Messages | Responses, request: Any, exchange: Exchange) -> Response:
     """One JSON object, or a stream; `request` is what `by` answers."""
     if not request.stream:
         return JSONResponse(await by.complete(request, exchange))
@@ -216,6 +265,8 @@ class Record:
             method=scope["method"],
             path=scope["path"],
         )
+        if is_anthropic(scope["path"]):
+            exchange.tell({"request-id": exchange.request_id})  # as Anthropic's clients know it
         status = 500
 
         async def send_recorded(message: Message) -> None:
@@ -244,6 +295,8 @@ def _note_outcome(exchange: Exchange, state: dict[str, object]) -> None:
     if isinstance(error, MosaicError) and exchange.is_guarded and exchange.get("endpoint_config_version") is None:
         # It was not understood, so no guard has read it, and what is said of a wrong field quotes it.
         exchange.note(error=f"{error.code}: {error.param}")
+    elif isinstance(error, MosaicError):
+        exchange.note_error(error)
     elif error is not None:
         exchange.note(error=str(error))
 

@@ -44,7 +44,7 @@ class Scores:
         self, request: ScoreRequest | RerankRequest, pairs: Sequence[tuple[str, str]], exchange: Exchange
     ) -> tuple[Sequence[float], int]:
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version, request.context_json)
         if endpoint.task != "score":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for scores", param="model")
         await self._limits.admit(endpoint, exchange, request)

@@ -14,10 +14,10 @@ from mosaic.catalog.bearers import Span
 from mosaic.data import Tables
 from mosaic.errors import NotFound
 from mosaic.monitoring.answers import within
+from mosaic.monitoring.feedback import FEEDBACK_TABLE
 from mosaic.monitoring.intervals import Floats, Ints, Sample
 from mosaic.monitoring.record import INFERENCE_TABLE
 
-FEEDBACK_TABLE = "system.serving.feedback"
 _COLUMNS: dict[str, pa.DataType] = {
     "request_id": pa.string(),
     "request_time": pa.timestamp("us", tz="UTC"),

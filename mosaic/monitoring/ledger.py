@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mosaic.data.wal import Log
+from mosaic.errors import MosaicError
+from mosaic.monitoring.keeping import Keeping
 from mosaic.protocol import Principal, Retrieved, Usage
 
 
@@ -29,6 +31,8 @@ class Exchange:
         """Whether guardrails read what is asked before anything keeps it."""
         self.headers: dict[str, str] = {}
         """Of the answer, beside its own."""
+        self.keeping: Keeping | None = None
+        """What of its texts is kept, if not all."""
         self.cache_control = ""
         """What the request says about answers that were kept."""
 
@@ -70,11 +74,21 @@ class Exchange:
         self._principal = principal
         self.note(principal=principal.name, token_id=principal.token_id)
 
+    def note_endpoint(self, name: str, config_version: int, usage_context: str | None = None) -> None:
+        self.note(endpoint=name, endpoint_config_version=config_version)
+        if usage_context is not None:
+            self.note(usage_context=usage_context)
+
     def note_retrieved(self, retrieved: Retrieved) -> None:
         self.note(retrieved_index=retrieved.index, retrieved_version=retrieved.version, retrieved_ids=retrieved.ids)
 
     def note_usage(self, usage: Usage) -> None:
         self.note(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+
+    def note_error(self, error: MosaicError) -> None:
+        """Without its words where no text may be kept: they may quote some."""
+        hides = self.keeping is not None and self.keeping.redacts
+        self.note(error=f"{error.code}: {error.param}" if hides else error.message)
 
     def note_first_token(self) -> None:
         self._row.setdefault("first_token_milliseconds", self._elapsed_milliseconds())
@@ -98,7 +112,7 @@ class Exchange:
             for do in self._when_answered:
                 do()
         self._on_close(row)
-        return row
+        return row if self.keeping is None else self.keeping.of(row)
 
     def _elapsed_milliseconds(self) -> float:
         return round((time.perf_counter() - self._started) * 1e3, 3)
@@ -116,6 +130,10 @@ class Ledger:
         """Open the row: written at once (it survives a kill -9), not yet fsynced."""
         row = {"request_id": request_id, "request_time": time.time_ns() // 1000, "gateway": self._gateway, **fields}
         return Exchange(self._log.open(request_id, row), row, self._on_close)
+
+    async def keep(self, row: dict[str, Any]) -> None:
+        """Write a row that is no request's; returns when it is on disk."""
+        await self._log.append_durable(row)
 
     def close(self) -> None:
         """Give the log back; what is still open is shipped as lost."""

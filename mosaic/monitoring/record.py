@@ -41,6 +41,14 @@ SCHEMA = pa.schema(
         ("gateway", pa.string()),
         ("guardrails", pa.string()),
         ("attempts", pa.string()),
+        ("cached_input_tokens", pa.int64()),
+        ("cost_nano_dollars", pa.int64()),
+        ("price_version", pa.int64()),
+        ("gpu_seconds", pa.float64()),
+        ("usage_context", pa.string()),
+        ("reasoning_tokens", pa.int64()),
+        ("input_characters", pa.int64()),
+        ("output_characters", pa.int64()),
         ("randomization_unit", pa.string()),
         ("cached", pa.bool_()),
     ]
@@ -52,8 +60,9 @@ LOST_STATUS = 599
 
 
 def to_arrow(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows of the log, as the table's columns; an unknown key is our own bug and raises."""
-    unknown = {key for row in rows for key in row} - set(SCHEMA.names)
+    """Rows of the log, as the table's columns; what begins with `_` is for whoever ships them, and another unknown key
+    is our own bug and raises."""
+    unknown = {key for row in rows for key in row if key[0] != "_"} - set(SCHEMA.names)
     assert not unknown, f"columns that the inference table lacks: {sorted(unknown)}"
     columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
     times = [datetime.fromtimestamp(microseconds / 1e6, UTC) for microseconds in columns["request_time"]]

@@ -37,7 +37,8 @@ class Shipping:
         return rows
 
     def status(self) -> dict[str, Any]:
-        return {"shipped_rows": self._shipped, "last_error": self._last_error}
+        left_out = dict(getattr(self._shipper, "left_out", {}))
+        return {"shipped_rows": self._shipped, "last_error": self._last_error, "left_out": left_out}
 
     def _run(self) -> None:
         pause = threading.Event()

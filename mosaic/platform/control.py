@@ -17,6 +17,8 @@ from mosaic.catalog.unity import unity_routes
 from mosaic.data.routes import sql_routes
 from mosaic.data.run_routes import run_routes
 from mosaic.errors import NotFound
+from mosaic.gateway.money import Money
+from mosaic.gateway.money_routes import MoneyRoutes
 from mosaic.gateway.routes import parse
 from mosaic.monitoring.routes import thread_routes
 from mosaic.platform.parts import Parts
@@ -25,6 +27,8 @@ from mosaic.protocol import Principal, Wire
 from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import read_json
 from mosaic.serving.permissions import EndpointPermissionRoutes
+from mosaic.serving.policies import Policies
+from mosaic.serving.policy_routes import PolicyRoutes
 from mosaic.serving.routes import ServingRoutes
 from mosaic.serving.service import Serving
 
@@ -87,6 +91,8 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         *catalog_routes(catalog),
         *ServingRoutes(functools.partial(Serving, catalog, parts.engines)).routes(),
         *EndpointPermissionRoutes(catalog).routes(),
+        *PolicyRoutes(functools.partial(Policies, catalog)).routes(),
+        *MoneyRoutes(functools.partial(Money, catalog, parts.tables)).routes(),
         *sql_routes(parts.sql),
         *run_routes(parts.tables),
         *(Mount(prefix, app=mlflow) for prefix in ("/2.0/mlflow", "/3.0/mlflow", "/2.0/mlflow-artifacts")),

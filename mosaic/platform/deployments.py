@@ -23,6 +23,7 @@ from mosaic.errors import NotFound, Unavailable
 from mosaic.gateway import (
     Asking,
     Endpoints,
+    Feedback,
     GatewayRoutes,
     Limits,
     LiveEntity,
@@ -33,10 +34,21 @@ from mosaic.gateway import (
 )
 from mosaic.ids import new_id
 from mosaic.monitoring import Ledger
+from mosaic.monitoring.feedback import requests_finder
+from mosaic.monitoring.retention import purge_payloads
 from mosaic.monitoring.shipper import Shipping, ensure_shipper
 from mosaic.platform.control import control_app
 from mosaic.platform.mlflow_proxy import mlflow_door
-from mosaic.platform.parts import PlatformSettings, build_audit_shipper, build_parts, build_shipper, spool
+from mosaic.platform.parts import (
+    PlatformSettings,
+    asker,
+    build_audit_shipper,
+    build_parts,
+    build_shipper,
+    retentions,
+    spent_so_far,
+    spool,
+)
 from mosaic.protocol import Engine, Retrieved
 from mosaic.serving import ServeEngine
 from mosaic.serving.metrics import Meter
@@ -60,8 +72,10 @@ class Gateway:
         _log_with_serve()
         parts = build_parts(settings)
         replica = f"{role}-{new_id('gw')[-8:]}"
-        endpoints = Endpoints(parts.catalog, trusted=frozenset({INTERNAL}))
-        limits = Limits(QuotaClient(ensure_shards(settings.home_folder / "quota")), endpoints.groups_of)
+        judge, internal = asker(settings), frozenset({INTERNAL})
+        endpoints = Endpoints(parts.catalog, trusted=internal, ask_judge=judge, gpus_of=parts.engines.gpus_of)
+        shards = ensure_shards(settings.home_folder / "quota", rebuild=functools.partial(spent_so_far, settings))
+        limits = Limits(QuotaClient(shards), endpoints.groups_of)
         meter = Meter()
 
         def closed(row: Mapping[str, Any]) -> None:
@@ -92,7 +106,10 @@ class Gateway:
             )
 
         limit_bytes = settings.max_body_bytes
-        routes = GatewayRoutes(endpoints, limits, Asking(engine), retrieve, max_body_bytes=limit_bytes)
+        feedback = Feedback(requests_finder(spool(settings), parts.tables), parts.catalog, self._ledger)
+        routes = GatewayRoutes(
+            endpoints, limits, Asking(engine), retrieve, max_body_bytes=limit_bytes, feedback=feedback
+        )
         self._app = gateway_app(routes, self._ledger, parts.catalog)
         # What imports have left behind stays: to look at it again would hold up streams for 0.1 s.
         gc.collect()
@@ -161,9 +178,14 @@ class PlatformActor:
 
 
 def _purge_now_and_then(settings: PlatformSettings) -> None:
-    """The data of what was dropped goes once its time to come back is over, looked for every hour."""
+    """The data of what was dropped goes once its time to come back is over, and what endpoints have kept long enough;
+    looked for every hour."""
     parts = build_parts(settings)
     while True:
+        try:
+            purge_payloads(parts.tables, parts.storage, retentions(parts.catalog), today=datetime.now(UTC).date())
+        except Exception:  # a boundary, as the next one
+            logger.exception("purging what endpoints have kept failed")
         try:
             done = purge(parts.storage, parts.catalog, now=datetime.now(UTC), by=INTERNAL)
             for one in done.removed:

@@ -26,11 +26,14 @@ from ray.serve.schema import LoggingConfig
 import mosaic
 from mosaic.catalog.names import INTERNAL
 from mosaic.errors import Conflict, MosaicError, Unavailable
+from mosaic.gateway.money import Money
 from mosaic.gateway.quota_shard import CPUS as QUOTA_CPUS
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA
 from mosaic.monitoring.compare import Comparison, compare
+from mosaic.monitoring.feedback import FEEDBACK_SCHEMA, FEEDBACK_TABLE
 from mosaic.monitoring.impact import ANSWERS_NAMED, Impact, impact
+from mosaic.monitoring.payloads import make_payload_table
 from mosaic.monitoring.shipper import shipper_name
 from mosaic.monitoring.thread import Thread, why
 from mosaic.platform import deployments
@@ -53,6 +56,7 @@ from mosaic.runtime.haproxy import serve_environment
 from mosaic.runtime.home import already_running, hold, read_record, remove_record, write_record
 from mosaic.serving.apps import require_fit
 from mosaic.serving.endpoint import units_of
+from mosaic.serving.policies import Policies
 from mosaic.serving.register import Models
 from mosaic.serving.serve_calls import applications
 from mosaic.serving.service import Serving
@@ -90,8 +94,12 @@ class Platform:
         self.principal = principal
         """Whoever the token of `init` belongs to; without one the caller is the cluster's own, and so the admin."""
         self.tables, self.indexes = parts.tables.acting(principal), parts.indexes.acting(principal)
-        self.serving = Serving(self.catalog, parts.engines, principal)
+        self.serving = Serving(
+            self.catalog, parts.engines, principal, functools.partial(make_payload_table, parts.tables)
+        )
+        self.policies = Policies(self.catalog, principal)
         self.models = Models(self.catalog, self.storage, parts.models, principal)
+        self.money = Money(self.catalog, parts.tables, principal)
 
     def acting(self, principal: Principal) -> "Platform":
         """The same platform for another principal."""
@@ -248,6 +256,13 @@ def _start_parts(
         primary_key="request_id",
         owner="system",
         comment="A row for every request to the gateway.",
+    )
+    parts.tables.create(
+        FEEDBACK_TABLE,
+        FEEDBACK_SCHEMA,
+        primary_key="feedback_id",
+        owner="system",
+        comment="What people say of answers, by the request's id.",
     )
     on_progress("serve with HAProxy")
     serve.start(

@@ -1,9 +1,10 @@
 """The platform's parts, built from its settings: the one file that knows every room."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,20 @@ from mosaic.client import Client
 from mosaic.data import Shipper, Tables
 from mosaic.data.audit_table import AuditShipper
 from mosaic.data.sql import Sql
-from mosaic.errors import Conflict, PermissionDenied
+from mosaic.errors import BadRequest, Conflict, PermissionDenied
 from mosaic.models import ModelResolver, ModelSource
-from mosaic.monitoring import INFERENCE_TABLE, lost, to_arrow
+from mosaic.monitoring import lost
+from mosaic.monitoring.destinations import Destinations
+from mosaic.monitoring.endpoint_usage import USAGE_TABLE, usage_table
+from mosaic.monitoring.retention import Retention
 from mosaic.platform.settings import PlatformSettings as PlatformSettings
 from mosaic.platform.settings import open_catalog
+from mosaic.serving.ai_gateway import AiGateway
 from mosaic.storage import Storage
 from mosaic.vector import Indexes
 
 if TYPE_CHECKING:
+    from mosaic.gateway.guard_whole import AskJudge
     from mosaic.serving.apps import ServeApps
 
 
@@ -71,7 +77,8 @@ def build_parts(settings: PlatformSettings) -> Parts:
 
     models = ModelResolver(settings.home_folder / "models", storage, source_of)
     indexes = Indexes(storage, tables, catalog, functools.partial(embedder, settings))
-    sql = Sql(storage, tables, catalog, base_url=settings.base_url)
+    computed = {USAGE_TABLE: usage_table(tables)}
+    sql = Sql(storage, tables, catalog, base_url=settings.base_url, system_tables=computed)
     return Parts(settings, storage, catalog, tables, models, indexes, sql)
 
 
@@ -105,6 +112,18 @@ class GatewayEmbedder:
         return await self._client.embed_async(self._endpoint, texts, parent_request_id=parent_request_id)
 
 
+def asker(settings: PlatformSettings) -> "AskJudge":
+    """How the gateway asks a judge: another endpoint, through the internal gateway, with a row of its own."""
+    # Who waits for a verdict waits for no restart: what has none is the rule's to decide.
+    client = Client(f"{settings.base_url}/internal", internal_token(settings), patience_seconds=1)
+
+    async def ask(endpoint: str, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        asked = {"model": endpoint, **body}
+        return await client.ask_async("/v1/chat/completions", asked, parent_request_id=request_id)
+
+    return ask
+
+
 def internal_token(settings: PlatformSettings) -> str:
     """The token of the platform's own calls; `up` writes it, readable by its user alone."""
     return (settings.home_folder / "internal.token").read_text()
@@ -117,8 +136,27 @@ def resolve_model(settings: PlatformSettings, name: str) -> Path:
 
 def build_shipper(settings: PlatformSettings) -> Shipper:
     """The shipper of this node's request logs into the inference table."""
-    tables = build_parts(settings).tables
-    return Shipper(spool(settings), functools.partial(tables.delta, INFERENCE_TABLE), to_arrow=to_arrow, lost=lost)
+    parts = build_parts(settings)
+    return Shipper(spool(settings), Destinations(parts.tables, parts.storage), lost=lost)
+
+
+def retentions(catalog: Catalog) -> Iterator[Retention]:
+    """Of the endpoints that keep what they are asked for some time only."""
+    for one in catalog.endpoints.list():
+        try:
+            config = AiGateway.parse(one.config.get("ai_gateway") or {}).inference_table_config
+        except BadRequest:  # one configuration that cannot be read must not hold up the others
+            continue
+        if config.retention_days is not None:
+            yield Retention(one.name, config.table_of(one.name), config.retention_days)
+
+
+def spent_so_far(settings: PlatformSettings) -> dict[tuple[str, str], int]:
+    """What was spent of each budget, for a quota that has no record of its own."""
+    from mosaic.gateway.spent import spent_by_bucket
+
+    parts = build_parts(settings)
+    return spent_by_bucket(parts.tables, parts.catalog)
 
 
 def build_audit_shipper(settings: PlatformSettings) -> AuditShipper:

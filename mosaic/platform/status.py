@@ -108,11 +108,12 @@ def _shippers() -> list[Part]:
             parts.append(Part(part="shipper", state="failed", detail=_first_line(error)))
             continue
         failed = status["last_error"]
+        left_out = "".join(f", {rows} left out of {table}" for table, rows in status["left_out"].items())
         parts.append(
             Part(
                 part="shipper",
                 state="failed" if failed else "healthy",
-                detail=failed or f"{status['shipped_rows']} rows shipped",
+                detail=failed or f"{status['shipped_rows']} rows shipped{left_out}",
             )
         )
     return parts

@@ -97,8 +97,29 @@ UNITY_OWN_CODES = {
 """Codes of ours that Unity Catalog has too."""
 
 
+ANTHROPIC_PATH = "/v1/messages"
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Of the others those below 500 are `invalid_request_error`, and the rest `api_error`."""
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether who asks there speaks Anthropic's protocol."""
+    return path.startswith(ANTHROPIC_PATH) and path[len(ANTHROPIC_PATH) :][:1] in ("", "/")
+
+
 def error_body(error: MosaicError, path: str, request_id: str) -> dict[str, Any]:
-    """The error as the client of that path expects it: Unity Catalog, other `/api` Databricks, anything else OpenAI."""
+    """The error as the client of that path expects it: Unity Catalog, other `/api` Databricks, `/v1/messages`
+    Anthropic, anything else OpenAI."""
+    if is_anthropic(path):
+        return anthropic_error_body(error, request_id)
     if path.startswith(UNITY_PATHS):
         return unity_error_body(error, request_id)
     if path.startswith("/api/"):
@@ -108,6 +129,12 @@ def error_body(error: MosaicError, path: str, request_id: str) -> dict[str, Any]
         "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code},
         "request_id": request_id,
     }
+
+
+def anthropic_error_body(error: MosaicError, request_id: str) -> dict[str, Any]:
+    """Anthropic's error, whose types are its own; which field it is about is in the message."""
+    kind = ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
 
 
 def unity_error_body(error: MosaicError, request_id: str) -> dict[str, Any]:
@@ -209,19 +236,14 @@ class Authenticate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            credentials = header(scope, b"authorization") or ""
-            kind, _, secret = credentials.partition(" ")
-            if kind.lower() != "bearer" or not secret.strip():
-                raise Unauthenticated(
-                    "send your token as `Authorization: Bearer mosaic_...`; `mosaic token create` makes one"
-                )
+            secret = _secret(scope)
             client = scope.get("client")
             asking = {
                 "request_id": header(scope, b"x-request-id"),
                 "source_ip_address": client[0] if client else None,
                 "user_agent": (header(scope, b"user-agent") or "")[:_LONGEST_USER_AGENT] or None,
             }
-            principal = (await self._principal(secret.strip())).model_copy(update=asking)
+            principal = (await self._principal(secret)).model_copy(update=asking)
             try:
                 require_scope(principal, scope["path"])
             except PermissionDenied as error:
@@ -239,6 +261,20 @@ class Authenticate:
         principal = await asyncio.to_thread(self._check, secret)  # a database: never on the loop that streams
         self._kept[secret] = (now, principal)
         return principal
+
+
+def _secret(scope: Scope) -> str:
+    """The token that a request brings; raises Unauthenticated without one. Where Anthropic's protocol is spoken its
+    clients may send it as they do their key."""
+    kind, _, secret = (header(scope, b"authorization") or "").partition(" ")
+    if kind.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    told = "send your token as `Authorization: Bearer mosaic_...`"
+    if is_anthropic(scope["path"]):
+        if key := (header(scope, b"x-api-key") or "").strip():
+            return key
+        told += " or as `x-api-key: mosaic_...`"
+    raise Unauthenticated(f"{told}; `mosaic token create` makes one")
 
 
 def require_scope(principal: Principal, path: str) -> None:

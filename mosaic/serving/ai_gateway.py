@@ -4,20 +4,23 @@ The shape is that of Databricks' `ai_gateway` (`rate_limits`, `guardrails.input.
 more in it.
 """
 
+import re
 from typing import Annotated, Literal, Self, get_args
 
 import re2
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from mosaic.catalog.names import parse_version
+from mosaic.catalog.policies import POLICY
+from mosaic.errors import BadRequest
 from mosaic.serving.answer_cache import AnswerCache
+from mosaic.serving.guard_settings import JsonSchema, Judge, OnFailure
 from mosaic.serving.images import ImageRules
 from mosaic.serving.prefixes import open_ends
 from mosaic.settings import Settings
 
 PiiType = Literal["CREDIT_CARD", "US_SSN", "EMAIL_ADDRESS", "PHONE_NUMBER", "IBAN_CODE", "IP_ADDRESS", "API_KEY"]
 PII_TYPES: tuple[PiiType, ...] = get_args(PiiType)
-
-OnFailure = Literal["open", "closed"]
 
 
 def _upper(value: object) -> object:
@@ -80,6 +83,10 @@ class GuardrailRules(Settings):
     """Regular expressions of one's own."""
     max_characters: int | None = Field(default=None, ge=1)
     """The most that one text (a message, a call's arguments, an answer) may have; a longer one is refused."""
+    judge: Judge | None = None
+    """A model that says what the text is about, and whether it is safe."""
+    json_schema: JsonSchema | None = None
+    """What an answer must follow; only on the output."""
 
     @field_validator("invalid_keywords")
     @classmethod
@@ -90,7 +97,7 @@ class GuardrailRules(Settings):
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        taken = {*PII_TYPES, "invalid_keywords", "max_characters"}
+        taken = {*PII_TYPES, "invalid_keywords", "max_characters", "topics", "safety", "json_schema"}
         for pattern in self.patterns:
             if pattern.name in taken:
                 raise ValueError(f"patterns: the name {pattern.name!r} is taken by another rule")
@@ -105,6 +112,36 @@ class Guardrails(Settings):
     """On the messages or the prompt, before a model reads them."""
     output: GuardrailRules | None = None
     """On the answer, streamed or whole, before a byte of it leaves."""
+    policies: tuple[str, ...] = Field(default=(), max_length=10, exclude_if=lambda policies: not policies)
+    """Policies of the catalog, by version (`main.default.pii_strict/3`), by alias (`main.default.pii_strict@prod`), or
+    the newest; their rules hold beside the endpoint's own, the strictest of them."""
+
+    @field_validator("policies")
+    @classmethod
+    def _policies(cls, policies: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            named = [parse_version(one, POLICY).model for one in policies]
+        except BadRequest as error:
+            raise ValueError(error.message) from None
+        if len(set(named)) != len(named):
+            raise ValueError("a policy is attached once, in one version")
+        return policies
+
+    @model_validator(mode="after")
+    def _of_its_side(self) -> Self:
+        if self.input is not None and self.input.json_schema is not None:
+            raise ValueError("input.json_schema: a schema is for what is answered, not for what is asked")
+        return self
+
+    @property
+    def sides(self) -> tuple[GuardrailRules, ...]:
+        """Those of the two that have rules."""
+        return tuple(side for side in (self.input, self.output) if side is not None)
+
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """Of both sides."""
+        return tuple(side.judge for side in self.sides if side.judge is not None)
 
 
 class RateLimit(Settings):
@@ -145,6 +182,41 @@ class Fallback(Settings):
     """The others are asked in their order, those with a share of 0 too."""
 
 
+class InferenceTableConfig(Settings):
+    """A table of the endpoint's own, `<catalog>.<schema>.<prefix>_payload`, which belongs to whoever configures it; and
+    what is kept of texts, there and in the platform's own table, which has a row for every request in any case."""
+
+    enabled: bool = False
+    """Whether the endpoint has a table of its own."""
+    catalog_name: str | None = None
+    """The catalog of the table."""
+    schema_name: str | None = None
+    """The schema of the table."""
+    table_name_prefix: str | None = Field(default=None, min_length=1)
+    """What stands before `_payload` in the table's name; the endpoint's own name if it is not said."""
+    sampling_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Of how many requests texts are kept, and rows are in the endpoint's own table. Which ones is drawn from their
+    ids."""
+    redact: Literal["none", "texts"] = "none"
+    """`texts`: what is asked and answered is kept nowhere."""
+    retention_days: int | None = Field(default=None, ge=1)
+    """After so many days rows go from the endpoint's own table, and texts from the platform's; None keeps them."""
+
+    @model_validator(mode="after")
+    def _place(self) -> Self:
+        missing = [name for name in ("catalog_name", "schema_name") if getattr(self, name) is None]
+        if self.enabled and missing:
+            raise ValueError(f"enabled needs {' and '.join(missing)}, where the table is to be")
+        return self
+
+    def table_of(self, endpoint: str) -> str | None:
+        """The whole name of the table of an endpoint; None without one."""
+        if not self.enabled:
+            return None
+        prefix = self.table_name_prefix or re.sub(r"[^A-Za-z0-9_]", "_", endpoint.rpartition(".")[2])
+        return f"{self.catalog_name}.{self.schema_name}.{prefix}_payload"
+
+
 class AiGateway(Settings):
     """Of one endpoint; part of its configuration, so every row of the inference table says by its
     `endpoint_config_version` under which rules it was answered."""
@@ -155,6 +227,8 @@ class AiGateway(Settings):
     """None: what is asked and answered is passed on as it is."""
     fallback_config: Fallback = Fallback()
     """What happens when a served entity does not answer."""
+    inference_table_config: InferenceTableConfig = InferenceTableConfig()
+    """What is kept of requests, and where."""
     images: ImageRules = ImageRules()
     """What images a chat may have beside text."""
     cache: AnswerCache = AnswerCache()

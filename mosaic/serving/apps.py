@@ -18,7 +18,7 @@ from mosaic.serving.deploy import start_engine
 from mosaic.serving.endpoint import EndpointSettings, Unit, adapter_of
 from mosaic.serving.engine import ServeEngine
 from mosaic.serving.nodes import cluster_nodes
-from mosaic.serving.plan import plan_engine, require_memory, reserved
+from mosaic.serving.plan import gpus_of, plan_engine, require_memory, reserved
 from mosaic.serving.replicas import Replica, log_lines, metrics_text, replicas_by_app
 from mosaic.serving.rollout import SCALED_TO_ZERO, AppState
 from mosaic.serving.runners import Kind, kind_of
@@ -122,6 +122,13 @@ class ServeApps:
         try:
             return reserved(self._kind(unit), settings)[0] * settings.first_replicas
         except (BadRequest, NotFound):  # it does not start, and its endpoint says why
+            return 0.0
+
+    def gpus_of(self, unit: Unit) -> float:
+        """GPUs that one replica of it has, as far as its settings and the cluster say."""
+        try:
+            return gpus_of(self._kind(unit), self.settings_of(unit), ray.cluster_resources().get("GPU", 0.0) > 0)
+        except (BadRequest, NotFound):
             return 0.0
 
     def require_model(self, unit: Unit) -> None:

@@ -9,6 +9,7 @@ from mosaic.errors import NotFound, not_found
 from mosaic.protocol import Wire
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity, Unit, unit_of
 from mosaic.serving.metrics import EngineOf, Sample, of_endpoint, parse
+from mosaic.serving.policies import told_policies
 from mosaic.serving.replicas import Replica
 from mosaic.serving.rollout import AppState
 from mosaic.serving.settings import EngineSettings
@@ -48,6 +49,8 @@ class Description(Wire):
     ready: Literal["READY", "NOT_READY"]
     config_update: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"]
     reason: str | None
+    policies: list[str]
+    """The guardrails' policies as they are attached, and the versions that this means now."""
     entities: list[EntityDescription]
 
 
@@ -89,6 +92,7 @@ def described(
         ready=state[0],
         config_update=state[1],
         reason=state[2],
+        policies=told_policies(catalog, config),
         entities=_entities(catalog, engines, endpoint, states),
     )
 

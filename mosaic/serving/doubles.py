@@ -1,6 +1,8 @@
 """Public doubles: engines without a model, for speed and for users' own tests."""
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -17,8 +19,9 @@ class EchoEngine(AnswersWhole):
 
     `delay_seconds` is waited before each word, a tenth of a second more for a text that begins with `slow:`; one that
     begins with `fail:` raises EngineFailed after the first word. A message `call: NAME JSON` calls the tool NAME with
-    those arguments if the request brings it. How tokens are drawn means nothing here; `n` answers are the same, n
-    times.
+    those arguments if the request brings it. Asked for JSON by a schema whose properties are enums, it is a judge by
+    keywords: of each property it says the first value that the message has as a word, else the last value. How tokens
+    are drawn means nothing here; `n` answers are the same, n times.
     """
 
     def __init__(self, delay_seconds: float = 0.0) -> None:
@@ -26,9 +29,12 @@ class EchoEngine(AnswersWhole):
         print("the echo is ready", flush=True)
 
     async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
-        if request.task not in ("chat", "complete"):
+        if request.task not in ("chat", "complete", "count"):
             raise Unprocessable(f"the echo does not {request.task}")
         asked = _Asked(request)
+        if request.task == "count":
+            yield {"prompt_tokens": asked.usage()["prompt_tokens"]}
+            return
         head = {"id": request.request_id, "created": int(time.time()), "model": "echo"}
         if not request.stream:
             await self._wait(asked.texts[0], len(asked.texts[0].split(" ")))
@@ -58,11 +64,11 @@ class _Asked:
     """A request to the echo: the texts that it answers, whole and in pieces."""
 
     def __init__(self, request: EngineRequest) -> None:
-        body, self._is_chat = request.body, request.task == "chat"
+        body, self._is_chat = request.body, request.task != "complete"
         self.object = "chat.completion" if self._is_chat else "text_completion"
         if self._is_chat:
             self._read = [Message.model_validate(message).text for message in body["messages"]]
-            answered = self._read[-1:]
+            answered = [_said(self._read[-1], body.get("response_format") or {})]
         else:
             answered = self._read = _prompts(body["prompt"])
         self.texts = [text for text in answered for _ in range(body.get("n") or 1)]
@@ -96,6 +102,18 @@ class _Asked:
         if written is None:
             written = sum(len(text.split(" ")) for text in self.texts)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _said(text: str, form: dict[str, Any]) -> str:
+    """The text, or what is found in it of the words that the form has for its properties."""
+    properties = ((form.get("json_schema") or {}).get("schema") or {}).get("properties") or {}
+    if not properties or not all("enum" in one for one in properties.values()):
+        return text
+    words = re.findall(r"[\w-]+", text.lower())
+    found = {
+        what: [word for word in one["enum"] if word in words] or one["enum"][-1:] for what, one in properties.items()
+    }
+    return json.dumps({what: values[0] for what, values in found.items()}, separators=(",", ":"))
 
 
 def _prompts(prompt: Any) -> list[str]:

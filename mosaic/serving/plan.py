@@ -118,6 +118,14 @@ def reserved(kind: Kind | None, settings: EngineSettings, plan: EnginePlan | Non
     return settings.num_cpus, gpus or float(on_gpu)
 
 
+def gpus_of(kind: Kind | None, settings: EngineSettings, has_gpus: bool) -> float:
+    """GPUs that a replica has in a cluster with GPUs or without. Raises BadRequest as `reserved`."""
+    if kind in (None, "generate", "pooling"):
+        is_on_gpu = has_gpus and settings.accelerator != "cpu"
+        return _workers(settings) * min(settings.num_gpus or 1.0, 1.0) if is_on_gpu else 0.0
+    return reserved(kind, settings)[1]
+
+
 def _either(gpus: float) -> BadRequest:
     return BadRequest(
         f"engine.num_gpus = {gpus:g} with accelerator = 'cpu': leave the one or the other out", param="engine.num_gpus"

@@ -78,6 +78,7 @@ class AskedAiGateway(Asked):
     rate_limits: list[dict[str, Any]] | None = None
     guardrails: dict[str, Any] | None = None
     fallback_config: dict[str, Any] | None = None
+    inference_table_config: dict[str, Any] | None = None
     images: dict[str, Any] | None = None
     """Ours: how many and how large the images of a chat may be."""
     cache: dict[str, Any] | None = None
@@ -122,6 +123,7 @@ class AnsweredAiGateway(Answer):
     rate_limits: list[dict[str, Any]]
     guardrails: dict[str, Any]
     fallback_config: dict[str, Any]
+    inference_table_config: dict[str, Any]
     images: dict[str, Any]
     cache: dict[str, Any]
     usage_tracking_config: TrackUsage

@@ -1,22 +1,24 @@
 """Serving endpoints as their users handle them: made, changed, looked at, waited for and deleted, within grants."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, NoReturn, Protocol
 
 from mosaic.catalog import Catalog
-from mosaic.catalog.names import is_model_version, parse_model_version
+from mosaic.catalog.names import is_model_version, parse_model_version, parse_version
+from mosaic.catalog.policies import POLICY
 from mosaic.catalog.records import Endpoint, EndpointConfig
-from mosaic.errors import NotFound, PermissionDenied, Unavailable, not_found
+from mosaic.errors import Conflict, NotFound, PermissionDenied, Unavailable, not_found
 from mosaic.protocol import Principal, Wire
 from mosaic.serving import flags
-from mosaic.serving.ai_gateway import AiGateway, RateLimit
+from mosaic.serving.ai_gateway import AiGateway, Guardrails, RateLimit
 from mosaic.serving.before import Before
 from mosaic.serving.description import Description, ReplicaLog, Seen, described, logs_of, measured
 from mosaic.serving.endpoint import EndpointSettings, Unit, answering, is_place, pins_of, unit_of
 from mosaic.serving.external import Access, ExternalModel
 from mosaic.serving.metrics import EntityMetrics, entity_metrics
+from mosaic.serving.policies import attached, check_judges, detached, in_force, judged_by, require_sides
 from mosaic.serving.rollout import SCALED_TO_ZERO, AppState, short_reason
 from mosaic.serving.settings import EngineSettings
 
@@ -51,8 +53,16 @@ class EndpointState(Wire):
 class Serving:
     """`platform.serving`: acts for a principal, within its grants."""
 
-    def __init__(self, catalog: Catalog, engines: Engines, principal: Principal) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        engines: Engines,
+        principal: Principal,
+        make_table: Callable[[Principal, str], None] | None = None,
+    ) -> None:
+        """`make_table` makes an endpoint's own inference table by its name, for a principal, or finds it there."""
         self._catalog, self._engines, self._principal = catalog, engines, principal
+        self._make_table = make_table
 
     def create(self, settings: EndpointSettings) -> Endpoint:
         """A new endpoint; returns at once, while its engines start (see `wait`).
@@ -78,6 +88,21 @@ class Serving:
         config = {**Before.of(self._managed(name, "updateServingEndpoint")).config, "ai_gateway": wanted.model_dump()}
         return self.update(EndpointSettings.parse(config, source=f"endpoint {name}"))
 
+    def attach_policy(self, name: str, policy: str) -> Endpoint:
+        """The endpoint's newest configuration once more, with a policy attached: `main.default.pii/3`,
+        `main.default.pii@prod` or, for always the newest, `main.default.pii`. Raises as `update`."""
+        return self._put_guardrails(name, lambda guardrails: attached(guardrails, policy))
+
+    def detach_policy(self, name: str, policy: str) -> Endpoint:
+        """The endpoint's newest configuration once more, without a policy. Raises as `update`, and NotFound if it is
+        not attached."""
+        return self._put_guardrails(name, lambda guardrails: detached(guardrails, policy))
+
+    def _put_guardrails(self, name: str, change: Callable[[Guardrails], Guardrails]) -> Endpoint:
+        before = Before.of(self._managed(name, "updateServingEndpoint"))
+        now = AiGateway.parse(before.ai_gateway, source=f"endpoint {name}")
+        return self.put_ai_gateway(name, now.model_copy(update={"guardrails": change(now.guardrails)}))
+
     def get(self, name: str) -> Endpoint:
         """Raises NotFound, PermissionDenied without BROWSE."""
         full = self._catalog.endpoints.full_name(name)
@@ -96,10 +121,18 @@ class Serving:
         return self._catalog.endpoints.configs(full)
 
     def delete(self, name: str) -> None:
-        """Its engines end once their last requests have, if nothing else is served by them. Raises NotFound."""
+        """Its engines end once their last requests have, if nothing else is served by them.
+
+        Raises NotFound, and Conflict while it is the judge of others.
+        """
         full = self._catalog.endpoints.full_name(name)
         check = self._catalog.grants.check
         by = check(self._principal, "MANAGE", "endpoint", full, action="deleteServingEndpoint")
+        if judged := judged_by(self._catalog, full):
+            may_know = self._catalog.grants.is_allowed
+            seen = [one for one in judged if may_know(self._principal, "BROWSE", "endpoint", one)]
+            told = f"is the judge of {seen or 'endpoints that you may not see'}; let another judge them first"
+            raise Conflict(f"endpoint {full!r} {told}", param="name", code="endpoint_judges")
         self._catalog.endpoints.delete(full, by=by)
 
     def state(self, endpoint: Endpoint, states: Mapping[str, AppState] | None = None) -> EndpointState:
@@ -222,9 +255,24 @@ class Serving:
         for unit in units:
             self._engines.require_model(unit)
         self._engines.require_room(units)
+        self._make_inference_table(full, settings, new=new)
         return self._catalog.endpoints.propose(
             full, config=settings.model_dump(mode="json"), owner=self._principal.name, new=new, by=by
         )
+
+    def _make_inference_table(self, full: str, settings: EndpointSettings, *, new: bool) -> None:
+        """The endpoint's own, before the configuration that names it; one that names the same finds it there."""
+        config = settings.ai_gateway.inference_table_config
+        before = {} if new else Before.of(self._catalog.endpoints.get(full)).ai_gateway
+        name = config.table_of(full)
+        if name is None:
+            return
+        is_same = name == AiGateway.parse(before).inference_table_config.table_of(full)
+        if is_same and self._catalog.find_table(name) is not None:
+            return
+        if self._make_table is None:
+            raise Unavailable("no tables can be made here", param="inference_table_config")
+        self._make_table(self._principal, name)
 
     def _check_model(self, by: Principal, model: str) -> Principal:
         """EXECUTE on a registered model, and on the base of an adapter, whose engine starts with it; only
@@ -261,6 +309,20 @@ class Serving:
         check = self._catalog.grants.check
         by = check(by, "USE CONNECTION", "connection", external.connection, action="createServingEndpoint")
         Access.of(external, self._catalog.connections.get(external.connection).spec["options"], {})
+        return by
+
+    def _check_guardrails(self, by: Principal, full: str, settings: EndpointSettings) -> Principal:
+        """EXECUTE on policies, and on the judges of its own rules; those of a policy's its maker may ask."""
+        check, guardrails = self._catalog.grants.check, settings.ai_gateway.guardrails
+        for policy in guardrails.policies:
+            name = parse_version(policy, POLICY).model
+            by = check(by, "EXECUTE", POLICY, name, action="createServingEndpoint")
+        for judge in guardrails.judges:
+            asked = self._catalog.endpoints.full_name(judge.endpoint)
+            by = check(by, "EXECUTE", "endpoint", asked, action="createServingEndpoint")
+        held = in_force(self._catalog, guardrails)
+        require_sides(settings.task, held)
+        check_judges(self._catalog, held.judges, of=full)
         return by
 
     def _require_principal(self, limit: RateLimit) -> None:
@@ -307,6 +369,7 @@ class Serving:
         for limit in settings.ai_gateway.rate_limits:
             if limit.principal is not None:
                 self._require_principal(limit)
+        by = self._check_guardrails(by, full, settings)
         group = settings.ai_gateway.cache.group
         if group is not None and group not in (there := [one.name for one in self._catalog.principals.list("group")]):
             raise not_found("group", group, there, param="cache.group")

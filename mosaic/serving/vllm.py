@@ -1,9 +1,9 @@
 """The vLLM replica: `ray.serve.llm`'s server, asked in our engine protocol, with LoRA adapters loaded when first named.
 
-It reaches into internals of Ray 2.60 (`resolve_lora` and `_engine_client` of the engine, `DiskMultiplexConfig`), and
-to feel the engine's pulse into some of vLLM 0.29 (the states of its requests, who records its statistics); tests that
-load, kill and hang it hold them. Ray's own LoRA loading takes only cloud addresses, and our adapters live wherever the
-catalog says.
+It reaches into internals of Ray 2.60 (`resolve_lora`, `_engine_client`, `_app_state` and `_oai_serving_tokenization` of
+the engine, `DiskMultiplexConfig`), and to feel the engine's pulse into some of vLLM 0.29 (the states of its requests,
+who records its statistics); tests that load, kill and hang it hold them. Ray's own LoRA loading takes only cloud
+addresses, and our adapters live wherever the catalog says.
 
 vLLM's engine is a process of its own. When that is killed, every request fails at once; the replica tells so and ends
 itself, which is faster than waiting until Serve has found it unhealthy.
@@ -69,6 +69,8 @@ class VllmServer(LLMServer):
         server._adapter_lock = asyncio.Lock()
         server._adapter_numbers = {}
         await server.start()
+        # Ray 2.60 looks for what counts tokens under the name that it had in an older vLLM.
+        server.engine._oai_serving_tokenization = getattr(server.engine._app_state, "serving_tokenization", None)
         server._generates = llm_config.engine_kwargs.get("runner") != "pooling"
         server._steps, server._newest_token_at = Steps(), 0.0
         if (recorders := getattr(getattr(server.engine, "_engine_client", None), "logger_manager", None)) is not None:

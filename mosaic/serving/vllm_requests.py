@@ -18,6 +18,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
     EmbeddingCompletionRequest,
     ErrorResponse,
     ScoreRequest,
+    TokenizeChatRequest,
 )
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from vllm.exceptions import VLLMClientError
@@ -28,7 +29,7 @@ from mosaic.protocol import EngineRequest
 Built = TypeVar("Built", bound=BaseModel)
 
 _TOO_LONG = ("maximum context length", "max_model_len", "maximum model length")
-_LONG_FIELDS = {"chat": "messages", "complete": "prompt", "embed": "input", "score": "documents"}
+_LONG_FIELDS = {"chat": "messages", "count": "messages", "complete": "prompt", "embed": "input", "score": "documents"}
 """By task, the field of the client's request that makes it long."""
 
 
@@ -54,6 +55,10 @@ async def _answers(engine: VLLMEngine, request: EngineRequest, model: str) -> As
         answer = await _first(engine.embeddings(_build(EmbeddingCompletionRequest, told, request)), request)
         vectors = [np.frombuffer(b64decode(one["embedding"]), dtype="<f4").tolist() for one in answer["data"]]
         yield {"embeddings": vectors, "prompt_tokens": answer["usage"]["prompt_tokens"]}
+    elif request.task == "count":
+        told = {"model": model, "add_generation_prompt": True, **request.body}
+        answer = await _first(engine.tokenize(_build(TokenizeChatRequest, told, request)), request)
+        yield {"prompt_tokens": answer["count"]}
     else:
         left, right = zip(*request.body["pairs"], strict=True)
         told = {"model": model, "text_1": list(left), "text_2": list(right)}

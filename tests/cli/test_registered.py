@@ -57,3 +57,24 @@ def test_a_class_and_a_folder_are_registered(mosaic: Mosaic, tmp_path: Path) -> 
     assert mosaic.json("model", "register", "main.docs.adder", folder)["full_name"] == "main.docs.adder/2"
     refused = mosaic.run("model", "register", "main.docs.adder", f"{module}:Bot", "--column", "x=text")
     assert refused.code == 1 and "columns" in refused.err and "'text'" in refused.err
+
+
+def test_a_policy_with_versions_and_an_alias(mosaic: Mosaic, tmp_path: Path) -> None:
+    rules = tmp_path / "policy.yaml"
+    rules.write_text("input:\n  pii: {behavior: block}\n")
+    made = mosaic.ok("policy", "create", "main.docs.strict", "-r", str(rules), "--comment", "No PII")
+    assert made == "policy main.docs.strict/1 is made\n"
+    rules.write_text("input:\n  invalid_keywords: [moonshine]\n")
+    mosaic.ok("policy", "create", "main.docs.strict", "-r", str(rules))
+    mosaic.ok("policy", "alias", "set", "main.docs.strict", "prod", "1")
+    shown = mosaic.json("policy", "get", "main.docs.strict@prod")
+    assert shown["rules"] == {"input": {"pii": {"behavior": "BLOCK"}}} and shown["attached_to"] == []
+    assert mosaic.json("policy", "get", "main.docs.strict")["version"] == 2
+    assert [one["version"] for one in mosaic.json("policy", "versions", "main.docs.strict")] == [1, 2]
+    assert [one["comment"] for one in mosaic.json("policy", "list")] == ["No PII"]
+    for text, says in (("input: {piii: 1}", "piii"), ("- 1", "must hold input, output"), ("{", "is not YAML")):
+        rules.write_text(text)
+        refused = mosaic.run("policy", "create", "main.docs.strict", "-r", str(rules))
+        assert refused.code == 1 and says in refused.err
+    told = "policy main.docs.strict is dropped; `mosaic undrop policy main.docs.strict` undoes it\n"
+    assert mosaic.ok("policy", "delete", "main.docs.strict") == told

@@ -2,7 +2,7 @@
 
 `main.docs.people` is a real Delta table of four commits; `main.many` holds 150 tables, of which `t120` has rows;
 `main.docs.far` is said to be in an object store. Ann may read all of it, make catalogs, and make models in `main.ml`;
-Bob may use catalog and schemas, but nothing in them.
+Bob may use catalog and schemas, but nothing in them. Beside it stand gateways, with an echo for a model.
 """
 
 import datetime as dt
@@ -22,6 +22,7 @@ from mosaic.runtime import Authenticate, ShapeErrors
 from mosaic.runtime.asgi import RequestId
 from mosaic.storage import Storage
 from tests.catalog.conftest import under_api
+from tests.gateway.door import Door, door
 from tests.local import served
 
 MANY = 150
@@ -55,6 +56,9 @@ class Offered:
     """How many tables main.many has."""
     folder: str
     """Where a client may write."""
+    gateways: dict[str, dict[str, str]]
+    """By client, since limits are used up: a gateway's `address`, a `token`, and that of a `stranger` who may use
+    nothing. Its endpoints are those of tests/gateway/door.py."""
 
     def told(self) -> dict[str, object]:
         return asdict(self)
@@ -77,10 +81,15 @@ def offered(folder: Path) -> Iterator[Offered]:
         app = RequestId(under_api(ShapeErrors(Authenticate(router, catalog.check_token))))
         work = folder / "work"
         work.mkdir()
-        with served(app) as address:
-            yield Offered(address, tokens["ann"], tokens["bob"], rows, MANY, str(work))
+        with served(app) as address, door(folder / "openai") as openai, door(folder / "anthropic") as anthropic:
+            gateways = {"openai": _told(openai), "anthropic": _told(anthropic)}
+            yield Offered(address, tokens["ann"], tokens["bob"], rows, MANY, str(work), gateways)
     finally:
         catalog.close()
+
+
+def _told(gateway: Door) -> dict[str, str]:
+    return {"address": gateway.address, "token": gateway.token, "stranger": gateway.stranger}
 
 
 def make_tables(catalog: Catalog, tables: Tables) -> list[list[object]]:

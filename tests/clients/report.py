@@ -15,6 +15,17 @@ PYTHON = ROOT / ".venv-clients/bin/python"
 PAGE = ROOT / "docs/clients.md"
 
 CLIENTS: Mapping[str, str] = {
+    "openai": """\
+    client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key=token)
+
+`model` is an endpoint's name. Its waits are obeyed by the client itself (`max_retries`).
+""",
+    "anthropic": """\
+    client = anthropic.Anthropic(base_url="http://127.0.0.1:8000", api_key=token)
+
+or `auth_token=token`, or the variables `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEY`. `model` is an endpoint's name,
+whatever model is behind it. [gateway.md](gateway.md) says what of the protocol is not spoken.
+""",
     "unitycatalog": """\
     import unitycatalog.client as uc
     configuration = uc.Configuration(host="http://127.0.0.1:8000/api/2.1/unity-catalog")
@@ -66,16 +77,17 @@ It reads privileges with underscores (`USE_CATALOG`), and is answered so; others
 understood.
 """,
 }
-"""A client's script (`with_<name>.py`), and how it is pointed at the catalog."""
+"""A client's script (`with_<name>.py`), and how it is pointed at the platform."""
 
 HEAD = """\
 <!-- Made by `.venv/bin/python -m tests.clients.report > docs/clients.md`, and compared with what the tests find. -->
 # Clients that work
 
-`tests/clients` runs these clients, in an environment of their own (`make clients`), against the catalog's protocol over
-HTTP: with the token of a user who owns what it makes and may read the catalog `main`, and of one who may not. A call
-*works* if it returned what it should, is *refused* if the server says no with this message, and is *not offered* if the
-client cannot make it or has no use for the answer.
+`tests/clients` runs these clients, in an environment of their own (`make clients`), against the gateway and the
+catalog's protocol over HTTP: with the token of a user who owns what it makes and may read the catalog `main`, and of
+one who may not; before the gateway's endpoints stands an echo. A call *works* if it returned what it should, is
+*refused* if the server says no with this message, and is *not offered* if the client cannot make it or has no use for
+the answer.
 
 On local disk the catalog says where a table is to whoever may know of it (BROWSE or more), and the disk's own
 permissions say who reads the files. In an object store, credentials need SELECT.

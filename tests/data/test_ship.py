@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable
 
 from mosaic.data import Log, Shipper
-from mosaic.data.ship import KILL_POINTS
+from mosaic.data.ship import KILL_POINTS, OneTable
 
 SCHEMA = pa.schema([("n", pa.int64()), ("state", pa.string())])
 
@@ -35,7 +35,7 @@ class Place:
         DeltaTable.create(self.address, schema=SCHEMA)
 
     def shipper(self, at: Callable[[str], None] = lambda point: None) -> Shipper:
-        return Shipper(self.spool, lambda: DeltaTable(self.address), to_arrow=to_arrow, lost=lost, at=at)
+        return Shipper(self.spool, OneTable(lambda: DeltaTable(self.address), to_arrow), lost=lost, at=at)
 
     def rows(self) -> Counter[tuple[int, str]]:
         found = pa.table(DeltaTable(self.address).scan()).to_pylist()
@@ -150,7 +150,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_ship import Place, Shipper, to_arrow, lost
+from test_ship import OneTable, Place, Shipper, to_arrow, lost
 from deltalake import DeltaTable
 
 def at(point):
@@ -158,7 +158,7 @@ def at(point):
         Path({marker!r}).write_text(point)
         os.kill(os.getpid(), signal.SIGKILL)
 
-Shipper({spool!r}, lambda: DeltaTable({address!r}), to_arrow=to_arrow, lost=lost, at=at).ship_once()
+Shipper({spool!r}, OneTable(lambda: DeltaTable({address!r}), to_arrow), lost=lost, at=at).ship_once()
 """
 
 

@@ -1,84 +1,128 @@
-"""The whole gateway as one ASGI application in the test's own process: no Ray, no port; its rows are kept in a list."""
+"""The gateway on a port of loopback without a platform: the whole application, a catalog on disk, an echo behind it."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
 from mosaic.data.wal import Log
 from mosaic.gateway import Asking, Endpoints, GatewayRoutes, Limits, LiveEntity, QuotaClient, gateway_app
-from mosaic.gateway.quota_shard import Shard
+from mosaic.gateway.quota import Answer
+from mosaic.gateway.quota_shard import Command, Shard
 from mosaic.monitoring import Ledger
-from mosaic.protocol import Engine
+from mosaic.protocol import Engine, EngineRequest, Retrieved
+from mosaic.runtime.asgi import RequestId
 from mosaic.serving.doubles import EchoEngine
+from tests.local import served
 
-CHAT = "/v1/chat/completions"
+LIMITED, GUARDED, SHUT, CLOCK = "limited", "guarded", "shut", "clock"
 
 
+class Clock:
+    """The quota's clock, and an engine that moves it on by as many seconds as the message says."""
+
+    def __init__(self) -> None:
+        self._ahead_seconds = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self._ahead_seconds
+
+    async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
+        self._ahead_seconds += float(request.body["messages"][-1]["content"])
+        async for item in EchoEngine().answer(request):
+            yield item
+
+
+@dataclass
 class Door:
-    """`async with door(...) as gateway`: a client, the catalog, and the row of every request."""
+    """A gateway that answers at `address`, and the rows that it has written."""
 
-    def __init__(self, catalog: Catalog, client: httpx.AsyncClient, rows: list[Mapping[str, Any]]) -> None:
-        self.catalog, self.client, self.rows = catalog, client, rows
-        self._tokens: dict[str, str] = {}
+    address: str
+    token: str
+    """An administrator's."""
+    stranger: str
+    """Of one who may use nothing."""
+    catalog: Catalog
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def put(self, name: str, *entities: dict[str, Any], **more: Any) -> None:
-        """An endpoint, of the echo if nothing else is said."""
-        served = list(entities) or [{"name": "echo", "model": "echo"}]
-        config = {"name": name, "served_entities": served, **more}
-        self.catalog.endpoints.put(name, config=config, owner="admin")
+    def row(self, request_id: str, *, seconds: float = 2) -> Mapping[str, Any]:
+        """The row of a request, once it is there."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = [row for row in self.rows if row["request_id"] == request_id]
+            if found or time.monotonic() > deadline:
+                (row,) = found
+                return row
+            time.sleep(0.01)
 
-    async def ask(
-        self, model: str, text: Any = "hello", *, by: str = "admin", headers: Mapping[str, str] = {}, **fields: Any
-    ) -> httpx.Response:
-        """One chat, by a user of that name; `text` may be parts."""
-        body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
-        return await self.client.post(CHAT, json=body, headers={**self.auth(by), **headers})
-
-    def auth(self, by: str) -> dict[str, str]:
-        if by not in self._tokens:
-            self._tokens[by] = self.catalog.create_token(by, kind="user", is_admin=by == "admin")[1]
-        return {"authorization": f"Bearer {self._tokens[by]}"}
+    def endpoint(self, name: str, **config: Any) -> str:
+        """Put an endpoint before the echo, or before the `model` that is told."""
+        entity = {"name": "one", "model": config.pop("model", "echo")}
+        whole = {"name": name, "served_entities": [entity], **config}
+        self.catalog.endpoints.put(name, config=whole, owner="admin")
+        return name
 
 
-@asynccontextmanager
-async def door(
-    folder: Path, engine: Callable[[LiveEntity], Engine] | None = None, *, max_body_bytes: int = 4 * 2**20
-) -> AsyncIterator[Door]:
-    """`engine` gives what answers for a served entity; the echo if it is left out."""
-    catalog, echo, shard = Catalog.open(f"sqlite:///{folder}/catalog.db"), EchoEngine(), Shard(folder / "quota")
+class EchoesRequestId:
+    """As Serve does: the request's id is on its answer too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                ids = [pair for pair in scope["headers"] if pair[0] == b"x-request-id"]
+                message = {**message, "headers": [*message["headers"], *ids]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+@contextmanager
+def door(folder: Path, engine: Callable[[LiveEntity], Engine] | None = None) -> Iterator[Door]:
+    """Endpoints: `echo`, `limited` (two requests a minute each), `shut` (none), `guarded` (addresses are masked both
+    ways), and `clock`, which moves on the time that limits go by. `engine` answers for models of other names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    catalog, clock, echo = Catalog.open(f"sqlite:///{folder}/catalog.db"), Clock(), EchoEngine()
+    shard = Shard(folder / "quota", clock=clock)
     rows: list[Mapping[str, Any]] = []
 
-    async def apply(commands: Any) -> Any:
+    async def apply(commands: Sequence[Command]) -> Sequence[Answer | None]:
         return shard.apply(commands)
 
-    async def retrieve(index: str, text: str, k: int, request_id: str) -> Any:
-        raise AssertionError("nothing is looked up")
-
-    def on_close(row: Mapping[str, Any]) -> None:
-        limits.settle(row)
-        rows.append(row)
+    async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
+        return Retrieved(index=index, version=1, ids=["1"]), [{"text": "an entry"}]
 
     endpoints = Endpoints(catalog, fresh_seconds=0)
     limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-    asking = Asking(engine or (lambda entity: echo))
-    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=max_body_bytes)
-    ledger = Ledger(Log(folder / "spool", owner="gateway"), "gateway", on_close)
-    transport = httpx.ASGITransport(gateway_app(routes, ledger, catalog))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        yield Door(catalog, client, rows)
-    ledger.close()
 
+    def closed(row: Mapping[str, Any]) -> None:
+        limits.settle(row)
+        rows.append(json.loads(json.dumps(row)))
 
-def said(answer: httpx.Response) -> str:
-    """The text of an answer, whole or streamed."""
-    if answer.headers["content-type"] == "application/json":
-        return str(answer.json()["choices"][0]["message"]["content"])
-    events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert events[-1] == "[DONE]", events
-    choices = [choice for event in events[:-1] for choice in json.loads(event)["choices"]]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)
+    ledger = Ledger(Log(folder / "spool", owner="gateway"), "gateway", closed)
+    own: Mapping[str, Engine] = {"clock": clock, "echo": echo}
+    asking = Asking(lambda entity: own[entity.model] if engine is None else engine(entity))
+    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=1_000_000)
+    token = catalog.create_token("admin", kind="user", is_admin=True)[1]
+    stranger = catalog.create_token("eve", kind="user", is_admin=False)[1]
+    try:
+        with served(RequestId(EchoesRequestId(gateway_app(routes, ledger, catalog)))) as address:
+            made = Door(address, token, stranger, catalog, rows)
+            made.endpoint("echo")
+            made.endpoint(LIMITED, ai_gateway={"rate_limits": [{"calls": 2, "key": "user"}]})
+            made.endpoint(SHUT, ai_gateway={"rate_limits": [{"calls": 0}]})
+            made.endpoint(CLOCK, model="clock")
+            mask = {"pii": {"behavior": "MASK", "types": ["EMAIL_ADDRESS"]}}
+            made.endpoint(GUARDED, ai_gateway={"guardrails": {"input": mask, "output": mask}})
+            yield made
+    finally:
+        ledger.close()
+        catalog.close()

@@ -10,7 +10,7 @@ from mosaic.monitoring import INFERENCE_TABLE, SCHEMA, to_arrow
 from mosaic.monitoring.compare import Comparison, compare
 from mosaic.serving.doubles import EchoEngine
 from mosaic.storage import Storage
-from tests.gateway.door import door
+from tests.gateway.inside import door
 
 ARMS = [{"name": "slow", "model": "echo"}, {"name": "quick", "model": "echo"}]
 ENGINES = {"slow": EchoEngine(delay_seconds=0.03), "quick": EchoEngine()}

@@ -20,7 +20,7 @@ from mosaic.protocol import Adapter, Engine, EngineRequest
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import EndpointSettings
 from mosaic.serving.external import Access, ExternalModel
-from tests.gateway.door import Door, door, said
+from tests.gateway.inside import Door, door, said
 
 ON = {"ai_gateway": {"cache": {"enabled": True}}}
 SAME: dict[str, Any] = {"temperature": 0}

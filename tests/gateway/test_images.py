@@ -17,7 +17,7 @@ from mosaic.gateway.images import as_logged
 from mosaic.gateway.providers import ProviderEngines
 from mosaic.gateway.providers.anthropic_requests import as_anthropic
 from mosaic.gateway.providers.doubles import ProviderDouble
-from tests.gateway.door import Door, door, said
+from tests.gateway.inside import Door, door, said
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

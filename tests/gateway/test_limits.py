@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +15,10 @@ import ray
 from openai import OpenAI
 from ray.util.state import list_actors
 
+from mosaic.catalog.budgets import Scope
 from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings
+from tests.local import mosaic
 
 HELLO: Any = [{"role": "user", "content": "hello there"}]
 BASE = "/api/2.0/serving-endpoints"
@@ -218,3 +221,51 @@ def test_a_killed_quota_forgets_nothing_and_lets_nothing_more_through(platform: 
         thread.join()
     assert (passed[0], refused[0]) == (60, 60)
     assert ray.get(shard.buckets.remote()) >= 1
+
+
+def test_a_killed_quota_forgets_no_money(platform: Platform, limited: str, settings_file: Path) -> None:
+    """A cent for each word read or written; two words in and two out are what is held, too."""
+    cent = 10**7
+    limit(platform, limited, {"calls": 1000, "key": "user"})
+    platform.money.set_price(
+        "echo", input_nano_dollars_per_million=10**6 * cent, output_nano_dollars_per_million=10**6 * cent
+    )
+    client, passed, refused = client_of(platform, "budget-ann"), [0], [0]
+    scope = Scope(user="budget-ann")
+    platform.money.create_budget("killed", amount_nano_dollars=240 * cent, period="month", scope=scope)
+    time.sleep(0.4)
+    pid, lock = next(one.pid for one in list_actors(filters=[("name", "=", "quota:0")])), threading.Lock()
+
+    def run() -> None:
+        words: Any = [{"role": "user", "content": "a bc"}]
+        for _ in range(15):
+            try:
+                client.chat.completions.create(model=limited, messages=words, max_tokens=2)
+                with lock:
+                    passed[0] += 1
+            except openai.RateLimitError as error:
+                assert error.code == "budget_exceeded"
+                with lock:
+                    refused[0] += 1
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while passed[0] < 20:
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    try:
+        assert (passed[0], refused[0]) == (60, 60)
+        state = platform.money.show_budget("killed")
+        assert (state.spent_nano_dollars, state.held_nano_dollars, state.left_nano_dollars) == (240 * cent, 0, 0)
+        assert sum(row["cost_nano_dollars"] or 0 for row in rows_of(platform, limited)) == 240 * cent
+        (used,) = platform.money.usage(by=["endpoint", "user"], since=state.created_at)
+        assert (used.user, used.requests, used.failed, used.cost_nano_dollars) == ("budget-ann", 120, 60, 240 * cent)
+        shown = mosaic("budget", "show", "killed", "-f", str(settings_file))
+        assert shown.returncode == 0 and "$2.40 a month" in shown.stdout, shown
+        left = mosaic("quota", "show", limited, "-f", str(settings_file))
+        assert left.returncode == 0 and "budget-ann" in left.stdout and "1000" in left.stdout, left
+    finally:
+        platform.money.delete_budget("killed")

@@ -39,6 +39,8 @@ PARTS = {
     "runtime/asgi.py": "who asks, and what an error looks like,",
     "ids.py": "a request has an id",
     "gateway/quota_shard.py": "a reservation goes to the quota",
+    "gateway/budgets.py": "money is held where there are budgets,",
+    "gateway/cost.py": "and counted where there is a price",
     "gateway/guards.py": "a text is looked at,",
     "gateway/guard_rules.py": "by rules,",
     "gateway/guard_pii.py": "of which one decides,",

@@ -114,6 +114,21 @@ def test_a_task_that_is_not_the_providers(provider: str, task: Any) -> None:
     assert type(with_double(scenario)) is Unprocessable
 
 
+def test_tokens_are_counted_by_a_provider_that_can() -> None:
+    async def scenario(asking: Asking) -> None:
+        body = {"messages": [{"role": "user", "content": "one two three"}]}
+        count = EngineRequest(request_id="req_1", task="count", body=body)
+        assert await answered(asking.engine("anthropic"), count) == [{"prompt_tokens": 3}]
+        received = asking.double.received[-1]
+        assert received.path == "/v1/messages/count_tokens" and received.body.keys() == {"model", "messages"}
+        _, refused = await failed(asking.engine("anthropic", name="m1 fault: 400"), count)
+        assert refused.status == 400
+        _, other = await failed(asking.engine("openai"), count)
+        assert isinstance(other, Unprocessable) and "does not count" in other.message
+
+    with_double(scenario)
+
+
 def test_connections_are_used_again() -> None:
     async def scenario(asking: Asking) -> int:
         engine = asking.engine()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mosaic.errors import BadRequest
 from mosaic.gateway.sticky import arm_of, unit_of
 from mosaic.serving.endpoint import EndpointSettings
-from tests.gateway.door import door
+from tests.gateway.inside import door
 
 UNITS = [unit_of("main.serving.e", f"user-{number}", None) for number in range(4000)]
 

@@ -17,8 +17,8 @@ from starlette.routing import Router
 from mosaic.cli import main
 from mosaic.errors import BadRequest, NotFound, PermissionDenied
 from mosaic.monitoring import INFERENCE_TABLE, to_arrow
-from mosaic.monitoring.arms import FEEDBACK_TABLE
 from mosaic.monitoring.compare import Comparison, Verdict, compare
+from mosaic.monitoring.feedback import FEEDBACK_SCHEMA, FEEDBACK_TABLE
 from mosaic.monitoring.routes import thread_routes
 from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
@@ -139,22 +139,20 @@ def test_users_who_keep_their_arm_count_and_not_their_requests(history: History)
 def test_feedback_and_cost_where_there_are_some(history: History) -> None:
     random = np.random.default_rng(3)
     write(history, rows(history, "a", [10.0] * 300), rows(history, "b", [10.0] * 300))
-    schema = pa.schema([("request_id", pa.string()), ("rating", pa.float64()), ("time", pa.timestamp("us", tz="UTC"))])
-    history.tables.create(FEEDBACK_TABLE, schema, primary_key=None, owner="system")
+    history.tables.create(FEEDBACK_TABLE, FEEDBACK_SCHEMA, primary_key="feedback_id", owner="system")
     now = history.clock.now + timedelta(seconds=5)
     said = [(f"req_a_{n}", float(random.random() < 0.5)) for n in range(200)]
     said += [(f"req_b_{n}", float(random.random() < 0.9)) for n in range(200)]
     said += [("req_b_0", 0.0), ("req_of_another", 1.0), ("req_b_1", None)]  # type: ignore[list-item]
-    told = [{"request_id": one, "rating": rating, "time": now} for one, rating in said]
-    history.tables.append(FEEDBACK_TABLE, pa.Table.from_pylist(told, schema=schema))
+    told = [
+        {"feedback_id": f"fbk_{number}", "request_id": one, "rating": rating, "time": now}
+        for number, (one, rating) in enumerate(said)
+    ]
+    history.tables.append(FEEDBACK_TABLE, pa.Table.from_pylist(told, schema=FEEDBACK_SCHEMA))
     found = of(history)
     assert [arm.ratings for arm in found.arms] == [200, 200]
     liked = verdict(found, "feedback")
     assert liked.is_shown and liked.text.startswith("b is liked more by 0.") and not liked.is_relative
-    # a column that another version of the table has
-    grown = history.tables.to_arrow(INFERENCE_TABLE).schema
-    if "cost_nano_dollars" not in grown.names:
-        history.tables.grow(INFERENCE_TABLE, grown.append(pa.field("cost_nano_dollars", pa.int64())))
     priced = history.tables.to_arrow(INFERENCE_TABLE)
     place = priced.schema.get_field_index("cost_nano_dollars")
     costs = pa.array([100 if one == "a" else 60 for one in priced["served_entity"].to_pylist()], pa.int64())

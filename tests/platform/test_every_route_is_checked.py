@@ -6,6 +6,7 @@ A new route fails here until it refuses, or stands in the lists below with the r
 import asyncio
 import re
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mosaic.data import Log
 from mosaic.gateway import (
     Asking,
     Endpoints,
+    Feedback,
     GatewayRoutes,
     Limits,
     LiveEntity,
@@ -29,6 +31,7 @@ from mosaic.gateway import (
 from mosaic.gateway.quota import Answer
 from mosaic.gateway.quota_shard import Command
 from mosaic.monitoring import Ledger
+from mosaic.monitoring.feedback import Asked
 from mosaic.platform.control import control_app, control_routes
 from mosaic.platform.parts import Parts, build_parts
 from mosaic.protocol import Engine, Retrieved
@@ -54,9 +57,12 @@ NAMES = {
     "volumes": "closed.docs.files",
     "functions": "closed.docs.one",
     "connections": "closed_provider",
+    "budgets": "closed",
     "prompts": "closed.docs.prompt",
+    "policies": "closed.docs.policy",
     "indexes": "closed.docs.entries_index",
     "serving-endpoints": "closed",
+    "endpoints": "closed",
     "permissions": "closed.docs.entries",
     "effective-permissions": "closed.docs.entries",
 }
@@ -80,12 +86,16 @@ HIDDEN = {
     ("GET", "/2.0/mosaic/models"),
     ("GET", "/2.0/mosaic/indexes"),
     ("GET", "/2.0/mosaic/endpoints"),
+    ("GET", "/2.0/mosaic/policies"),
     ("GET", "/2.0/serving-endpoints"),
     ("GET", f"{UNITY}/catalogs"),
     ("GET", f"{UNITY}/models"),
     ("GET", f"{UNITY}/connections"),
     ("GET", "/2.0/mosaic/search"),
     ("GET", "/2.0/token/list"),
+    ("GET", "/2.0/mosaic/prices"),
+    ("GET", "/2.0/mosaic/budgets"),
+    ("GET", "/2.0/mosaic/usage"),
 }
 """Lists of what there is: they answer, with nothing of what the caller may not know of."""
 OF_ONES_OWN = {
@@ -93,6 +103,7 @@ OF_ONES_OWN = {
     ("GET", "/2.0/sql/statements/{statement_id}/result/chunks/{chunk}"): 404,
     ("POST", "/2.0/sql/statements/{statement_id}/cancel"): 404,
     ("GET", "/2.0/mosaic/requests/{request_id}/why"): 404,
+    ("GET", "/2.0/mosaic/budgets/{name}"): 404,
     ("POST", "/2.0/token/delete"): 404,
     ("POST", "/2.0/token/create"): 200,
     ("GET", "/2.0/preview/scim/v2/Me"): 200,
@@ -132,7 +143,12 @@ def bodies(parts: Parts) -> dict[tuple[str, str], Any]:
         ("POST", "/2.0/mosaic/undrop"): {"securable_type": "table", "full_name": "closed.docs.dropped"},
         ("POST", "/2.0/mosaic/prompts"): {"name": "closed.docs.mine", "template": "x"},
         ("PUT", "/2.0/mosaic/prompts/{full_name}/aliases/{alias}"): {"version_num": 1},
+        ("POST", "/2.0/mosaic/policies"): {"name": "closed.docs.mine", "rules": {}},
+        ("PUT", "/2.0/mosaic/policies/{full_name}/aliases/{alias}"): {"version_num": 1},
         ("POST", "/2.0/token/delete"): {"token_id": owned.id},
+        ("POST", "/2.0/mosaic/prices"): {"model": "mine"},
+        ("POST", "/2.0/mosaic/budgets"): {"name": "mine", "amount_nano_dollars": 1, "period": "day"},
+        ("PATCH", "/2.0/mosaic/budgets/{name}"): {"amount_nano_dollars": 1},
         ("POST", f"{UNITY}/catalogs"): {"name": "mine"},
         ("POST", f"{UNITY}/schemas"): {"name": "mine", "catalog_name": "closed"},
         ("POST", f"{UNITY}/tables"): {**IN_DOCS, "name": "mine", "table_type": "MANAGED", "columns": []},
@@ -189,7 +205,10 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     catalog.connections.create("closed_provider", connection_type="http", options={}, owner="admin")
     catalog.prompts.register("closed.docs.prompt", "Hello")
     catalog.prompts.set_alias("closed.docs.prompt", "champion", 1)
+    catalog.policies.register("closed.docs.policy", {})
+    catalog.policies.set_alias("closed.docs.policy", "champion", 1)
     catalog.put_index("closed.docs.entries_index", table="closed.docs.entries", spec={}, owner="admin")
+    catalog.budgets.create("closed", amount_nano_dollars=1, period="day")
     settings = EndpointSettings(name="closed", served_entities=[ServedEntity(name="e", model="echo")])
     catalog.endpoints.put("closed", config=settings.model_dump(), owner="admin")
     return made
@@ -295,12 +314,16 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
     async def quota(commands: Sequence[Command]) -> Sequence[Answer | None]:
         raise AssertionError(f"{commands} for somebody who may not")
 
+    def somebody_elses(request_id: str) -> Asked:
+        return Asked(request_id, datetime.now(UTC), "ann", "main.serving.closed", 1, "e")
+
     async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
         raise AssertionError(f"index {index} was asked for somebody who may not")
 
     limits, asking = Limits(QuotaClient([quota]), endpoints.groups_of), Asking(engine)
-    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=10_000)
     ledger = Ledger(Log(tmp_path, owner="gateway"), "gateway")
+    feedback = Feedback(somebody_elses, parts.catalog, ledger)
+    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=10_000, feedback=feedback)
     app = gateway_app(routes, ledger, parts.catalog)
     said = {
         ("POST", "/v1/chat/completions"): {"model": "closed", "messages": [{"role": "user", "content": "x"}]},
@@ -308,10 +331,15 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
         ("POST", "/v1/embeddings"): {"model": "closed", "input": "x"},
         ("POST", "/v1/score"): {"model": "closed", "text_1": "x", "text_2": "y"},
         ("POST", "/v1/rerank"): {"model": "closed", "query": "x", "documents": ["y"]},
+        ("POST", "/v1/responses"): {"model": "closed", "input": "x"},
+        ("POST", "/v1/moderations"): {"model": "closed", "input": "x"},
+        ("POST", "/v1/messages"): {"model": "closed", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]},
+        ("POST", "/v1/messages/count_tokens"): {"model": "closed", "messages": [{"role": "user", "content": "x"}]},
         ("POST", "/serving-endpoints/closed/invocations"): {"messages": [{"role": "user", "content": "x"}]},
     }
     ways = {(method, route.path.replace("{name}", "closed")) for route in routes.routes() for method in methods(route)}
-    assert ways == {*said, ("GET", "/v1/models"), ("GET", "/v1/models/{name:path}")}
+    hidden = {("GET", f"/v1/{path}") for path in ("models", "models/{name:path}", "openapi.json")}
+    assert ways == {*said, *hidden, ("POST", "/v1/feedback")}
     for (method, path), body in said.items():
         refused = ask(app, token, method, path, json=body)
         assert refused.status_code == 403 and "may not EXECUTE" in refused.text, refused.text
@@ -319,5 +347,7 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
     assert ask(app, token, "GET", "/v1/models/closed").status_code == 403
     unknown = ask(app, token, "GET", "/v1/models/opened")
     assert unknown.status_code == 404 and "closed" not in unknown.text
+    told = ask(app, token, "POST", "/v1/feedback", json={"request_id": "req_x", "rating": 1})
+    assert told.status_code == 404 and "closed" not in told.text
     assert ask(app, None, "GET", "/v1/models").status_code == 401
     ledger.close()

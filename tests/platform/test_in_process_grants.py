@@ -14,7 +14,7 @@ from mosaic.platform import Platform
 from mosaic.platform.parts import Parts, build_parts
 from mosaic.protocol import Principal
 from mosaic.runtime import Cluster
-from mosaic.serving.ai_gateway import AiGateway
+from mosaic.serving.ai_gateway import AiGateway, Guardrails
 from mosaic.serving.batch import BatchSettings
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity
 from mosaic.training import TrainSettings
@@ -22,6 +22,7 @@ from mosaic.vector.settings import IndexSettings
 from tests.local import local_settings
 
 TABLE, INDEX, MODEL = "main.docs.entries", "main.docs.entries_index", "main.docs.bot"
+POLICY = "main.docs.strict"
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), ("text", pa.string())])
 ROWS = pa.table({"id": ["a"], "text": ["b"]}, schema=SCHEMA)
 CLUSTER = Cluster(address="none", dashboard=None, embedded=True)
@@ -65,6 +66,8 @@ SERVING: dict[str, Way] = {
     "update": lambda own: own.serving.update(endpoint("closed")),
     "put": lambda own: own.serving.put(endpoint("new")),
     "put_ai_gateway": lambda own: own.serving.put_ai_gateway("closed", AiGateway()),
+    "attach_policy": lambda own: own.serving.attach_policy("closed", POLICY),
+    "detach_policy": lambda own: own.serving.detach_policy("closed", POLICY),
     "get": lambda own: own.serving.get("closed"),
     "configs": lambda own: own.serving.configs("closed"),
     "wait": lambda own: own.serving.wait("closed"),
@@ -74,9 +77,25 @@ SERVING: dict[str, Way] = {
     "export_metrics": lambda own: own.serving.export_metrics("closed"),
     "delete": lambda own: own.serving.delete("closed"),
 }
+POLICIES: dict[str, Way] = {
+    "create": lambda own: own.policies.create(POLICY, Guardrails()),
+    "get": lambda own: own.policies.get(f"{POLICY}/1"),
+    "versions": lambda own: own.policies.versions(POLICY),
+    "set_alias": lambda own: own.policies.set_alias(POLICY, "prod", 1),
+    "alias_history": lambda own: own.policies.alias_history(POLICY),
+    "attached_to": lambda own: own.policies.attached_to(POLICY),
+    "delete": lambda own: own.policies.delete(POLICY),
+}
 MODELS: dict[str, Way] = {
     "register": lambda own: own.models.register(MODEL, "/nowhere"),
     "resolve": lambda own: own.models.resolve(f"{MODEL}/1"),
+}
+MONEY: dict[str, Way] = {
+    "set_price": lambda own: own.money.set_price("m"),
+    "create_budget": lambda own: own.money.create_budget("b", amount_nano_dollars=1, period="day"),
+    "set_budget": lambda own: own.money.set_budget("b", 1),
+    "delete_budget": lambda own: own.money.delete_budget("b"),
+    "limits": lambda own: own.money.limits("closed"),
 }
 BATCH: dict[str, Way] = {
     "infer": lambda own: own.batch.infer(
@@ -87,6 +106,8 @@ UNCHECKED = {
     Platform: {"acting", "base_url", "batch", "mlflow_uri", "status", "flush_ledger", "flush_audit", "resume_audit"},
     "Tables": {"acting", "run_id"},
     "Indexes": {"acting", "list", "query_async"},  # the last two have tests of their own below
+    # prices are everybody's to read; the others show what is one's own (tests/gateway/test_usage.py)
+    "Money": {"list_prices", "list_budgets", "show_budget", "usage"},
     "Serving": {"list", "state", "states", "engine_settings"},  # `state` is of an endpoint that one has got
 }
 """What names nothing that anybody could own."""
@@ -113,6 +134,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     made.tables.create(TABLE, SCHEMA, primary_key="id", owner="admin")
     catalog.put_index(INDEX, table=TABLE, spec=index(INDEX).model_dump(mode="json"), owner="admin")
     catalog.create_model(MODEL, owner="admin")
+    catalog.policies.register(POLICY, {})
     catalog.endpoints.put("closed", config=endpoint("closed").model_dump(), owner="admin")
     catalog.create_token("eve")
     return made
@@ -132,7 +154,9 @@ def eves(parts: Parts) -> Platform:
             ("tables", TABLES),
             ("indexes", INDEXES),
             ("serving", SERVING),
+            ("policies", POLICIES),
             ("models", MODELS),
+            ("money", MONEY),
             ("batch", BATCH),
         )
         for name, call in ways.items()
@@ -152,7 +176,9 @@ def test_every_way_in_is_in_the_lists_above(eves: Platform) -> None:
         (eves.tables, TABLES, UNCHECKED["Tables"]),
         (eves.indexes, INDEXES, UNCHECKED["Indexes"]),
         (eves.serving, SERVING, UNCHECKED["Serving"]),
+        (eves.policies, POLICIES, {"list"}),
         (eves.models, MODELS, set()),
+        (eves.money, MONEY, UNCHECKED["Money"]),
         (eves.batch, BATCH, set()),
     ):
         public = {name for name, _ in inspect.getmembers(type(of)) if not name.startswith("_")}
@@ -167,6 +193,8 @@ def test_lists_hold_what_may_be_known(eves: Platform, parts: Parts) -> None:
     with pytest.raises(PermissionDenied):
         asyncio.run(_ask(eves))
     assert eves.indexes.list() == [] and Platform(parts, CLUSTER).indexes.list() == [INDEX]
+    seen = Platform(parts, CLUSTER).policies.list("main.docs")
+    assert eves.policies.list() == [] and [one.name for one in seen] == [POLICY]
 
 
 def test_an_endpoint_serves_only_what_its_maker_may_use(parts: Parts, eves: Platform) -> None:

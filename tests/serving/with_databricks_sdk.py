@@ -47,10 +47,18 @@ block = s.AiGatewayGuardrailPiiBehavior(behavior=s.AiGatewayGuardrailPiiBehavior
 rules = s.AiGatewayGuardrails(
     input=s.AiGatewayGuardrailParameters(pii=block, invalid_keywords=["nightjar"]), output=None
 )
+table = s.AiGatewayInferenceTableConfig(
+    enabled=True, catalog_name="main", schema_name="default", table_name_prefix="by_sdk"
+)
 held = endpoints.put_ai_gateway(
-    "by-sdk", rate_limits=[limit], guardrails=rules, fallback_config=s.FallbackConfig(enabled=True)
+    "by-sdk",
+    rate_limits=[limit],
+    guardrails=rules,
+    fallback_config=s.FallbackConfig(enabled=True),
+    inference_table_config=table,
 )
 assert held.rate_limits == [limit] and held.fallback_config == s.FallbackConfig(enabled=True), held
+assert held.inference_table_config == table, held
 assert held.guardrails.input.pii == block and held.guardrails.input.invalid_keywords == ["nightjar"], held
 endpoints.wait_get_serving_endpoint_not_updating("by-sdk")
 shown = endpoints.get("by-sdk")

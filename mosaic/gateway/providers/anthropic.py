@@ -15,12 +15,12 @@ from mosaic.gateway.providers.upstream import Http, Upstream
 from mosaic.protocol import EngineRequest
 from mosaic.serving.external import Access, ExternalModel
 
-_PATH = "/v1/messages"
+_PATH, _COUNT_PATH = "/v1/messages", "/v1/messages/count_tokens"
 _VERSION = "2023-06-01"
 
 
 class Anthropic:
-    """An Engine (`mosaic.protocol`) for `chat` alone; a field that cannot be translated is UnsupportedField."""
+    """An Engine (`mosaic.protocol`) for `chat` and `count`; a field that cannot be translated is UnsupportedField."""
 
     def __init__(self, model: ExternalModel, access: Access, http: Http) -> None:
         key = {"x-api-key": access.api_key} if access.api_key else {}
@@ -32,6 +32,9 @@ class Anthropic:
 
     async def _answer(self, request: EngineRequest) -> AsyncGenerator[dict[str, Any]]:
         upstream, model = self._upstream, self._upstream.model
+        if request.task == "count":
+            yield {"prompt_tokens": await self._counted(request)}
+            return
         if request.task != "chat":
             raise Unprocessable(f"the provider of {model.name!r} does not {request.task}", param="model")
         body = as_anthropic(request.body, model=model.name, max_tokens=model.max_tokens, stream=request.stream)
@@ -45,6 +48,15 @@ class Anthropic:
                 if (chunk := chunks.add(data)) is not None:
                     yield {**head, **chunk}
         yield {**head, **chunks.end()}
+
+    async def _counted(self, request: EngineRequest) -> int:
+        upstream, model = self._upstream, self._upstream.model
+        body = as_anthropic(request.body, model=model.name, max_tokens=model.max_tokens, stream=False)
+        del body["max_tokens"]
+        count = (await upstream.whole(_COUNT_PATH, body)).get("input_tokens")
+        if type(count) is not int or count < 0:
+            raise upstream.malformed("what is no count of tokens")
+        return count
 
 
 def _is_last(data: bytes) -> bool:

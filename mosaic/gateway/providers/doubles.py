@@ -76,6 +76,7 @@ class ProviderDouble:
         app = web.Application(client_max_size=64 * 2**20)
         app.add_routes([web.post(path, self._answer) for path in _SHAPES])
         app.add_routes([web.post("/v1/embeddings", self._embed)])
+        app.add_routes([web.post("/v1/messages/count_tokens", self._count)])
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -112,6 +113,12 @@ class ProviderDouble:
         # Last first: the order is told by the index.
         return await _whole(http, asked, {"object": "list", "data": data[::-1], "model": asked.model, "usage": usage})
 
+    async def _count(self, http: web.Request) -> web.StreamResponse:
+        _, asked = await self._read(http)
+        if (failed := await _failed_before(http, asked)) is not None:
+            return failed
+        return await _whole(http, asked, {"input_tokens": asked.prompt_tokens})
+
     async def _read(self, http: web.Request) -> tuple[dict[str, Any], Asked]:
         if http.transport is not None:
             self._transports.add(http.transport)
@@ -132,7 +139,7 @@ async def _failed_before(http: web.Request, asked: Asked) -> web.Response | None
     if 300 <= status < 400:
         headers["location"] = "/v1/elsewhere"
     key = http.headers.get("x-api-key") or http.headers.get("authorization", "no key")
-    shapes = _SHAPES.get(http.path, OpenAIShapes)
+    shapes = _SHAPES.get(http.path.removesuffix("/count_tokens"), OpenAIShapes)
     return _json(shapes.error(status, f"the double was asked for {status}; it got {key}"), status, headers)
 
 

@@ -1,0 +1,73 @@
+"""What endpoints have kept for as long as they want to: rows of their own tables go, and texts of the platform's table.
+
+The rows of the platform's own table stay, without texts: they say what was used. Files of older versions, which have
+all of it, go with the vacuum that follows, a week later.
+"""
+
+import logging
+from collections.abc import Iterable
+from datetime import date, timedelta
+from typing import NamedTuple
+
+from deltalake.exceptions import DeltaError
+
+from mosaic.data import Tables
+from mosaic.data.delta import commit_properties
+from mosaic.errors import MosaicError
+from mosaic.monitoring.payloads import FOLDER
+from mosaic.monitoring.record import INFERENCE_TABLE
+from mosaic.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+class Retention(NamedTuple):
+    """Of one endpoint."""
+
+    endpoint: str
+    table: str | None
+    """Its own."""
+    days: int
+
+
+def purge_payloads(tables: Tables, storage: Storage, retentions: Iterable[Retention], *, today: date) -> None:
+    """Take away what is of an earlier day than the retention says. What fails for one endpoint is logged, and tried
+    again by the next call; the others have theirs."""
+    for one in retentions:
+        before = today - timedelta(days=one.days)
+        try:
+            if one.table is not None and _delete_rows(tables, one.table, one.endpoint, before):
+                tables.vacuum(one.table, keep_needed=True)
+            if _delete_texts(tables, one.endpoint, before):
+                tables.vacuum(INFERENCE_TABLE, keep_needed=True)
+            for name in (INFERENCE_TABLE, *([] if one.table is None else [one.table])):
+                _delete_objects(storage, tables.open(name).record.location, one.endpoint, before)
+        except (MosaicError, DeltaError) as error:
+            logger.warning("what endpoint %s has kept since before %s did not go: %s", one.endpoint, before, error)
+
+
+def _delete_rows(tables: Tables, table: str, endpoint: str, before: date) -> bool:
+    version = tables.version(table)
+    return tables.delete_where(table, _of(endpoint, before)) != version
+
+
+def _delete_texts(tables: Tables, endpoint: str, before: date) -> bool:
+    delta = tables.delta(INFERENCE_TABLE)
+    told = delta.update(
+        updates=dict.fromkeys(("request", "response"), "CAST(NULL AS STRING)"),
+        predicate=f"{_of(endpoint, before)} AND (request IS NOT NULL OR response IS NOT NULL)",
+        commit_properties=commit_properties(principal="system"),
+    )
+    return bool(told["num_updated_rows"])
+
+
+def _of(endpoint: str, before: date) -> str:
+    name = endpoint.replace("'", "''")
+    return f"endpoint = '{name}' AND request_date < DATE '{before.isoformat()}'"
+
+
+def _delete_objects(storage: Storage, location: str, endpoint: str, before: date) -> None:
+    """After the rows that refer to them."""
+    for folder in storage.list(f"{location}/{FOLDER}/{endpoint}"):
+        if folder.rpartition("/")[2] < before.isoformat():
+            storage.delete(folder)
