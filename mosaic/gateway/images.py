@@ -91,7 +91,7 @@ def _split(url: str) -> tuple[str, str]:
 def as_logged(body: Any) -> str:
     """What was asked as rows have it: JSON in which images are references."""
     told = compact_json(body)
-    return compact_json(_referenced(body)) if '"image_url":' in told else told
+    return compact_json(_referenced(body)) if '"image_url":' in told or '"base64"' in told else told
 
 
 def _referenced(value: Any) -> Any:
@@ -99,6 +99,8 @@ def _referenced(value: Any) -> Any:
         return [_referenced(one) for one in value]
     if not isinstance(value, dict):
         return value
+    if value.get("type") == "base64" and isinstance(value.get("data"), str):  # Anthropic's word for it
+        return {"type": "base64", **_reference_of(f"data:{value.get('media_type')};base64,{value['data']}")}
     return {name: _reference(one) if name == "image_url" else _referenced(one) for name, one in value.items()}
 
 

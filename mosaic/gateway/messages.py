@@ -9,6 +9,7 @@ from mosaic.gateway.asking import Asking
 from mosaic.gateway.chat import Chat, for_the_engine
 from mosaic.gateway.endpoints import Endpoints
 from mosaic.gateway.guarding import Guarding
+from mosaic.gateway.images import check_images
 from mosaic.gateway.limits import Limits
 from mosaic.gateway.messages_answers import MessageEvents, as_message
 from mosaic.gateway.messages_requests import CountRequest, MessagesRequest
@@ -64,6 +65,7 @@ class Counts:
         if endpoint.retrieval is not None:
             told = f"{endpoint.name!r} looks up what it is asked, and what it finds is not known before"
             raise Unprocessable(told, param="model")
+        check_images(chat.messages, endpoint)
         await self._limits.admit(endpoint, exchange)
         messages = await Guarding(endpoint, exchange).messages(chat)
         if exchange.is_guarded:

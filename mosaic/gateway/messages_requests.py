@@ -6,7 +6,7 @@ As in `requests`: what stands here is honoured, any other field is a 400 that na
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -37,6 +37,28 @@ class TextBlock(Block):
     """Anthropic's clients send these back with an answer, empty."""
 
 
+class ImageData(Asked):
+    type: Literal["base64"]
+    media_type: Text
+    data: str
+
+
+class ImageAddress(Asked):
+    type: Literal["url"]
+    url: Text
+
+
+class ImageBlock(Block):
+    type: Literal["image"]
+    source: Annotated[ImageData | ImageAddress, Field(discriminator="type")]
+
+    @property
+    def url(self) -> str:
+        """As a chat has it."""
+        source = self.source
+        return source.url if isinstance(source, ImageAddress) else f"data:{source.media_type};base64,{source.data}"
+
+
 class ToolUse(Block):
     type: Literal["tool_use"]
     id: Text
@@ -59,7 +81,7 @@ class ThinkingBlock(Asked):
     """Ours are empty: reasoning goes back to the model as it came."""
 
 
-UserBlock = Annotated[TextBlock | ToolResult, Field(discriminator="type")]
+UserBlock = Annotated[TextBlock | ImageBlock | ToolResult, Field(discriminator="type")]
 AssistantBlock = Annotated[TextBlock | ToolUse | ThinkingBlock, Field(discriminator="type")]
 
 
@@ -206,12 +228,17 @@ class MessagesRequest(CountRequest):
         )
 
 
-def _texts(content: str | list[TextBlock]) -> str | list[dict[str, str]]:
+def _texts(content: str | Sequence[TextBlock | ImageBlock]) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
-    if len(content) == 1:
+    if len(content) == 1 and isinstance(content[0], TextBlock):
         return content[0].text
-    return [{"type": "text", "text": block.text} for block in content]
+    return [
+        {"type": "text", "text": block.text}
+        if isinstance(block, TextBlock)
+        else {"type": "image_url", "image_url": {"url": block.url}}
+        for block in content
+    ]
 
 
 def _user(turn: UserTurn, at: str) -> Iterator[dict[str, Any]]:
@@ -219,19 +246,21 @@ def _user(turn: UserTurn, at: str) -> Iterator[dict[str, Any]]:
     if isinstance(turn.content, str):
         yield {"role": "user", "content": turn.content}
         return
-    said: list[TextBlock] = []
+    said: list[TextBlock | ImageBlock] = []
     for block in turn.content:
-        if isinstance(block, TextBlock):
+        if isinstance(block, TextBlock | ImageBlock):
             said.append(block)
         elif said:
-            raise BadRequest(f"{at}.content: tool_result blocks must come before text", param=f"{at}.content")
+            raise BadRequest(
+                f"{at}.content: tool_result blocks must come before text and images", param=f"{at}.content"
+            )
         else:
             yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)}
     if said:
         yield {"role": "user", "content": _texts(said)}
 
 
-def _result(block: ToolResult) -> str | list[dict[str, str]]:
+def _result(block: ToolResult) -> str | list[dict[str, Any]]:
     content = block.content or ""
     if not block.is_error:
         return _texts(content)

@@ -5,6 +5,7 @@ Nothing is kept between requests: what needs a state (`store`, `previous_respons
 a 400 that names it.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -26,6 +27,15 @@ class TextPart(Asked):
     logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
+class ImagePart(Asked):
+    type: Literal["input_image"]
+    image_url: Text
+    """The image itself (`data:image/png;base64,...`), or where it is (https://)."""
+    detail: Literal["auto", "low", "high"] | None = None
+    file_id: None = None
+    """No files are kept here."""
+
+
 class Item(Asked):
     """What all items may have; it came with the answer that they were part of."""
 
@@ -36,7 +46,7 @@ class Item(Asked):
 class SaidItem(Item):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
 
 
 class CallItem(Item):
@@ -236,12 +246,17 @@ def _add(turn: dict[str, Any], item: SaidItem | CallItem | ResultItem | ThoughtI
         turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
 
 
-def _text(content: str | list[TextPart]) -> str | list[dict[str, str]]:
+def _text(content: str | Sequence[TextPart | ImagePart]) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
-    if len(content) == 1:
+    if len(content) == 1 and isinstance(content[0], TextPart):
         return content[0].text
-    return [{"type": "text", "text": part.text} for part in content]
+    return [
+        {"type": "text", "text": part.text}
+        if isinstance(part, TextPart)
+        else {"type": "image_url", "image_url": {"url": part.image_url, "detail": part.detail or "auto"}}
+        for part in content
+    ]
 
 
 def _tool(tool: FunctionTool) -> dict[str, Any]:

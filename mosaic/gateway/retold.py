@@ -5,9 +5,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from mosaic.errors import BadRequest
+from mosaic.gateway.images import as_logged
 from mosaic.gateway.requests import ChatRequest
 from mosaic.monitoring import Exchange
-from mosaic.monitoring.record import compact_json
 from mosaic.settings import explain
 
 
@@ -23,4 +23,4 @@ def note_chat(chat: ChatRequest, exchange: Exchange) -> None:
     """The row keeps a request as the chat that it is, so that whoever reads rows reads one shape; its path says by
     which door it came. What guardrails read is kept by them."""
     if not exchange.is_guarded:
-        exchange.note(request=compact_json(chat.model_dump(exclude_none=True, by_alias=True)))
+        exchange.note(request=as_logged(chat.model_dump(exclude_none=True, by_alias=True)))

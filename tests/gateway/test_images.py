@@ -183,3 +183,40 @@ def test_no_image_is_logged_wherever_it_stands(content: bytes, where: str, wrong
     assert json.loads(as_logged({"messages": [{"content": "data:image/png;base64,AAAA"}]})) == {
         "messages": [{"content": "data:image/png;base64,AAAA"}]
     }
+
+
+BY_DOOR: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "anthropic": ("/v1/messages", lambda parts: {"messages": [{"role": "user", "content": parts}], "max_tokens": 99}),
+    "openai": ("/v1/responses", lambda parts: {"input": [{"role": "user", "content": parts}]}),
+}
+
+
+def test_they_come_by_the_other_doors_too(tmp_path: Path) -> None:
+    data = base64.b64encode(PIXEL).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    theirs = [{"type": "image", "source": source}, {"type": "image", "source": {"type": "url", "url": ADDRESS}}, text()]
+    parts = [{"type": "input_image", "image_url": DATA_URL, "detail": "low"}, {"type": "input_text", "text": "what is"}]
+    wrong = {"type": "image", "source": {**source, "media_type": "image/tiff"}}
+
+    async def ask(gateway: Door, double: ProviderDouble) -> None:
+        async def by(door: str, model: str, said: Any, **more: Any) -> int:
+            path, body = BY_DOOR[door]
+            told = {"model": model, **body(said), **more}
+            return (await gateway.client.post(path, json=told, headers=gateway.auth("admin"))).status_code
+
+        assert await by("anthropic", "anthropic", theirs) == 200
+        assert double.received[-1].body["messages"][0]["content"] == theirs
+        assert await by("openai", "openai", parts) == 200
+        assert double.received[-1].body["messages"][0]["content"][0] == image(detail="low")
+        assert await by("anthropic", "openai", theirs) == 200
+        assert double.received[-1].body["messages"][0]["content"] == [image(), image(ADDRESS), text()]
+        assert await by("anthropic", "echo", theirs) == 422 and await by("openai", "echo", parts) == 422
+        assert await by("anthropic", "anthropic", [wrong]) == 400
+        assert await by("anthropic", "anthropic", theirs, temperature=9) == 400  # before it is a chat
+        told = {"model": "echo", "messages": [{"role": "user", "content": theirs}]}
+        counted = await gateway.client.post("/v1/messages/count_tokens", json=told, headers=gateway.auth("admin"))
+        assert counted.status_code == 422
+        assert len(gateway.rows) == 8 and not [row for row in gateway.rows if data in json.dumps(row)]
+        assert all(REFERENCE["sha256"] in row["request"] for row in gateway.rows)
+
+    within(tmp_path, ask)
