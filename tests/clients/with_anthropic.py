@@ -85,9 +85,9 @@ calls.works(
     lambda answer: answer.model == "echo",
 )
 calls.refused(
-    "messages.create, with an image",
+    "messages.create, with an image, of a model that reads text",
     lambda: message(messages=[{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x"}}]}]),
-    "'image'",
+    "reads text alone",
 )
 calls.refused("messages.create, a field that is not spoken", lambda: message(inference_geo="eu"), "inference_geo")
 calls.refused("messages.batches.list", lambda: one.messages.batches.list(), "no path '/v1/messages/batches'")
