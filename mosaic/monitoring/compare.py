@@ -7,12 +7,14 @@ An interval of 95 % is of its metric alone: of twenty that are looked at, one is
 and so is who looks every hour until one does.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.privileges import MANAGE
+from mosaic.catalog.records import Endpoint
 from mosaic.data import Tables
 from mosaic.errors import BadRequest, not_found
 from mosaic.monitoring.arms import ArmRows, read_arms
@@ -28,6 +30,8 @@ from mosaic.monitoring.intervals import (
 from mosaic.protocol import Principal, Wire
 
 SINCE = timedelta(days=7)
+_SURPRISING = 4.0
+"""Standard deviations of a count from what its share would have it be: once in 16,000 experiments without a fault."""
 
 
 class Arm(Wire):
@@ -152,7 +156,7 @@ def compare(
     full = catalog.endpoints.full_name(endpoint)
     if principal is not None:
         catalog.grants.check(principal, MANAGE, "endpoint", full, action="compareServedEntities")
-    catalog.endpoints.get(full)
+    live = catalog.endpoints.get(full)
     since = since or datetime.now(UTC) - SINCE
     if since.tzinfo is None:
         raise BadRequest(f"since = {since.isoformat()} needs a time zone, such as Z", param="since")
@@ -170,7 +174,7 @@ def compare(
         config_versions=tuple(versions),
         arms=tuple(map(_arm, rows)),
         verdicts=tuple(one for one in verdicts if one is not None),
-        notes=tuple(_notes(rows, versions)),
+        notes=(*_notes(rows, versions), *_mismatches(found.values(), versions, live)),
     )
 
 
@@ -228,6 +232,21 @@ def _sentence(metric: _Metric, arm: str, difference: float, interval: Interval, 
     by, low, high = abs(scaled[0]), *sorted(map(abs, scaled[1:]))
     word = metric.less if difference < 0 else metric.more
     return f"{arm} is {word} by {by:.2g}{unit} (95 % CI {low:.2g} to {high:.2g})"
+
+
+def _mismatches(all_arms: Collection[ArmRows], versions: Sequence[int], live: Endpoint) -> Iterator[str]:
+    """Arms that have not the share that they should: then some requests are lost, and what is left is no fair
+    sample (a sample ratio mismatch; Fabijan and others 2019)."""
+    if list(versions) != [live.config_version]:
+        return
+    total = sum(one.units for one in all_arms)
+    counts = {one.name: one.units for one in all_arms}
+    for entity in live.config["served_entities"]:
+        share = entity["traffic_percentage"] / 100
+        count = counts.get(entity["name"], 0)
+        if abs(count - total * share) > _SURPRISING * math.sqrt(total * share * (1 - share)):
+            told = f"{entity['name']} has {count} of {total}, where its share is {share:.0%}"
+            yield f"{told}: as if some were lost, so that what is left may be no fair sample"
 
 
 def _notes(rows: Sequence[ArmRows], versions: Collection[int]) -> list[str]:

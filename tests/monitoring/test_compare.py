@@ -193,6 +193,13 @@ def test_only_of_this_endpoint_since_then_and_only_what_was_asked_for(history: H
     assert of(history).arms == ()
 
 
+def test_an_arm_that_has_not_its_share_is_told(history: History) -> None:
+    write(history, rows(history, "a", [10.0] * 900), rows(history, "b", [10.0] * 100))
+    assert not of(history).notes
+    write(history, rows(history, "b", [10.0] * 60, first=500))
+    assert [note[:24] for note in of(history).notes] == ["a has 900 of 1060, where", "b has 160 of 1060, where"]
+
+
 def test_who_manages_the_endpoint_may_and_nobody_else(history: History) -> None:
     write(history, rows(history, "a", [10.0] * 9), rows(history, "b", [10.0] * 9))
     history.catalog.create_token("eve")
