@@ -53,6 +53,8 @@ PAYLOAD_SCHEMA = pa.schema(
         ("cached_input_tokens", pa.int64()),
         ("reasoning_tokens", pa.int64()),
         ("cost_nano_dollars", pa.int64()),
+        ("price_version", pa.int64()),
+        ("gpu_seconds", pa.float64()),
         ("first_token_ms", pa.float64()),
         ("guardrails", pa.string()),
         ("usage_context", pa.string()),

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 
 from mosaic.data import Log, Shipper
 from mosaic.data.ship import KILL_POINTS, OneTable
+from mosaic.errors import NotFound, Unavailable
 
 SCHEMA = pa.schema([("n", pa.int64()), ("state", pa.string())])
 
@@ -144,6 +145,73 @@ def test_a_race_between_two_commits_from_the_same_state(place: Place) -> None:
         assert raced == [1]
     place.shipper().ship_once()
     assert place.rows() == {(1, "row"): 1}
+
+
+class TwoTables:
+    """All rows go to `all`, those with an even n to `even` as well, which may be away, or refuse rows for good."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tables = {name: str(folder / name) for name in ("all", "even")}
+        for address in self.tables.values():
+            DeltaTable.create(address, schema=SCHEMA)
+        self.fault: Exception | None = None
+
+    def of(self, row: dict[str, Any]) -> list[str]:
+        return ["all", "even"] if row["n"] % 2 == 0 else ["all"]
+
+    def open(self, name: str) -> DeltaTable:
+        if name == "even" and self.fault is not None:
+            raise self.fault
+        return DeltaTable(self.tables[name])
+
+    def to_arrow(self, name: str, rows: list[dict[str, Any]]) -> pa.Table:
+        return to_arrow(rows)
+
+    def gives_up(self, name: str, error: Exception) -> bool:
+        return isinstance(error, NotFound)
+
+    def numbers(self, name: str) -> list[int]:
+        return sorted(pa.table(DeltaTable(self.tables[name]).scan())["n"].to_pylist())
+
+
+def test_a_table_that_is_away_gets_its_rows_later_and_the_others_theirs_now(tmp_path: Path) -> None:
+    to, spool = TwoTables(tmp_path), tmp_path / "spool"
+    shipper = Shipper(spool, to, lost=lost)
+    with Log(spool, owner="a") as log:
+        for n in range(4):
+            log.append({"n": n, "state": "row"})
+        to.fault = Unavailable("the store is away")
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="away"):
+                shipper.ship_once()
+        assert (to.numbers("all"), to.numbers("even")) == ([0, 1, 2, 3], [])
+        log.append({"n": 4, "state": "row"})
+        to.fault = None
+        assert shipper.ship_once() == 1, "those of before were counted with their first table"
+        assert (to.numbers("all"), to.numbers("even")) == ([0, 1, 2, 3, 4], [0, 2, 4])
+        log.append({"n": 6, "state": "row"})
+        log.open("k", {"n": 8})
+        to.fault = Unavailable("again")
+        with pytest.raises(Unavailable, match="again"):
+            shipper.ship_once()
+    with pytest.raises(Unavailable, match="again"):
+        Shipper(spool, to, lost=lost).ship_once()
+    assert len(list(spool.iterdir())) == 1, "it stays until all tables have their rows"
+    to.fault = None
+    Shipper(spool, to, lost=lost).ship_once()
+    assert (to.numbers("all"), to.numbers("even")) == ([0, 1, 2, 3, 4, 6, 8], [0, 2, 4, 6, 8])
+    assert not list(spool.iterdir())
+
+
+def test_a_table_that_is_gone_for_good_holds_nothing_up(tmp_path: Path) -> None:
+    to, spool = TwoTables(tmp_path), tmp_path / "spool"
+    to.fault = NotFound("no table")
+    with Log(spool, owner="a") as log:
+        for n in range(3):
+            log.append({"n": n, "state": "row"})
+    shipper = Shipper(spool, to, lost=lost)
+    assert shipper.ship_once() == 3 and shipper.left_out == {"even": 2}
+    assert to.numbers("all") == [0, 1, 2] and not list(spool.iterdir())
 
 
 KILLED = """

@@ -44,6 +44,8 @@ def door(tmp_path: Path) -> Iterator[Door]:
 def test_rows_of_an_endpoint_in_a_table_of_its_own(door: Door) -> None:
     door.serve("helper", inference_table_config=OWN, rate_limits=[{"calls": 3}])
     door.serve("other")
+    million = {"input_nano_dollars_per_million": 3_000_000, "output_nano_dollars_per_million": 5_000_000}
+    door.catalog.prices.set("echo", **million)
     assert door.catalog.get_table(TABLE).owner == "admin" and door.catalog.get_table(TABLE).primary_key
     app, token = door.app(), door.catalog.create_token("ann", is_admin=True)[1]
     context = {"project": "apollo"}
@@ -70,6 +72,7 @@ def test_rows_of_an_endpoint_in_a_table_of_its_own(door: Door) -> None:
     assert (first["input_tokens"], first["output_tokens"], first["execution_duration_ms"] >= 0) == (2, 2, True)
     assert json.loads(first["usage_context"]) == json.loads(central["usage_context"]) == context
     assert json.loads(first["response"])["choices"][0]["message"]["content"] == "one two"
+    assert first["cost_nano_dollars"] == central["cost_nano_dollars"] == 2 * 3 + 2 * 5 and first["price_version"] == 1
     assert first["logging_error_codes"] == [] and texts(ours) == ["one two", "three", "four", "five", "six"]
     assert (central["input_characters"], central["output_characters"]) == (7, 7)
     assert list(PAYLOAD_SCHEMA.names)[:12] == [
@@ -87,9 +90,18 @@ def test_what_is_redacted_is_in_no_file(door: Door) -> None:
     assert [one.status_code for one in asked(app, token, *asks)] == [200, 200, 400]
     (path, body) = chat("helper", f"fail: {secret}", stream=True)
     assert "the echo was asked to fail" in asked(app, token, (path, body))[0].text
+    one = {"model": "helper", "max_tokens": 9}
+    others = (
+        ("/v1/messages", {**one, "messages": [{"role": "user", "content": secret}], "stream": True}),
+        ("/v1/responses", {"model": "helper", "input": secret}),
+        ("/v1/completions", {**one, "prompt": secret}),
+        ("/v1/messages", {**one, "messages": secret}),
+    )
+    assert [told.status_code for told in asked(app, token, *others)] == [200, 200, 200, 400]
     rows, ours = door.rows(), door.rows(TABLE)
-    assert {(row["request"], row["response"]) for row in (*rows, *ours)} == {(None, None)} and len(ours) == 4
-    assert [row["input_characters"] for row in rows] == [9, 9, 9, 15] and rows[0]["output_characters"] == 9
+    assert {(row["request"], row["response"]) for row in (*rows, *ours)} == {(None, None)} and len(ours) == 8
+    assert [row["input_characters"] for row in rows[:-1]] == [9, 9, 9, 15, 9, 9, 9]
+    assert [row["output_characters"] for row in rows] == [9, 9, None, 5, 9, 9, 9, None]
     assert rows[2]["error"] == "invalid_request: temperature" and rows[3]["error"] == "engine_failed: None"
     assert not [one for one in door.folder.rglob("*") if one.is_file() and secret.encode() in one.read_bytes()]
 
