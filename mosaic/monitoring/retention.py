@@ -13,6 +13,7 @@ from deltalake.exceptions import DeltaError
 
 from mosaic.data import Tables
 from mosaic.data.delta import commit_properties
+from mosaic.data.vacuum import RETENTION_HOURS
 from mosaic.errors import MosaicError
 from mosaic.monitoring.payloads import FOLDER
 from mosaic.monitoring.record import INFERENCE_TABLE
@@ -30,35 +31,43 @@ class Retention(NamedTuple):
     days: int
 
 
-def purge_payloads(tables: Tables, storage: Storage, retentions: Iterable[Retention], *, today: date) -> None:
-    """Take away what is of an earlier day than the retention says. What fails for one endpoint is logged, and tried
-    again by the next call; the others have theirs."""
+def purge_payloads(
+    tables: Tables,
+    storage: Storage,
+    retentions: Iterable[Retention],
+    *,
+    today: date,
+    vacuum_hours: int = RETENTION_HOURS,
+) -> None:
+    """Take away what is of an earlier day than the retention says; `vacuum_hours` later the files of that. What fails
+    for one endpoint is logged, and tried again by the next call; the others have theirs."""
+    touched = set[str]()
     for one in retentions:
         before = today - timedelta(days=one.days)
         try:
-            if one.table is not None and _delete_rows(tables, one.table, one.endpoint, before):
-                tables.vacuum(one.table, keep_needed=True)
-            if _delete_texts(tables, one.endpoint, before):
-                tables.vacuum(INFERENCE_TABLE, keep_needed=True)
+            if one.table is not None:
+                tables.delete_where(one.table, _of(one.endpoint, before))
+            _delete_texts(tables, one.endpoint, before)
+            touched |= {INFERENCE_TABLE, one.table or INFERENCE_TABLE}
             for name in (INFERENCE_TABLE, *([] if one.table is None else [one.table])):
                 _delete_objects(storage, tables.open(name).record.location, one.endpoint, before)
         except (MosaicError, DeltaError) as error:
             logger.warning("what endpoint %s has kept since before %s did not go: %s", one.endpoint, before, error)
+    for name in sorted(touched):
+        try:
+            # Also where nothing was taken away now: what was a while ago may be old enough.
+            tables.vacuum(name, retention_hours=vacuum_hours, keep_needed=True)
+        except MosaicError as error:
+            logger.warning("old files of table %s did not go: %s", name, error)
 
 
-def _delete_rows(tables: Tables, table: str, endpoint: str, before: date) -> bool:
-    version = tables.version(table)
-    return tables.delete_where(table, _of(endpoint, before)) != version
-
-
-def _delete_texts(tables: Tables, endpoint: str, before: date) -> bool:
+def _delete_texts(tables: Tables, endpoint: str, before: date) -> None:
     delta = tables.delta(INFERENCE_TABLE)
-    told = delta.update(
+    delta.update(
         updates=dict.fromkeys(("request", "response"), "CAST(NULL AS STRING)"),
         predicate=f"{_of(endpoint, before)} AND (request IS NOT NULL OR response IS NOT NULL)",
         commit_properties=commit_properties(principal="system"),
     )
-    return bool(told["num_updated_rows"])
 
 
 def _of(endpoint: str, before: date) -> str:

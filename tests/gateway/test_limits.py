@@ -162,6 +162,7 @@ def test_over_rest_in_databricks_shape(platform: Platform, limited: str) -> None
         **wanted,
         "guardrails": {},
         "fallback_config": {"enabled": False},
+        "inference_table_config": {"enabled": False, "redact": "none", "sampling_fraction": 1.0},
         "usage_tracking_config": {"enabled": True},
     }
     assert told.status_code == 200 and told.json() == held

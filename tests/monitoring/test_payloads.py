@@ -33,6 +33,8 @@ from tests.gateway.ledger_door import ADMIN, Door, asked, chat, opened, texts
 TABLE = "main.logs.helper_payload"
 OWN = {"enabled": True, "catalog_name": "main", "schema_name": "logs"}
 LARGE = "é" * 600_000
+WORDS = {b"quickly": False, b"stays": True}
+"""Whether files keep it."""
 
 
 @pytest.fixture
@@ -261,23 +263,30 @@ def test_what_is_old_goes(door: Door) -> None:
     door.serve("helper", inference_table_config={**OWN, "retention_days": 7})
     door.serve("other", inference_table_config={**OWN, "table_name_prefix": "helper"})
     app, token = door.app(), door.catalog.create_token("ann", is_admin=True)[1]
-    asked(app, token, chat("helper", LARGE), chat("helper", "small"), chat("other", "stays"))
+    asked(app, token, chat("helper", LARGE), chat("helper", "quickly"), chat("other", "stays"))
     assert len(door.rows()) == 3
     retention, today = Retention("main.serving.helper", TABLE, 7), datetime.now(UTC).date()
 
-    def purge(day: date) -> None:
-        purge_payloads(
-            door.tables, door.storage, [Retention("main.serving.gone", "main.logs.gone", 1), retention], today=day
-        )
+    gone = Retention("main.serving.gone", "main.logs.gone", 1)
+
+    def purge(day: date, hours: int = 168) -> None:
+        purge_payloads(door.tables, door.storage, [gone, retention], today=day, vacuum_hours=hours)
+
+    def with_word(word: bytes) -> list[Path]:
+        return [one for one in door.folder.rglob("*.parquet") if word in one.read_bytes()]
 
     purge(today + timedelta(days=7))
-    assert texts(door.rows(TABLE)[1:]) == ["small", "stays"], "the seventh day is kept"
+    assert texts(door.rows(TABLE)[1:]) == ["quickly", "stays"], "the seventh day is kept"
     for _ in range(2):
         purge(today + timedelta(days=8))
         assert texts(door.rows(TABLE)) == ["stays"]
         rows = door.rows()
         assert texts(rows) == [None, None, "stays"] and [row["output_tokens"] for row in rows] == [1, 1, 1]
         assert not list(door.folder.rglob("_payloads/*/*/*.json"))
+    assert with_word(b"quickly"), "versions of before can still be read"
+    purge(today + timedelta(days=8), hours=0)
+    for word, is_kept in WORDS.items():
+        assert bool(with_word(word)) == is_kept, (word, with_word(word))
 
 
 def test_over_http_in_databricks_shape(door: Door) -> None:
