@@ -182,7 +182,8 @@ class GatewayRoutes:
         else:
             exchange.note(request=text)
         if isinstance(body, dict):
-            exchange.note(endpoint=str(body.get("model")), streamed=bool(body.get("stream", False)))
+            named = str(body.get("model")) if endpoint is None else endpoint.name
+            exchange.note(endpoint=named, streamed=bool(body.get("stream", False)))
         return exchange, body
 
 

@@ -7,6 +7,7 @@ shipper that is killed in between leaves an object that the next one writes agai
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from typing import Any
@@ -27,6 +28,7 @@ FOLDER = "_payloads"
 """Within a table's folder. Delta's vacuum leaves alone what begins with an underscore."""
 OBJECT_WRITTEN = "object-written"
 """What `at` is told between an object and the commit that refers to it."""
+_WHOLE_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
 _CODES = {"request": "MAX_REQUEST_SIZE_EXCEEDED", "response": "MAX_RESPONSE_SIZE_EXCEEDED"}
 
 PAYLOAD_SCHEMA = pa.schema(
@@ -139,9 +141,9 @@ def _with_objects(row: dict[str, Any], storage: Storage, location: str, at: Call
 
 def folder_of(row: dict[str, Any], day: date) -> str:
     """Below the table's own; by endpoint and day, so that what is too old goes as a whole."""
-    # Of a request that was not understood the endpoint is what its client wrote.
-    known = row.get("endpoint_config_version") is not None
-    return f"{FOLDER}/{row['endpoint'] if known else 'none'}/{day.isoformat()}"
+    # Of an endpoint that there is not the name is what a client wrote.
+    named = row.get("endpoint") or ""
+    return f"{FOLDER}/{named if _WHOLE_NAME.fullmatch(named) else 'none'}/{day.isoformat()}"
 
 
 def whole_text(storage: Storage, location: str, request_id: str, field: str, value: str) -> str:

@@ -6,6 +6,7 @@ all of it, go with the vacuum that follows, a week later.
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import date, timedelta
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from deltalake.exceptions import DeltaError
 from mosaic.data import Tables
 from mosaic.data.delta import commit_properties
 from mosaic.data.vacuum import RETENTION_HOURS
-from mosaic.errors import MosaicError
+from mosaic.errors import MosaicError, NotFound
 from mosaic.monitoring.payloads import FOLDER
 from mosaic.monitoring.record import INFERENCE_TABLE
 from mosaic.storage import Storage
@@ -38,27 +39,32 @@ def purge_payloads(
     *,
     today: date,
     vacuum_hours: int = RETENTION_HOURS,
-) -> None:
-    """Take away what is of an earlier day than the retention says; `vacuum_hours` later the files of that. What fails
-    for one endpoint is logged, and tried again by the next call; the others have theirs."""
-    touched = set[str]()
+) -> bool:
+    """Take away what is of an earlier day than the retention says; `vacuum_hours` later the files of that. Whether all
+    went: what fails for one endpoint is logged, and is the next call's; the others have theirs."""
+    touched, failed = set[str](), False
     for one in retentions:
         before = today - timedelta(days=one.days)
         try:
             if one.table is not None:
-                tables.delete_where(one.table, _of(one.endpoint, before))
+                with suppress(NotFound):  # dropped, with all in it
+                    tables.delete_where(one.table, _of(one.endpoint, before))
+                    _delete_objects(storage, tables.open(one.table).record.location, one.endpoint, before)
+                    touched.add(one.table)
             _delete_texts(tables, one.endpoint, before)
-            touched |= {INFERENCE_TABLE, one.table or INFERENCE_TABLE}
-            for name in (INFERENCE_TABLE, *([] if one.table is None else [one.table])):
-                _delete_objects(storage, tables.open(name).record.location, one.endpoint, before)
+            _delete_objects(storage, tables.open(INFERENCE_TABLE).record.location, one.endpoint, before)
+            touched.add(INFERENCE_TABLE)
         except (MosaicError, DeltaError) as error:
+            failed = True
             logger.warning("what endpoint %s has kept since before %s did not go: %s", one.endpoint, before, error)
     for name in sorted(touched):
         try:
             # Also where nothing was taken away now: what was a while ago may be old enough.
             tables.vacuum(name, retention_hours=vacuum_hours, keep_needed=True)
         except MosaicError as error:
+            failed = True
             logger.warning("old files of table %s did not go: %s", name, error)
+    return not failed
 
 
 def _delete_texts(tables: Tables, endpoint: str, before: date) -> None:

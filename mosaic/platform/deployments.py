@@ -179,11 +179,15 @@ class PlatformActor:
 
 def _purge_now_and_then(settings: PlatformSettings) -> None:
     """The data of what was dropped goes once its time to come back is over, and what endpoints have kept long enough;
-    looked for every hour."""
-    parts = build_parts(settings)
+    looked for every hour, and of these once a day, since they are counted in days."""
+    parts, done_for = build_parts(settings), None
     while True:
+        today = datetime.now(UTC).date()
         try:
-            purge_payloads(parts.tables, parts.storage, retentions(parts.catalog), today=datetime.now(UTC).date())
+            if today != done_for and purge_payloads(
+                parts.tables, parts.storage, retentions(parts.catalog), today=today
+            ):
+                done_for = today
         except Exception:  # a boundary, as the next one
             logger.exception("purging what endpoints have kept failed")
         try:

@@ -131,7 +131,7 @@ def test_a_share_is_about_as_large_as_it_says(share: float) -> None:
 def test_a_large_text_is_an_object_beside_the_row(door: Door) -> None:
     door.serve("helper", inference_table_config=OWN)
     app, token = door.app(), door.catalog.create_token("ann", is_admin=True)[1]
-    asked(app, token, chat("helper", LARGE), chat("helper", "x" * 1_000_000), chat("nobody", LARGE))
+    asked(app, token, chat("helper", LARGE), chat("helper", "x" * 1_000_000), chat("../../../x", LARGE))
     for table in (INFERENCE_TABLE, TABLE):
         rows, location = door.rows(table), door.catalog.get_table(table).location
         key = "databricks_request_id" if table == TABLE else "request_id"
@@ -270,7 +270,7 @@ def test_what_is_old_goes(door: Door) -> None:
     gone = Retention("main.serving.gone", "main.logs.gone", 1)
 
     def purge(day: date, hours: int = 168) -> None:
-        purge_payloads(door.tables, door.storage, [gone, retention], today=day, vacuum_hours=hours)
+        assert purge_payloads(door.tables, door.storage, [gone, retention], today=day, vacuum_hours=hours)
 
     def with_word(word: bytes) -> list[Path]:
         return [one for one in door.folder.rglob("*.parquet") if word in one.read_bytes()]
