@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 
 from mosaic.catalog import Catalog
 from mosaic.errors import BadRequest, NotFound
+from mosaic.gateway.requests import Asked
 from mosaic.ids import new_id
 from mosaic.monitoring import Ledger
-from mosaic.monitoring.feedback import Asked, as_row, may_tell
-from mosaic.protocol import Principal, Wire
+from mosaic.monitoring.feedback import AskedBefore, as_row, may_tell
+from mosaic.protocol import Principal
 
 _LONGEST = 100_000
 _MOST_LABELS = 32
@@ -25,7 +26,7 @@ Text = Annotated[str, Field(min_length=1, max_length=_LONGEST)]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class FeedbackRequest(Wire):
+class FeedbackRequest(Asked):
     """What somebody says of one answer; each time it is another row."""
 
     request_id: str = Field(min_length=1, max_length=100)
@@ -47,7 +48,7 @@ class FeedbackRequest(Wire):
 class Feedback:
     """Takes what is said of requests that there were; it is on disk before who said it is told so."""
 
-    def __init__(self, find: Callable[[str], Asked | None], catalog: Catalog, ledger: Ledger) -> None:
+    def __init__(self, find: Callable[[str], AskedBefore | None], catalog: Catalog, ledger: Ledger) -> None:
         """`find` finds a request by its id (`mosaic.monitoring.feedback.requests_finder`)."""
         self._find, self._catalog, self._ledger = find, catalog, ledger
 
@@ -66,7 +67,7 @@ class Feedback:
         await self._ledger.keep(as_row(asked, principal, feedback_id, datetime.now(UTC), said))
         return {"id": feedback_id, "object": "feedback", "request_id": asked.request_id}
 
-    async def _asked(self, request_id: str) -> Asked | None:
+    async def _asked(self, request_id: str) -> AskedBefore | None:
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
             found = await asyncio.to_thread(self._find, request_id)

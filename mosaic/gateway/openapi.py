@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from mosaic.gateway.feedback import FeedbackRequest
 from mosaic.gateway.messages_requests import CountRequest, MessagesRequest
 from mosaic.gateway.moderate import ModerationRequest
 from mosaic.gateway.requests import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ScoreRequest
@@ -23,6 +24,7 @@ ASKED: dict[str, type[BaseModel]] = {
     "/v1/moderations": ModerationRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountRequest,
+    "/v1/feedback": FeedbackRequest,
 }
 """By the path of a POST."""
 _ANSWERED = ("/v1/models", "/v1/models/{name}", "/v1/openapi.json")
@@ -33,7 +35,7 @@ _ERRORS = {
     400: "the request is not acceptable as it stands, the message names the field; or a guardrail refuses its text",
     401: "no token, or one that is unknown, expired or revoked",
     403: "the caller may not use that endpoint",
-    404: "no such endpoint; the message says which there are",
+    404: "no such endpoint, of which the message says which there are; no such request",
     405: "the path takes another method",
     413: "the body is too large",
     422: "the endpoint is for something else",

@@ -45,7 +45,7 @@ FEEDBACK_SCHEMA = pa.schema(
 _ABOUT = ("request_id", "endpoint", "endpoint_config_version", "served_entity")
 
 
-class Asked(NamedTuple):
+class AskedBefore(NamedTuple):
     """The request that feedback is about, as its row has it."""
 
     request_id: str
@@ -56,17 +56,17 @@ class Asked(NamedTuple):
     served_entity: str | None
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> "Asked":
+    def of(cls, row: dict[str, Any]) -> "AskedBefore":
         time = row["request_time"]
         if isinstance(time, int):
             time = datetime.fromtimestamp(time / 1e6, UTC)
         return cls(**{**{name: row.get(name) for name in cls._fields}, "request_time": time})
 
 
-def requests_finder(spool: Path, tables: Tables) -> Callable[[str], Asked | None]:
+def requests_finder(spool: Path, tables: Tables) -> Callable[[str], AskedBefore | None]:
     """Finds the row of a request by its id: what is not shipped yet in the logs of `spool`, all else in the table."""
 
-    def find(request_id: str) -> Asked | None:
+    def find(request_id: str) -> AskedBefore | None:
         if not is_id(request_id, "req"):
             return None
         # In this order: what leaves the logs in between is in the table by then.
@@ -75,7 +75,7 @@ def requests_finder(spool: Path, tables: Tables) -> Callable[[str], Asked | None
     return find
 
 
-def may_tell(catalog: Catalog, principal: Principal, asked: Asked) -> bool:
+def may_tell(catalog: Catalog, principal: Principal, asked: AskedBefore) -> bool:
     """Whether somebody may give feedback on a request: who asked it, and who may MANAGE the endpoint that it was of."""
     if asked.principal == principal.name:
         return True
@@ -88,7 +88,7 @@ def to_arrow(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def as_row(
-    asked: Asked, principal: Principal, feedback_id: str, time: datetime, told: dict[str, Any]
+    asked: AskedBefore, principal: Principal, feedback_id: str, time: datetime, told: dict[str, Any]
 ) -> dict[str, Any]:
     """A row for the log; `told` is the rating, correction, comment and metadata."""
     about = {name: getattr(asked, name) for name in _ABOUT}
@@ -105,7 +105,7 @@ def _microseconds(time: datetime) -> int:
     return round(time.timestamp() * 1e6)
 
 
-def _in_logs(spool: Path, request_id: str) -> Asked | None:
+def _in_logs(spool: Path, request_id: str) -> AskedBefore | None:
     sought = f'"kind":"close","key":"{request_id}"'.encode()
     for path in spool.glob(f"*{SUFFIX}"):
         try:
@@ -118,12 +118,14 @@ def _in_logs(spool: Path, request_id: str) -> Asked | None:
             continue
         for _, record in read_segment(path, start).records:
             if record["kind"] == "close" and record["key"] == request_id:
-                return Asked.of(record["row"])
+                return AskedBefore.of(record["row"])
     return None
 
 
-def _in_table(tables: Tables, request_id: str) -> Asked | None:
+def _in_table(tables: Tables, request_id: str) -> AskedBefore | None:
     # Ids are made in the order of time, so that the log's statistics leave nearly all files unread.
     delta = tables.delta(INFERENCE_TABLE)
-    found = pa.table(delta.scan(columns=list(Asked._fields), predicate=f"request_id = '{request_id}'")).to_pylist()
-    return Asked.of(found[0]) if found else None
+    found = pa.table(
+        delta.scan(columns=list(AskedBefore._fields), predicate=f"request_id = '{request_id}'")
+    ).to_pylist()
+    return AskedBefore.of(found[0]) if found else None

@@ -31,7 +31,7 @@ from mosaic.gateway import (
 from mosaic.gateway.quota import Answer
 from mosaic.gateway.quota_shard import Command
 from mosaic.monitoring import Ledger
-from mosaic.monitoring.feedback import Asked
+from mosaic.monitoring.feedback import AskedBefore
 from mosaic.platform.control import control_app, control_routes
 from mosaic.platform.parts import Parts, build_parts
 from mosaic.protocol import Engine, Retrieved
@@ -314,8 +314,8 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
     async def quota(commands: Sequence[Command]) -> Sequence[Answer | None]:
         raise AssertionError(f"{commands} for somebody who may not")
 
-    def somebody_elses(request_id: str) -> Asked:
-        return Asked(request_id, datetime.now(UTC), "ann", "main.serving.closed", 1, "e")
+    def somebody_elses(request_id: str) -> AskedBefore:
+        return AskedBefore(request_id, datetime.now(UTC), "ann", "main.serving.closed", 1, "e")
 
     async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
         raise AssertionError(f"index {index} was asked for somebody who may not")
