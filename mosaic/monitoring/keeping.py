@@ -49,10 +49,17 @@ def counts(row: dict[str, Any]) -> dict[str, int]:
     """The characters of what was asked and answered, as far as the row has the texts and not the numbers."""
     columns = {"request": "input_characters", "response": "output_characters"}
     return {
-        column: sum(map(len, _said(json.loads(row[text]))))
+        column: _characters(row[text])
         for text, column in columns.items()
         if row.get(text) is not None and row.get(column) is None
     }
+
+
+def _characters(text: str) -> int:
+    try:
+        return sum(map(len, _said(json.loads(text))))
+    except ValueError:  # nobody writes such a text, and none may hold up whoever ships it
+        return len(text)
 
 
 def _said(value: Any, *, counts: bool = False) -> Iterator[str]:

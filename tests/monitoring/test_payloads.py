@@ -23,6 +23,7 @@ from mosaic.data.ship import KILL_POINTS
 from mosaic.errors import BadRequest, NotFound, PermissionDenied
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE, Keeping
+from mosaic.monitoring.keeping import counts
 from mosaic.monitoring.payloads import OBJECT_WRITTEN, PAYLOAD_SCHEMA, whole_text
 from mosaic.monitoring.retention import Retention, purge_payloads
 from mosaic.protocol import Principal
@@ -324,3 +325,22 @@ def test_its_name() -> None:
     assert InferenceTableConfig(**OWN).table_of("main.serving.my-helper") == "main.logs.my_helper_payload"
     assert InferenceTableConfig(**{**OWN, "table_name_prefix": "p"}).table_of("a.b.c") == "main.logs.p_payload"
     assert InferenceTableConfig().table_of("a.b.c") is None
+
+
+@pytest.mark.parametrize(
+    ("request_text", "characters"),
+    [
+        ('{"messages":[{"role":"user","content":"äöü"},{"role":"assistant","content":null}],"user":"ann"}', 3),
+        ('{"messages":[{"role":"user","content":[{"type":"text","text":"ab"},{"type":"text","text":"c"}]}]}', 3),
+        ('{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}]}', 2),
+        ('{"input":["ab","c"],"model":"x"}', 3),
+        ('{"query":"ab","documents":["c",{"text":"de"}],"top_n":1}', 5),
+        ('{"prompt":[[1,2],[3]]}', 0),
+        ('{"tools":[{"function":{"description":"long"}}],"messages":"no list"}', 0),
+        ("no JSON", 7),
+        ("[]", 0),
+    ],
+)
+def test_characters_of_what_is_said(request_text: str, characters: int) -> None:
+    assert counts({"request": request_text, "response": None}) == {"input_characters": characters}
+    assert counts({"request": request_text, "input_characters": 1}) == {}
