@@ -190,6 +190,7 @@ def maker(platform: Platform) -> str:
     """The token of one who may make endpoints."""
     token = platform.catalog.create_token("maker")[1]
     platform.catalog.grants.grant("schema", "main.serving", "maker", ["CREATE MODEL"], by="admin")
+    platform.catalog.grants.grant("schema", "main.default", "maker", ["USE SCHEMA", "CREATE TABLE"], by="admin")
     return token
 
 
