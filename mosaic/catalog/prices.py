@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from mosaic.catalog import values
 from mosaic.catalog.audit import change
-from mosaic.catalog.money import check_nano_dollars
+from mosaic.catalog.money import MOST_NANO_DOLLARS, check_nano_dollars
 from mosaic.catalog.principals import ADMIN, Caller, as_principal
 from mosaic.catalog.schema import price
 from mosaic.catalog.store import Store
@@ -46,7 +46,7 @@ class Price(Wire):
     def cost(
         self, *, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, gpu_milliseconds: int = 0
     ) -> int:
-        """Nano-dollars, summed exactly and rounded once, half up."""
+        """Nano-dollars, summed exactly and rounded once, half up; what a provider counts beyond belief is cut off."""
         cached = min(cached_input_tokens, input_tokens)
         millionths = (
             (input_tokens - cached) * self.input_nano_dollars_per_million
@@ -54,7 +54,7 @@ class Price(Wire):
             + output_tokens * self.output_nano_dollars_per_million
             + gpu_milliseconds * self.gpu_second_nano_dollars * 1000
         )
-        return (millionths + _MILLION // 2) // _MILLION
+        return min((millionths + _MILLION // 2) // _MILLION, MOST_NANO_DOLLARS)
 
     def fits(self, model: str) -> bool:
         if "*" not in self.model:

@@ -63,13 +63,20 @@ async def counted(answers: Answers, exchange: Exchange, *, stream: bool) -> Answ
             if exchange.get("cached"):  # it took nothing
                 usage = {"prompt_tokens": 0}
             exchange.note(input_tokens=usage["prompt_tokens"], output_tokens=usage.get("completion_tokens") or 0)
-            if details := usage.get("prompt_tokens_details"):
-                exchange.note(cached_input_tokens=details.get("cached_tokens"))
-            if details := usage.get("completion_tokens_details"):
-                exchange.note(reasoning_tokens=details.get("reasoning_tokens"))
+            cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
+            reasoned = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+            if cached is not None or reasoned is not None:
+                exchange.note(cached_input_tokens=cached, reasoning_tokens=reasoned)
             if stream and item["choices"]:
                 del item["usage"]
         yield item
+
+
+def _detail(usage: dict[str, Any], of: str, name: str) -> int | None:
+    """A finer count, if it is one: a provider may say anything there."""
+    details = usage.get(of)
+    count = details.get(name) if isinstance(details, dict) else None
+    return count if type(count) is int and count >= 0 else None
 
 
 async def noted(answers: Answers, exchange: Exchange, *, model: str, retrieved: Retrieved | None = None) -> Answers:

@@ -125,7 +125,7 @@ class Endpoints:
         fresh_seconds: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
         ask_judge: AskJudge | None = None,
-        gpus_of: Callable[[Unit], float] = lambda unit: 0.0,
+        gpus_of: Callable[[Unit], float | None] = lambda unit: 0.0,
     ) -> None:
         """`trusted` principals may use every endpoint: the platform's own calls. Judges are asked by `ask_judge`;
         `gpus_of` says how many GPUs a replica has."""
@@ -138,6 +138,7 @@ class Endpoints:
         self._allowed: set[tuple[str, bool, str]] = set()
         self._groups: dict[str, Sequence[str]] = {}
         self._opened: dict[tuple[str, str], Access] = {}
+        self._gpus_known: dict[str, float] = {}
 
     async def use(self, name: str, principal: Principal, request_id: str) -> Endpoint:
         """The endpoint for a request of that principal.
@@ -279,8 +280,16 @@ class Endpoints:
             alias=entity.model.partition("@")[2] or None,
             adapter=Adapter(name=version.full_name) if version is not None and now.is_adapter else None,
             prices=self._catalog.prices.of(model),
-            gpus=self._gpus_of(engine),
+            gpus=self._gpus(engine),
         )
+
+    def _gpus(self, engine: Unit) -> float:
+        """Asked once for each engine: to know it a model's files are looked at."""
+        if (known := self._gpus_known.get(engine.app_name)) is None:
+            known = self._gpus_of(engine)
+            if known is not None:
+                self._gpus_known[engine.app_name] = known
+        return known or 0.0
 
     def _access(self, external: ExternalModel) -> Access | None:
         """None if the connection is gone, or says no address that can be one. Secrets are opened once for each state of

@@ -4,7 +4,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from mosaic.errors import RateLimited
+from mosaic.errors import MosaicError, RateLimited
 from mosaic.gateway.budgets import Spending
 from mosaic.gateway.endpoints import Endpoint
 from mosaic.gateway.quota import Answer, Ask
@@ -76,7 +76,7 @@ class Limits:
             sizes = {"input_tokens": prompt, "answer_tokens": answers}
             try:
                 await self._spending.admit(endpoint, exchange, **sizes, request=request)
-            except RateLimited:
+            except MosaicError:
                 self._give_back(exchange.request_id)
                 raise
 

@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
 from mosaic.catalog import Catalog
-from mosaic.errors import BadRequest, EngineFailed, NotFound, Unavailable
+from mosaic.errors import BadRequest, EngineFailed, MosaicError, NotFound, Unavailable
 from mosaic.ids import new_id
 from mosaic.protocol import EngineRequest
 from mosaic.serving.deploy import start_engine
@@ -124,12 +124,16 @@ class ServeApps:
         except (BadRequest, NotFound):  # it does not start, and its endpoint says why
             return 0.0
 
-    def gpus_of(self, unit: Unit) -> float:
-        """GPUs that one replica of it has, as far as its settings and the cluster say."""
-        try:
-            return gpus_of(self._kind(unit), self.settings_of(unit), ray.cluster_resources().get("GPU", 0.0) > 0)
-        except (BadRequest, NotFound):
+    def gpus_of(self, unit: Unit) -> float | None:
+        """GPUs that one replica of it has, as far as its settings and the cluster say; None for a model that is not on
+        this machine yet."""
+        if not ray.cluster_resources().get("GPU", 0.0):
             return 0.0
+        try:
+            kind = self._kind(unit)
+            return None if kind is None else gpus_of(kind, self.settings_of(unit))
+        except MosaicError:  # it does not start, and its endpoint says why
+            return None
 
     def require_model(self, unit: Unit) -> None:
         """Raises NotFound with the models that there are."""

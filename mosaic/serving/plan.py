@@ -118,11 +118,10 @@ def reserved(kind: Kind | None, settings: EngineSettings, plan: EnginePlan | Non
     return settings.num_cpus, gpus or float(on_gpu)
 
 
-def gpus_of(kind: Kind | None, settings: EngineSettings, has_gpus: bool) -> float:
-    """GPUs that a replica has in a cluster with GPUs or without. Raises BadRequest as `reserved`."""
-    if kind in (None, "generate", "pooling"):
-        is_on_gpu = has_gpus and settings.accelerator != "cpu"
-        return _workers(settings) * min(settings.num_gpus or 1.0, 1.0) if is_on_gpu else 0.0
+def gpus_of(kind: Kind, settings: EngineSettings) -> float:
+    """GPUs that a replica has in a cluster that has some. Raises BadRequest as `reserved`."""
+    if kind in ("generate", "pooling"):
+        return 0.0 if settings.accelerator == "cpu" else _workers(settings) * min(settings.num_gpus or 1.0, 1.0)
     return reserved(kind, settings)[1]
 
 

@@ -10,9 +10,10 @@ import httpx
 
 from mosaic.catalog import Catalog
 from mosaic.data.wal import SUFFIX, Log, read_segment
-from mosaic.gateway import Asking, Endpoints, GatewayRoutes, Limits, QuotaClient, gateway_app
-from mosaic.gateway.quota_shard import Apply, Command, Rebuild, Shard
+from mosaic.gateway import Asking, Endpoints, GatewayRoutes, Limits, LiveEntity, QuotaClient, gateway_app
+from mosaic.gateway.quota_shard import Command, Rebuild, Shard
 from mosaic.monitoring import Ledger
+from mosaic.protocol import Engine
 from mosaic.runtime.asgi import RequestId
 from mosaic.serving.doubles import EchoEngine
 from mosaic.serving.endpoint import Unit
@@ -32,13 +33,13 @@ class Door:
         gpus: float = 0.0,
         delay_seconds: float = 0.0,
         rebuild: Rebuild = dict,
-        reach: Callable[[Shard], Apply] | None = None,
+        engine: Callable[[LiveEntity], Engine] | None = None,
     ) -> None:
         self.catalog = Catalog.open(f"sqlite:///{folder}/catalog.db", key_file=folder / "catalog.key")
         self.folder = folder
         told = {} if clock is None else {"clock": clock}
         self.shard = Shard(folder / "quota", rebuild=rebuild, **told)
-        engine = EchoEngine(delay_seconds)
+        echo = EchoEngine(delay_seconds)
 
         async def apply(commands: Sequence[Command]) -> Any:
             return self.shard.apply(commands)
@@ -52,15 +53,16 @@ class Door:
         self.apps, self.ledgers = [], list[Ledger]()
         for number in range(gateways):
             endpoints = Endpoints(self.catalog, fresh_seconds=0, gpus_of=gpus_of)
-            limits = Limits(QuotaClient([reach(self.shard) if reach else apply]), endpoints.groups_of)
-            asking = Asking(lambda entity: engine)
+            limits = Limits(QuotaClient([apply]), endpoints.groups_of)
+            asking = Asking(engine or (lambda entity: echo))
             routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=1_000_000)
             ledger = Ledger(Log(folder / "spool", owner=f"gateway{number}"), f"gateway{number}", limits.settle)
             self.ledgers.append(ledger)
             self.apps.append(RequestId(gateway_app(routes, ledger, self.catalog)))
 
-    def serve(self, name: str = "helper", *, model: str = "echo", **ai_gateway: Any) -> None:
-        config = {"name": name, "served_entities": [{"name": "echo", "model": model}], "ai_gateway": ai_gateway}
+    def serve(self, name: str = "helper", *entities: dict[str, Any], model: str = "echo", **ai_gateway: Any) -> None:
+        served = entities or [{"name": "echo", "model": model}]
+        config = {"name": name, "served_entities": served, "ai_gateway": ai_gateway}
         self.catalog.endpoints.put(name, config=config, owner="admin")
 
     def user(self, name: str, *, kind: Any = "user") -> str:

@@ -1,7 +1,7 @@
 """Budgets from outside: whom they hold, what is told, what a request costs, and that nothing passes them."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from mosaic.catalog.budgets import Scope
+from mosaic.errors import EngineFailed
+from mosaic.gateway import LiveEntity
+from mosaic.protocol import Engine, EngineRequest
 from tests.gateway.money import DOLLAR, Door, error, streamed
+from tests.gateway.provider_calls import KEY, PROVIDERS, Asking, with_double
 
 PER_TOKEN = 10**6 * (DOLLAR // 100)
 """A cent a token, as a price of a million."""
@@ -62,6 +66,55 @@ def test_seconds_of_gpus_cost(tmp_path: Path) -> None:
     assert 0.2 <= row["gpu_seconds"] < 2
     assert abs(row["cost_nano_dollars"] - row["gpu_seconds"] * DOLLAR) < DOLLAR / 100
     door.close()
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_cached_tokens_of_a_provider_have_their_price_and_who_answered_last_counts(
+    tmp_path: Path, provider: str
+) -> None:
+    """Five words are read, two of them from the cache, and one is written."""
+
+    async def run(given: Asking) -> None:
+        def engine(entity: LiveEntity) -> Engine:
+            if entity.external is None:
+                return FailingEngine()
+            return given.engine(provider)
+
+        door = Door(tmp_path, engine=engine)
+        url = given.double.url + ("" if provider == "anthropic" else "/v1")
+        options = {"base_url": url, "api_key": KEY}
+        door.catalog.connections.create("c1", connection_type="OPENAI", options=options, owner="admin")
+        external = {"provider": provider, "name": "m1", "connection": "c1"}
+        ours = {"name": "ours", "model": "echo"}
+        theirs = {"name": "theirs", "external_model": external, "traffic_percentage": 0}
+        door.serve("helper", ours, theirs, fallback_config={"enabled": True})
+        door.catalog.prices.set("echo", input_nano_dollars_per_million=10**12, gpu_second_nano_dollars=DOLLAR)
+        price = door.catalog.prices.set(
+            f"{provider}/m*",
+            input_nano_dollars_per_million=100 * 10**6,
+            cached_input_nano_dollars_per_million=10 * 10**6,
+            output_nano_dollars_per_million=1000 * 10**6,
+        )
+        budget(door, "all", 1)
+        ann = door.user("ann")
+        for stream in (False, True):
+            assert (await door.ask(ann, "cached: 2 tokens: 1 x", stream=stream, max_tokens=5)).status_code == 200
+        for row in door.rows():
+            assert (row["served_entity"], row["price_version"]) == ("theirs", price.version)
+            read, again, written = (row[f"{kind}_tokens"] for kind in ("input", "cached_input", "output"))
+            assert (again, written) == (2, 1) and read > again
+            assert row["cost_nano_dollars"] == (read - 2) * 100 + 2 * 10 + 1000 and row["gpu_seconds"] is None
+        door.close()
+
+    with_double(run)
+
+
+class FailingEngine:
+    """Answers nothing."""
+
+    async def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
+        raise EngineFailed("it was made to fail")
+        yield {}
 
 
 def test_a_spent_budget_refuses_and_says_so_once(door: Door) -> None:

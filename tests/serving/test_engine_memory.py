@@ -24,7 +24,7 @@ from mosaic.serving.deploy import vllm_config
 from mosaic.serving.endpoint import unit
 from mosaic.serving.memory import GIB, Shape
 from mosaic.serving.nodes import Gpu, Node, this_node
-from mosaic.serving.plan import EnginePlan, plan_engine, require_memory, reserved
+from mosaic.serving.plan import EnginePlan, gpus_of, plan_engine, require_memory, reserved
 from mosaic.serving.prefix_router import PrefixRouter, text_of
 from mosaic.serving.settings import EngineSettings
 
@@ -336,6 +336,23 @@ def test_this_machine_has_some_memory() -> None:
 )
 def test_what_a_replica_reserves(kind: Any, engine: dict[str, Any], expected: tuple[float, float]) -> None:
     assert reserved(kind, EngineSettings(**engine)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "expected"),
+    [
+        ("generate", {}, 1),
+        ("generate", {"engine_kwargs": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}}, 4),
+        ("pooling", {"num_gpus": 0.25}, 0.25),
+        ("generate", {"accelerator": "cpu"}, 0),
+        ("classifier", {}, 0),
+        ("python", {"accelerator": "gpu"}, 1),
+        ("mlflow", {"num_gpus": 2}, 2),
+        ("echo", {}, 0),
+    ],
+)
+def test_the_gpus_of_a_replica_in_a_cluster_with_some(kind: Any, engine: dict[str, Any], expected: float) -> None:
+    assert gpus_of(kind, EngineSettings(**engine)) == expected
 
 
 def test_what_a_vllm_engine_reserves_is_its_plans(llama: Path) -> None:
