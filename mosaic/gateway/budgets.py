@@ -38,9 +38,7 @@ class Spending:
         self._quota, self._groups_of = quota, groups_of
         self._open: dict[str, _Held] = {}
 
-    async def admit(
-        self, endpoint: Endpoint, exchange: Exchange, *, input_tokens: int, answer_tokens: int, request: object
-    ) -> None:
+    async def admit(self, endpoint: Endpoint, exchange: Exchange, *, input_tokens: int, answer_tokens: int) -> None:
         """Hold what a request may cost at most, by the dearest of the entities that may answer it.
 
         Raises RateLimited (`budget_exceeded`). What has no price is not held to any budget.
@@ -54,7 +52,7 @@ class Spending:
         )
         if amount is None:
             return
-        mine = await self._applying(endpoint, exchange, request)
+        mine = await self._applying(endpoint, exchange)
         if not mine:
             return
         charges = [Charge(bucket, one.amount_nano_dollars, amount, one.period) for bucket, one in mine.items()]
@@ -113,12 +111,12 @@ class Spending:
         if self._open and self._open.pop(str(row["request_id"]), None) is not None:
             self._quota.pay(str(row["request_id"]), row.get("cost_nano_dollars") or 0)
 
-    async def _applying(self, endpoint: Endpoint, exchange: Exchange, request: object) -> dict[str, Budget]:
+    async def _applying(self, endpoint: Endpoint, exchange: Exchange) -> dict[str, Budget]:
         """Those that are this request's, by bucket."""
         whom = exchange.principal
         needs_groups = any(one.scope.group is not None for one in endpoint.budgets)
         groups = await self._groups_of(whom) if needs_groups else ()
-        tags = tags_of(getattr(request, "usage_context", None) or exchange.get("usage_context"))
+        tags = tags_of(exchange.get("usage_context"))
         return {
             one.bucket(whom.name): one
             for one in endpoint.budgets
@@ -126,10 +124,9 @@ class Spending:
         }
 
 
-def tags_of(usage_context: object) -> dict[str, str]:
-    """A request's own labels, as it has them or as its row has."""
-    found = json.loads(usage_context) if isinstance(usage_context, str) else usage_context
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+def tags_of(usage_context: str | None) -> dict[str, str]:
+    """A request's own labels, as its row has them."""
+    return {} if usage_context is None else json.loads(usage_context)
 
 
 def _refused(endpoint: Endpoint, budgets: Mapping[str, Budget], verdict: Verdict, amount: int) -> RateLimited:

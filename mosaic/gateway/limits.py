@@ -73,9 +73,8 @@ class Limits:
         if endpoint.rate_limits:
             await self._reserve(endpoint, exchange, prompt + answers, answers)
         if endpoint.budgets:
-            sizes = {"input_tokens": prompt, "answer_tokens": answers}
             try:
-                await self._spending.admit(endpoint, exchange, **sizes, request=request)
+                await self._spending.admit(endpoint, exchange, input_tokens=prompt, answer_tokens=answers)
             except MosaicError:
                 self._give_back(exchange.request_id)
                 raise

@@ -92,7 +92,7 @@ def scan(
     except NotFound:  # nothing was ever served here
         return
     names = dict.fromkeys([*columns, "principal", "endpoint", "request_time"])
-    schema = pa.schema([SCHEMA.field(one) if one in SCHEMA.names else pa.field(one, pa.string()) for one in names])
+    schema = pa.schema([SCHEMA.field(one) for one in names])
     there = {field.name for field in delta.schema().fields}
     bounds = [f"request_time >= {_time(since)}"] if since else []
     bounds += [f"request_time < {_time(until)}"] if until else []

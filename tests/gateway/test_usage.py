@@ -1,7 +1,6 @@
 """Usage from the rows of real requests: what is summed, by what, for whom; and budgets that are rebuilt from them."""
 
 import functools
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +18,8 @@ from mosaic.gateway.money import Money
 from mosaic.gateway.money_routes import MoneyRoutes
 from mosaic.gateway.quota_actors import QuotaView
 from mosaic.gateway.spent import spent_by_bucket
-from mosaic.monitoring import INFERENCE_TABLE, SCHEMA, lost, to_arrow
+from mosaic.monitoring import INFERENCE_TABLE, SCHEMA, lost
+from mosaic.monitoring.destinations import Destinations
 from mosaic.monitoring.usage import KEYS, Usage, usage
 from mosaic.protocol import Principal
 from mosaic.runtime import Authenticate, ShapeErrors
@@ -29,7 +29,6 @@ from tests.local import served
 
 PER_TOKEN = 10**6 * (DOLLAR // 100)
 CENT = DOLLAR // 100
-TAGGED = pa.schema([*SCHEMA, ("usage_context", pa.string())]) if "usage_context" not in SCHEMA.names else SCHEMA
 
 
 class Here(QuotaView):
@@ -65,8 +64,8 @@ def tables(door: Door) -> Tables:
 
 def ship(door: Door, tables: Tables) -> None:
     tables.create(INFERENCE_TABLE, SCHEMA, primary_key="request_id", owner="system")
-    delta = functools.partial(tables.delta, INFERENCE_TABLE)
-    Shipper(door.folder / "spool", delta, to_arrow=to_arrow, lost=lost).ship_once()
+    destinations = Destinations(tables, Storage(str(door.folder / "root")))
+    Shipper(door.folder / "spool", destinations, lost=lost).ship_once()
 
 
 def by(found: list[Usage], *keys: str) -> dict[Any, tuple[int, int, int]]:
@@ -109,17 +108,36 @@ def test_sums_by_every_key_are_those_of_the_rows(door: Door, tables: Tables) -> 
 
 
 def test_a_request_counts_in_each_of_its_tags(door: Door, tables: Tables) -> None:
-    tables.create(INFERENCE_TABLE, TAGGED, primary_key="request_id", owner="system")
-    now, rows = datetime.now(UTC), list[dict[str, Any]]()
-    for number, context in enumerate(({"team": "a", "app": "x"}, {"team": "a"}, {"team": "b"}, None)):
-        told = {"request_id": f"r{number}", "request_time": now, "request_date": now.date(), "status_code": 200}
-        told |= {"model": "echo", "principal": "ann", "endpoint": "main.serving.helper", "cost_nano_dollars": CENT}
-        rows.append({**told, "usage_context": None if context is None else json.dumps(context)})
-    tables.append(INFERENCE_TABLE, pa.Table.from_pylist(rows, schema=TAGGED))
+    create = functools.partial(door.catalog.budgets.create, amount_nano_dollars=9 * CENT, period="day")
+    made = create("a", scope=Scope(tags={"team": "a"}))
+    both = create("ax", scope=Scope(tags={"team": "a", "app": "x"}))
+    ann = door.user("ann")
+    for context in ({"team": "a", "app": "x"}, {"team": "a"}, {"team": "b"}, None):
+        assert door.asked(ann, "one two", max_tokens=2, usage_context=context).status_code == 200
+    assert "budget 'a'" in door.asked(ann, "one two", max_tokens=2, usage_context={"team": "a"}).text
+    assert door.asked(ann, "one two", max_tokens=2).status_code == 200
+    ship(door, tables)
     found = by(usage(tables, door.catalog, by=["tag"]), "tag")
-    assert found == {(None,): (1, 0, 1), ("app=x",): (1, 0, 1), ("team=a",): (2, 0, 2), ("team=b",): (1, 0, 1)}
-    door.catalog.budgets.create("a", amount_nano_dollars=1, period="day", scope=Scope(tags={"team": "a"}))
-    assert spent_by_bucket(tables, door.catalog) == {}  # it was made after them
+    assert found == {(None,): (2, 0, 8), ("app=x",): (1, 0, 4), ("team=a",): (3, 1, 8), ("team=b",): (1, 0, 4)}
+    # By the rows as by the quota.
+    asked = [(one.bucket("ann"), "day") for one in (made, both)]
+    assert [one.spent for one in door.shard.standings([(bucket, 1, day) for bucket, day in asked])] == [
+        8 * CENT,
+        4 * CENT,
+    ]
+    assert spent_by_bucket(tables, door.catalog) == {asked[0]: 8 * CENT, asked[1]: 4 * CENT}
+
+
+def test_a_table_of_a_mosaic_that_kept_no_money_is_read(door: Door, tables: Tables) -> None:
+    older = pa.schema([field for field in SCHEMA if field.name not in ("cost_nano_dollars", "gpu_seconds")])
+    tables.create(INFERENCE_TABLE, older, primary_key="request_id", owner="system")
+    now = datetime.now(UTC)
+    told = {"request_id": "r", "request_time": now, "request_date": now.date(), "status_code": 200, "model": "m"}
+    tables.append(INFERENCE_TABLE, pa.Table.from_pylist([told], schema=older))
+    (found,) = usage(tables, door.catalog, by=["model"])
+    assert (found.requests, found.cost_nano_dollars, found.unpriced) == (1, 0, 1)
+    door.catalog.budgets.create("all", amount_nano_dollars=1, period="day")
+    assert spent_by_bucket(tables, door.catalog, now) == {}
 
 
 def test_everybody_sees_their_own_and_managers_what_is_asked_of_theirs(door: Door, tables: Tables) -> None:
