@@ -264,6 +264,9 @@ def test_a_killed_quota_forgets_no_money(platform: Platform, limited: str, setti
         assert sum(row["cost_nano_dollars"] or 0 for row in rows_of(platform, limited)) == 240 * cent
         (used,) = platform.money.usage(by=["endpoint", "user"], since=state.created_at)
         assert (used.user, used.requests, used.failed, used.cost_nano_dollars) == ("budget-ann", 120, 60, 240 * cent)
+        own = {"authorization": f"Bearer {client.api_key}"}
+        told = httpx.get(f"{platform.base_url}/api/2.0/mosaic/budgets/killed", headers=own, timeout=60)
+        assert told.status_code == 200 and told.json()["spent_nano_dollars"] == 240 * cent, told.text
         shown = mosaic("budget", "show", "killed", "-f", str(settings_file))
         assert shown.returncode == 0 and "$2.40 a month" in shown.stdout, shown
         left = mosaic("quota", "show", limited, "-f", str(settings_file))
