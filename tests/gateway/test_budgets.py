@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
+from openai import OpenAI
 
 from mosaic.catalog.budgets import Scope
 from mosaic.errors import EngineFailed
@@ -14,6 +16,7 @@ from mosaic.gateway import LiveEntity
 from mosaic.protocol import Engine, EngineRequest
 from tests.gateway.money import DOLLAR, Door, error, streamed
 from tests.gateway.provider_calls import KEY, PROVIDERS, Asking, with_double
+from tests.local import served
 
 PER_TOKEN = 10**6 * (DOLLAR // 100)
 """A cent a token, as a price of a million."""
@@ -141,6 +144,18 @@ def test_a_spent_budget_refuses_and_says_so_once(door: Door) -> None:
     assert "$0.12 are spent; it renews" in error(door.asked(ann, "one two"))["message"]
     door.catalog.budgets.delete("team")
     assert door.asked(ann, "one two").status_code == 200
+
+
+def test_openais_client_does_not_ask_a_spent_budget_again(door: Door) -> None:
+    budget(door, "none", 0)
+    messages: Any = [{"role": "user", "content": "x"}]
+    with served(door.apps[0]) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key=door.user("ann"), max_retries=5)
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError, match=r"budget 'none' of \$0.00 a month") as refused:
+                client.chat.completions.create(model="helper", messages=messages, stream=stream)
+            assert refused.value.code == "budget_exceeded"
+    assert [row["status_code"] for row in door.rows()] == [429, 429]
 
 
 def test_every_scope_holds_whom_it_is_for_and_all_that_apply_hold_at_once(door: Door) -> None:
