@@ -151,7 +151,7 @@ def waits():
     patient = anthropic.Anthropic(base_url=ADDRESS, api_key=TOKEN, max_retries=3, http_client=counted.http_client)
     for _ in range(2):
         message("limited")
-    message("clock", [{"role": "user", "content": "58"}])
+    message("clock", [{"role": "user", "content": "57"}])
     raw = patient.messages.with_raw_response.create(model="limited", max_tokens=20, messages=HELLO)
     return raw.retries_taken, counted.requests, raw.headers["x-ratelimit-limit-requests"]
 

@@ -182,7 +182,7 @@ def waits():
     patient = openai.OpenAI(base_url=ADDRESS, api_key=TOKEN, max_retries=3, http_client=counted.http_client)
     for _ in range(2):
         left = chat("limited", client=one.with_options(max_retries=0))
-    chat("clock", [{"role": "user", "content": "58"}])
+    chat("clock", [{"role": "user", "content": "57"}])
     raw = patient.chat.completions.with_raw_response.create(model="limited", messages=HELLO)
     return (
         left.choices[0].message.content,
