@@ -59,7 +59,7 @@ class Counts:
         chat = request.as_chat()
         note_chat(chat, exchange)
         endpoint = await self._endpoints.use(chat.model, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version, chat.context_json)
         if endpoint.task != "chat":
             raise Unprocessable(f"{endpoint.name!r} is for {endpoint.task}, not for chat", param="model")
         if endpoint.retrieval is not None:

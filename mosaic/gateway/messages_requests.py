@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mosaic.errors import BadRequest
-from mosaic.gateway.requests import Asked, ChatRequest, Stop, Text
+from mosaic.gateway.requests import Asked, ChatRequest, InContext, Stop, Text
 from mosaic.gateway.retold import retold
 
 _TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -150,7 +150,7 @@ class Metadata(Asked):
     """The caller's own label for its user; recorded, never trusted as an identity."""
 
 
-class CountRequest(Asked):
+class CountRequest(InContext):
     """`/v1/messages/count_tokens`: what a model would read."""
 
     model: str = Field(min_length=1)
@@ -172,6 +172,8 @@ class CountRequest(Asked):
         """As fields of a chat."""
         system = [] if not self.system else [{"role": "system", "content": _texts(self.system)}]
         chat: dict[str, Any] = {"model": self.model, "messages": [*system, *self._conversation()]}
+        if self.usage_context is not None:
+            chat["usage_context"] = self.usage_context
         if self.tools:
             chat["tools"] = [_tool(tool) for tool in self.tools]
         if self.tool_choice is not None:

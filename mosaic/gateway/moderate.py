@@ -12,7 +12,7 @@ from mosaic.errors import EngineFailed, Unprocessable
 from mosaic.gateway.asking import Asking
 from mosaic.gateway.endpoints import Endpoints
 from mosaic.gateway.limits import Limits
-from mosaic.gateway.requests import Asked, Text
+from mosaic.gateway.requests import InContext, Text
 from mosaic.monitoring import Exchange
 from mosaic.monitoring.record import compact_json
 from mosaic.protocol import EngineRequest
@@ -23,7 +23,7 @@ _HARMLESS = re.compile(r"safe|ok|neutral|normal|none|clean|benign|harmless|nonto
 _NAMELESS = re.compile(r"LABEL_\d+")
 
 
-class ModerationRequest(Asked):
+class ModerationRequest(InContext):
     """/v1/moderations."""
 
     model: str = Field(min_length=1)
@@ -49,7 +49,7 @@ class Moderations:
     async def answer(self, request: ModerationRequest, exchange: Exchange) -> dict[str, Any]:
         """OpenAI's shape, with the classifier's own labels; raises Unprocessable for an endpoint that tells none."""
         endpoint = await self._endpoints.use(request.model, exchange.principal, exchange.request_id)
-        exchange.note(endpoint=endpoint.name, endpoint_config_version=endpoint.config_version)
+        exchange.note_endpoint(endpoint.name, endpoint.config_version, request.context_json)
         if endpoint.task != "predict":
             told = f"{endpoint.name!r} is for {endpoint.task}; moderations need a text classifier (task: predict)"
             raise Unprocessable(told, param="model")

@@ -32,7 +32,9 @@ class Asked(Wire):
     model_config = ConfigDict(strict=True)
 
 
-class _InContext(Asked):
+class InContext(Asked):
+    """What every request for an answer may say of itself."""
+
     usage_context: dict[Label, Label] | None = Field(default=None, max_length=_MOST_LABELS)
     """Databricks': for whom or what the request is, such as a project; in the usage table by its keys."""
 
@@ -101,7 +103,7 @@ class ChosenTool(Asked):
     function: ChosenFunction
 
 
-class Generation(_InContext):
+class Generation(InContext):
     """What chats and completions have in common: how tokens are drawn, where they end, and in what form."""
 
     model: str = Field(min_length=1)
@@ -248,7 +250,7 @@ class CompletionRequest(Generation):
         return most * len(self.prompt) if most is not None and several else most
 
 
-class EmbeddingRequest(_InContext):
+class EmbeddingRequest(InContext):
     """/v1/embeddings."""
 
     model: str = Field(min_length=1)
@@ -268,7 +270,7 @@ class EmbeddingRequest(_InContext):
         return sum(len(text.encode()) for text in self.texts)
 
 
-class ScoreRequest(_InContext):
+class ScoreRequest(InContext):
     """/v1/score, in vLLM's shape: one text against several, or as many pairs as there are."""
 
     model: str = Field(min_length=1)
@@ -297,7 +299,7 @@ class Document(Asked):
     text: Text
 
 
-class RerankRequest(_InContext):
+class RerankRequest(InContext):
     """/v1/rerank, in the shape that Jina, Cohere and vLLM share."""
 
     model: str = Field(min_length=1)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from mosaic.errors import BadRequest
-from mosaic.gateway.requests import Asked, ChatRequest, Text
+from mosaic.gateway.requests import Asked, ChatRequest, InContext, Text
 from mosaic.gateway.retold import retold
 
 _TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
@@ -128,7 +128,7 @@ class ResponseStreamOptions(Asked):
         return include_obfuscation
 
 
-class ResponsesRequest(Asked):
+class ResponsesRequest(InContext):
     """`/v1/responses`."""
 
     model: str = Field(min_length=1)
@@ -177,6 +177,7 @@ class ResponsesRequest(Asked):
             "response_format": self._response_format(),
             "user": self.user,
             "metadata": self.metadata,
+            "usage_context": self.usage_context,
         }
         said = {field: value for field, value in named.items() if value is not None}
         return retold({"model": self.model, "messages": self._messages(), "stream": self.stream, **said})

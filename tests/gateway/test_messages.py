@@ -164,6 +164,19 @@ def test_a_key_is_known_by_either_header_and_only_here(at: Door) -> None:
     assert refused.value.request_id is not None and at.row(refused.value.request_id)["status_code"] == 401
 
 
+def test_a_request_says_for_whom_it_is_by_every_door(at: Door) -> None:
+    context = {"usage_context": {"team": "search"}}
+    for path, body in (
+        ("/v1/messages", {"model": "echo", "max_tokens": 5, "messages": HELLO}),
+        ("/v1/messages/count_tokens", {"model": "echo", "messages": HELLO}),
+        ("/v1/responses", {"model": "echo", "input": "x"}),
+        ("/v1/moderations", {"model": "labels", "input": "x"}),
+    ):
+        answer = post(at, path, {**body, **context})
+        assert answer.status_code == 200, answer.text
+        assert json.loads(at.row(answer.headers["x-request-id"])["usage_context"]) == {"team": "search"}
+
+
 def test_limits_and_guards_hold_by_this_door(at: Door, client: Anthropic) -> None:
     for _ in range(2):
         raw = client.messages.with_raw_response.create(model=LIMITED, max_tokens=5, messages=HELLO)

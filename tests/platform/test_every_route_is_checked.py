@@ -28,6 +28,7 @@ from mosaic.gateway import (
     QuotaClient,
     gateway_app,
 )
+from mosaic.gateway.openapi import document
 from mosaic.gateway.quota import Answer
 from mosaic.gateway.quota_shard import Command
 from mosaic.monitoring import Ledger
@@ -340,6 +341,7 @@ def test_the_gateway(parts: Parts, token: str, tmp_path: Path) -> None:
     ways = {(method, route.path.replace("{name}", "closed")) for route in routes.routes() for method in methods(route)}
     hidden = {("GET", f"/v1/{path}") for path in ("models", "models/{name:path}", "openapi.json")}
     assert ways == {*said, *hidden, ("POST", "/v1/feedback")}
+    assert {route.path.replace(":path", "") for route in routes.routes()} == document()["paths"].keys()
     for (method, path), body in said.items():
         refused = ask(app, token, method, path, json=body)
         assert refused.status_code == 403 and "may not EXECUTE" in refused.text, refused.text
