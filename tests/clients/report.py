@@ -2,9 +2,11 @@
 
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,4 +166,6 @@ def cell(text: str) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        print(page(ask_all(Path(temporary))), end="")
+        with redirect_stdout(sys.stderr):  # what is said on the way is not the page's
+            found = ask_all(Path(temporary))
+        print(page(found), end="")
