@@ -67,3 +67,23 @@ def test_a_policy_with_a_judge_from_its_making_to_a_refusal(
     table = platform.tables.to_arrow("system.serving.inference").to_pylist()
     (judged,) = [row for row in table if row["parent_request_id"] == request_id]
     assert (judged["endpoint"], judged["principal"]) == (f"main.serving.{JUDGE}", "mosaic-internal")
+
+
+def test_a_tiny_model_gives_a_verdict_in_form(platform: Platform, client: OpenAI, policed: str, tiny_base: str) -> None:
+    """Its weights are random, and so is what it says; that it is one of the words is the form's doing."""
+    judge = {"endpoint": tiny_base, "safety": True, "topics": {"deny": ["politics", "sports"]}, "timeout_seconds": 60}
+    platform.policies.create(POLICY, Guardrails.parse({"input": {"judge": judge}}))
+    platform.serving.attach_policy(policed, POLICY)
+    platform.serving.wait(policed)
+    time.sleep(0.4)
+    asked = []
+    for text in ("hello", "who won the election?", "a" * 300):
+        try:
+            answer = client.chat.completions.create(model=policed, messages=[{"role": "user", "content": text}])
+            asked.append(answer.id)
+        except openai.BadRequestError as refused:
+            asked.append(refused.response.headers["x-request-id"])
+    for row in rows(platform, *asked):
+        told = json.loads(row["guardrails"])["input"]
+        assert {told["safety"]["outcome"], told["topics"]["outcome"]} <= {"passed", "blocked"}, told
+        assert told["topics"]["verdict"] in ("politics", "sports", "other")
