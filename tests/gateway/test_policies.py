@@ -146,6 +146,19 @@ def test_without_a_policy_that_it_is_held_to_an_endpoint_answers_nobody(gateway:
     assert (embedded.status, embedded.error["code"]) == (503, "policy_gone")
 
 
+def test_a_policy_that_goes_with_its_schema_closes_the_endpoint_until_it_is_back(gateway: InProcess) -> None:
+    gateway.catalog.ensure_schema("main.leaving")
+    gateway.catalog.policies.register("main.leaving.words", words("moonshine"))
+    gateway.guard("bot", policies=["main.leaving.words"])
+    assert ask(gateway, "hello").status == 200
+    gateway.catalog.schemas.delete("main.leaving", force=True)
+    time.sleep(FRESH_SECONDS)
+    assert ask(gateway, "hello").error["code"] == "policy_gone"
+    gateway.catalog.undrop("schema", "main.leaving")
+    time.sleep(FRESH_SECONDS)
+    assert ask(gateway, "hello").status == 200 and ask(gateway, "moonshine").status == 400
+
+
 def test_a_policys_judge_judges_and_one_that_came_to_have_a_judge_itself_does_not(gateway: InProcess) -> None:
     judged = {"input": {"judge": {"endpoint": "judge", "safety": True}}}
     gateway.catalog.policies.register("main.default.judged", judged)
