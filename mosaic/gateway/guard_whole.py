@@ -62,17 +62,20 @@ class WholeRules:
         return {name: {"outcome": "skipped"} for name in sorted(self._names)}
 
     async def judge(self, told: Any, outcomes: Outcomes, judges: Judges, request_id: str) -> None:
-        """All judges at once, of a text's parts as JSON.
+        """All judges at once, of a text's parts as JSON; the first that does not let it pass ends it.
 
         Raises ContentFiltered for what one refuses, and Unavailable where one that is to fail closed gave no verdict.
         """
         text = compact_json(told)
-        asked = [self._ask(judge, names, text, outcomes, judges, request_id) for judge, names in self._judges]
-        ended = await asyncio.gather(*asked, return_exceptions=True)
-        errors = [error for error in ended if error is not None]
-        errors.sort(key=lambda error: not isinstance(error, ContentFiltered))
-        if errors:
-            raise errors[0]
+        asked = [
+            asyncio.ensure_future(self._ask(judge, names, text, outcomes, judges, request_id))
+            for judge, names in self._judges
+        ]
+        try:
+            await asyncio.gather(*asked)
+        finally:
+            for one in asked:  # whom nobody waits for any more, once another has refused
+                one.cancel()
 
     async def check_answers(self, texts: Sequence[str], outcomes: Outcomes) -> None:
         """Each text against each schema. Raises as `judge`."""

@@ -16,9 +16,10 @@ CARD = "4111 1111 1111 1111"
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
-    made = InProcess(tmp_path_factory.mktemp("gateway"), {"echo": EchoEngine()})
+    made = InProcess(tmp_path_factory.mktemp("gateway"), {"echo": EchoEngine(), "slow": EchoEngine(30)})
     made.catalog.ensure_schema("main.default")
     made.put("judge")
+    made.put("slow-judge", "slow")
     yield made
     made.close()
 
@@ -164,6 +165,13 @@ def test_a_policys_judge_judges_and_one_that_came_to_have_a_judge_itself_does_no
     gateway.catalog.policies.register("main.default.judged", judged)
     gateway.guard("bot", policies=["main.default.judged"])
     assert ask(gateway, "about weapons").status == 400 and ask(gateway, "about love").status == 200
+    slow = {"judge": {"endpoint": "slow-judge", "topics": {"deny": ["love"]}}}
+    gateway.guard("bot", policies=["main.default.judged"], input=slow)
+    refused = ask(gateway, "about weapons")
+    assert refused.status == 400 and refused.seconds < 5  # of thirty
+    told = gateway.row("bot")["guardrails"]["input"]
+    assert (told["safety"]["outcome"], told["topics"]["outcome"]) == ("blocked", "skipped")
+    gateway.guard("bot", policies=["main.default.judged"])
     gateway.guard("judge", policies=["main.default.judged"])
     assert ask(gateway, "about love").error["code"] == "guardrail_failed"
     assert "has a judge itself" in gateway.row("bot")["guardrails"]["input"]["safety"]["why"]
