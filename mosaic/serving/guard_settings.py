@@ -54,6 +54,9 @@ class Judge(Settings):
     prompt: str | None = Field(default=None, min_length=1, max_length=20_000)
     """In place of the judge's own instructions; the text follows as a message of its own, and the form of the verdict
     is held either way."""
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    """The most that the judge may write; without it as many as a verdict can have. One that thinks before it answers
+    needs more."""
     timeout_seconds: float = Field(default=10, gt=0, le=120)
     """How long the judge may take, all tries together."""
     on_failure: OnFailure = "closed"

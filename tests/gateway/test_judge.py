@@ -238,7 +238,9 @@ def test_what_a_judge_is_asked() -> None:
     properties = body["response_format"]["json_schema"]["schema"]["properties"]
     assert [one["enum"] for one in properties.values()] == [["hate", "safe"], ["näh", "other"]]
     assert "näh" in body["messages"][0]["content"] and body["messages"][1] == {"role": "user", "content": '"text"'}
-    own = judging(judge.model_copy(update={"prompt": "Be strict."}), "x")
+    assert len('{"safety": "hate", "topics": "other"}') < body["max_tokens"] < 200
+    own = judging(judge.model_copy(update={"prompt": "Be strict.", "max_tokens": 5_000}), "x")
+    assert own["max_tokens"] == 5_000
     assert own["messages"][0]["content"] == "Be strict." and own["response_format"] == body["response_format"]
 
 
