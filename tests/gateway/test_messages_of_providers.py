@@ -65,6 +65,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
                 for name in (provider, *(f"{provider}-{fault}" for fault in FAULTS)):
                     made.endpoint(name, model=name, ai_gateway=WATCHED)
             yield made
+        asyncio.run(engines.close())
 
 
 @pytest.fixture(scope="module")
