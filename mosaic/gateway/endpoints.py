@@ -25,7 +25,7 @@ from mosaic.serving.answer_cache import AnswerCache
 from mosaic.serving.endpoint import EndpointSettings, Retrieval, ServedEntity, Unit, answering, unit
 from mosaic.serving.external import Access, ExternalModel
 from mosaic.serving.images import DEFAULT_RULES, ImageRules
-from mosaic.serving.policies import in_force, require_sides, why_unusable
+from mosaic.serving.policies import in_force, require_sides, runs_here, why_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -251,11 +251,13 @@ class Endpoints:
             logger.warning("the policies of endpoint %s cannot be held: %s", settings.name, error.message)
             return {"lacks_policy": True, "input_guard": Guard()}
         unusable = {one.endpoint: why_unusable(self._catalog, one.endpoint) for one in now.judges}
+        run_here = frozenset(one.endpoint for one in now.judges if runs_here(self._catalog, one.endpoint))
+        problems = {name: why for name, why in unusable.items() if why is not None}
         return {
             "input_guard": _guard(now.input),
             "output_guard": _guard(now.output),
             "policies": now.policies,
-            "judges": Judges(self._ask_judge, {name: why for name, why in unusable.items() if why is not None}),
+            "judges": Judges(self._ask_judge, problems, run_here),
         }
 
     def _live(self, entity: ServedEntity, pinned: Mapping[str, str]) -> LiveEntity:

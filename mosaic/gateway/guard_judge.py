@@ -5,6 +5,7 @@ size give a verdict; what is not in that form is none.
 """
 
 import json
+from itertools import product
 from typing import Any
 
 from mosaic.errors import Unavailable
@@ -18,14 +19,27 @@ _SPARE_TOKENS = 64
 """Beyond a token for each letter of the longest verdict: for what a model puts between its words."""
 
 
-def judging(judge: Judge, told: str) -> dict[str, Any]:
-    """The body of the chat that asks for a verdict on a text."""
+def judging(judge: Judge, told: str, *, runs_here: bool = False) -> dict[str, Any]:
+    """The body of the chat that asks for a verdict on a text.
+
+    Engines that run here choose among all verdicts as they are written: a schema leaves blanks between the words free,
+    and a tiny model can write blanks for ever. Providers know schemas only.
+    """
+    words = _words(judge)
+    verdicts = [
+        json.dumps(dict(zip(words, said, strict=True)), ensure_ascii=False) for said in product(*words.values())
+    ]
     schema = {
         "type": "object",
-        "properties": {what: {"type": "string", "enum": words} for what, words in _words(judge).items()},
-        "required": list(_words(judge)),
+        "properties": {what: {"type": "string", "enum": said} for what, said in words.items()},
+        "required": list(words),
         "additionalProperties": False,
     }
+    form: dict[str, Any] = {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
+    }
+    if runs_here:
+        form = {"structured_outputs": {"choice": verdicts}}
     return {
         "messages": [
             {"role": "system", "content": judge.prompt or _instructions(judge)},
@@ -33,7 +47,7 @@ def judging(judge: Judge, told: str) -> dict[str, Any]:
         ],
         "temperature": 0,
         "max_tokens": judge.max_tokens or _most_tokens(judge),
-        "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}},
+        **form,
     }
 
 

@@ -32,6 +32,8 @@ class Judges:
     ask: AskJudge | None = None
     unusable: Mapping[str, str] = field(default_factory=dict)
     """Endpoint -> why it cannot judge, where the catalog says so already."""
+    run_here: frozenset[str] = frozenset()
+    """Endpoints none of whose models a provider has."""
 
     async def verdict(self, judge: Judge, told: str, request_id: str) -> dict[str, str]:
         """Raises Unavailable with the reason why there is none; it quotes neither the text nor the judge."""
@@ -39,7 +41,9 @@ class Judges:
             raise Unavailable(self.unusable.get(judge.endpoint, "this gateway knows no way to judges"))
         try:
             async with asyncio.timeout(judge.timeout_seconds):
-                answer = await self.ask(judge.endpoint, judging(judge, told), request_id)
+                answer = await self.ask(
+                    judge.endpoint, judging(judge, told, runs_here=judge.endpoint in self.run_here), request_id
+                )
         except TimeoutError:
             raise Unavailable(f"no verdict within {judge.timeout_seconds:g} s") from None
         except MosaicError as error:

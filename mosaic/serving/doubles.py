@@ -19,9 +19,9 @@ class EchoEngine(AnswersWhole):
 
     `delay_seconds` is waited before each word, a tenth of a second more for a text that begins with `slow:`; one that
     begins with `fail:` raises EngineFailed after the first word. A message `call: NAME JSON` calls the tool NAME with
-    those arguments if the request brings it. Asked for JSON by a schema whose properties are enums, it is a judge by
-    keywords: of each property it says the first value that the message has as a word, else the last value. How tokens
-    are drawn means nothing here; `n` answers are the same, n times.
+    those arguments if the request brings it. Asked for JSON by a schema whose properties are enums, or by choices that
+    are objects, it is a judge by keywords: of each property it says the first value that the message has as a word,
+    else the last value. How tokens are drawn means nothing here; `n` answers are the same, n times.
     """
 
     def __init__(self, delay_seconds: float = 0.0) -> None:
@@ -68,7 +68,7 @@ class _Asked:
         self.object = "chat.completion" if self._is_chat else "text_completion"
         if self._is_chat:
             self._read = [Message.model_validate(message).text for message in body["messages"]]
-            answered = [_said(self._read[-1], body.get("response_format") or {})]
+            answered = [_said(self._read[-1], body)]
         else:
             answered = self._read = _prompts(body["prompt"])
         self.texts = [text for text in answered for _ in range(body.get("n") or 1)]
@@ -104,16 +104,18 @@ class _Asked:
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def _said(text: str, form: dict[str, Any]) -> str:
-    """The text, or what is found in it of the words that the form has for its properties."""
+def _said(text: str, body: dict[str, Any]) -> str:
+    """The text, or what is found in it of the words that the form of the answer has for its properties."""
+    form = body.get("response_format") or {}
     properties = ((form.get("json_schema") or {}).get("schema") or {}).get("properties") or {}
-    if not properties or not all("enum" in one for one in properties.values()):
+    asked = {what: one["enum"] for what, one in properties.items() if "enum" in one}
+    for choice in (body.get("structured_outputs") or {}).get("choice") or ():
+        for what, word in json.loads(choice).items() if choice.startswith("{") else ():
+            asked.setdefault(what, []).append(word)
+    if not asked or len(asked) < len(properties):
         return text
     words = re.findall(r"[\w-]+", text.lower())
-    found = {
-        what: [word for word in one["enum"] if word in words] or one["enum"][-1:] for what, one in properties.items()
-    }
-    return json.dumps({what: values[0] for what, values in found.items()}, separators=(",", ":"))
+    return json.dumps({what: next((w for w in said if w in words), said[-1]) for what, said in asked.items()})
 
 
 def _prompts(prompt: Any) -> list[str]:

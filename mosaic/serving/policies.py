@@ -95,6 +95,14 @@ def why_unusable(catalog: Catalog, endpoint: str) -> str | None:
     return None
 
 
+def runs_here(catalog: Catalog, endpoint: str) -> bool:
+    """Whether all models of an endpoint run here, so that what only our engines know may be asked of it."""
+    with suppress(NotFound, BadRequest):
+        config = catalog.endpoints.get(endpoint).config
+        return bool(config) and not any(one.get("external_model") for one in config.get("served_entities", ()))
+    return False
+
+
 def check_judges(catalog: Catalog, judges: Sequence[Judge], *, of: str | None = None) -> None:
     """Raises BadRequest for a judge that cannot be one; `of` is the endpoint that is to have them, which then must not
     be a judge itself."""

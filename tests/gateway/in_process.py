@@ -21,6 +21,7 @@ from mosaic.protocol import Engine, EngineRequest
 from mosaic.serving.doubles import EchoEngine
 
 FRESH_SECONDS = 0.05
+_FORMS = ("response_format", "structured_outputs")
 
 
 class Watched:
@@ -50,7 +51,7 @@ class Formless(EchoEngine):
     """An engine that knows nothing of the form that is asked for."""
 
     def answer(self, request: EngineRequest) -> AsyncIterator[dict[str, Any]]:
-        body = {field: value for field, value in request.body.items() if field != "response_format"}
+        body = {field: value for field, value in request.body.items() if field not in _FORMS}
         return super().answer(request.model_copy(update={"body": body}))
 
 

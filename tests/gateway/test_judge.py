@@ -239,6 +239,12 @@ def test_what_a_judge_is_asked() -> None:
     assert [one["enum"] for one in properties.values()] == [["hate", "safe"], ["näh", "other"]]
     assert "näh" in body["messages"][0]["content"] and body["messages"][1] == {"role": "user", "content": '"text"'}
     assert len('{"safety": "hate", "topics": "other"}') < body["max_tokens"] < 200
+    here = judging(judge, "x", runs_here=True)
+    assert (
+        "response_format" not in here
+        and '{"safety": "safe", "topics": "other"}' in here["structured_outputs"]["choice"]
+    )
+    assert len(here["structured_outputs"]["choice"]) == 4
     own = judging(judge.model_copy(update={"prompt": "Be strict.", "max_tokens": 5_000}), "x")
     assert own["max_tokens"] == 5_000
     assert own["messages"][0]["content"] == "Be strict." and own["response_format"] == body["response_format"]
