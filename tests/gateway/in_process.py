@@ -85,6 +85,9 @@ class InProcess:
         self.token = self.catalog.create_token("admin", kind="user", is_admin=True)[1]
         self.internal = self.catalog.create_token(INTERNAL, kind="service")[1]
         self.rows: list[dict[str, Any]] = []
+        self.runner = asyncio.Runner()
+        self.run = self.runner.run
+        """Until it is done, always on the same loop."""
         shard = Shard(folder / "quota")
 
         async def apply(commands: Any) -> Any:
@@ -153,5 +156,6 @@ class InProcess:
         self.rows.append(dict(row))
 
     def close(self) -> None:
+        self.runner.close()
         self.ledger.close()
         self.catalog.close()

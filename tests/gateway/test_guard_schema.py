@@ -1,6 +1,5 @@
 """Answers that must follow a JSON schema: what passes, what is refused, with which words, and which schemas can be."""
 
-import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -49,13 +48,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
 def test_what_follows_passes_and_what_does_not_is_refused_before_a_byte(
     gateway: InProcess, stream: bool, path: str
 ) -> None:
-    good = asyncio.run(gateway.ask("bot", GOOD, stream=stream, path=path))
+    good = gateway.run(gateway.ask("bot", GOOD, stream=stream, path=path))
     assert good.status == 200 and "Oslo" in good.body
     assert gateway.row("bot")["guardrails"]["output"] == {"json_schema": {"outcome": "passed"}}
     for text, says in BAD.items():
         if not text:
             continue
-        refused = asyncio.run(gateway.ask("bot", text, stream=stream, path=path))
+        refused = gateway.run(gateway.ask("bot", text, stream=stream, path=path))
         code = "content_filter" if says else "guardrail_failed"
         assert refused.error["code"] == code and says in refused.error["message"], refused
         assert "secret" not in refused.body and "cold" not in refused.body
@@ -64,14 +63,14 @@ def test_what_follows_passes_and_what_does_not_is_refused_before_a_byte(
 
 
 def test_each_of_several_answers_is_looked_at(gateway: InProcess) -> None:
-    assert asyncio.run(gateway.ask("bot", GOOD, n=3, stream=True)).status == 200
-    assert asyncio.run(gateway.ask("bot", "no", n=3)).status == 400
+    assert gateway.run(gateway.ask("bot", GOOD, n=3, stream=True)).status == 200
+    assert gateway.run(gateway.ask("bot", "no", n=3)).status == 400
 
 
 def test_an_answer_that_only_calls_tools_has_no_text(gateway: InProcess) -> None:
     tools = [{"type": "function", "function": {"name": "weather"}}]
     for stream in (True, False):
-        called = asyncio.run(gateway.ask("bot", 'call: weather {"n": 1}', tools=tools, stream=stream))
+        called = gateway.run(gateway.ask("bot", 'call: weather {"n": 1}', tools=tools, stream=stream))
         assert called.status == 200 and "call_echo" in called.body
         assert gateway.row("bot")["guardrails"]["output"] == {"json_schema": {"outcome": "skipped"}}
 
@@ -81,7 +80,7 @@ def test_what_could_not_be_looked_at_passes_only_where_the_rule_says_so(gateway:
     deep = "[" * 400 + "]" * 400
     for on_failure, status in (("closed", 503), ("open", 200)):
         gateway.guard("bot", output={"json_schema": {"schema": nested, "on_failure": on_failure}})
-        answer = asyncio.run(gateway.ask("bot", deep, stream=True))
+        answer = gateway.run(gateway.ask("bot", deep, stream=True))
         assert answer.status == status
         told = gateway.row("bot")["guardrails"]["output"]["json_schema"]
         assert told == {"outcome": "failed", "why": "RecursionError"}

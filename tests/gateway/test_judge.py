@@ -56,7 +56,7 @@ def test_the_model_answers_while_it_is_judged_and_nothing_leaves_before(gateway:
         await gateway.ask("bot", "warm")
         return await gateway.ask("bot", SLOW_SIX, stream=stream)
 
-    answer = asyncio.run(run())
+    answer = gateway.run(run())
     assert answer.status == 200 and answer.said == SLOW_SIX
     assert answer.first_byte_seconds >= JUDGE_SECONDS
     # 0.6 s of the model and 0.5 of the judge, whose row is written too; one after the other would be 1.1.
@@ -66,7 +66,7 @@ def test_the_model_answers_while_it_is_judged_and_nothing_leaves_before(gateway:
 
 def test_an_engine_that_has_answered_long_ago_waits_for_the_verdict(gateway: Gateway) -> None:
     gateway.guard("bot", input={"judge": SAFETY})
-    answer = asyncio.run(gateway.ask("bot", "at once", stream=True))
+    answer = gateway.run(gateway.ask("bot", "at once", stream=True))
     assert answer.said == "at once" and answer.first_byte_seconds >= JUDGE_SECONDS
 
 
@@ -74,7 +74,7 @@ def test_what_is_refused_stops_the_engine_and_is_kept_nowhere(gateway: Gateway) 
     gateway.guard("bot", input={"judge": SAFETY})
     for stream in (True, False):
         asked = "slow: weapons " + "word " * 100
-        answer = asyncio.run(gateway.ask("bot", asked, stream=stream))
+        answer = gateway.run(gateway.ask("bot", asked, stream=stream))
         assert answer.status == 400 and answer.error["code"] == "content_filter"
         assert "guardrail safety" in answer.error["message"] and "weapons" not in answer.error["message"]
         assert answer.seconds < 5  # of ten
@@ -87,14 +87,14 @@ def test_what_is_refused_stops_the_engine_and_is_kept_nowhere(gateway: Gateway) 
 
 def test_what_the_engine_made_for_nothing_is_billed(gateway: Gateway) -> None:
     gateway.guard("bot", input={"judge": SAFETY})
-    asyncio.run(gateway.ask("bot", "slow: hate " + "word " * 100, stream=True))
+    gateway.run(gateway.ask("bot", "slow: hate " + "word " * 100, stream=True))
     row = gateway.row("bot")
     assert row["input_tokens"] == 102 and 1 <= row["output_tokens"] < 50
 
 
 def test_the_judges_row_names_the_request_that_it_is_for_and_reads_what_is_masked(gateway: Gateway) -> None:
     gateway.guard("bot", input={"judge": QUICK, "pii": {"behavior": "MASK", "types": ["EMAIL_ADDRESS"]}})
-    answer = asyncio.run(gateway.ask("bot", "write to ann.example@posteo.de", stream=True))
+    answer = gateway.run(gateway.ask("bot", "write to ann.example@posteo.de", stream=True))
     row, judged = gateway.row("bot"), gateway.row("quick")
     assert answer.said == "write to <EMAIL_ADDRESS>"
     assert judged["parent_request_id"] == row["request_id"] and judged["principal"] == "mosaic-internal"
@@ -111,12 +111,12 @@ def test_without_a_verdict_it_fails_closed_or_open_and_never_passes(gateway: Gat
         "bot": "has a judge itself",
     }
     gateway.guard("bot", input={"judge": rule})
-    closed = asyncio.run(gateway.ask("bot", "hello", stream=True))
+    closed = gateway.run(gateway.ask("bot", "hello", stream=True))
     assert (closed.status, closed.error["code"]) == (503, "guardrail_failed")
     row = gateway.row("bot")
     assert row["request"] is None and row["guardrails"]["input"]["safety"]["outcome"] == "failed"
     gateway.guard("bot", input={"judge": {**rule, "on_failure": "open"}})
-    opened = asyncio.run(gateway.ask("bot", "hello", stream=True))
+    opened = gateway.run(gateway.ask("bot", "hello", stream=True))
     assert opened.said == "hello" and opened.seconds < 3
     told = gateway.row("bot")["guardrails"]["input"]["safety"]
     assert told["outcome"] == "failed" and whys[judge] in told["why"]
@@ -124,7 +124,7 @@ def test_without_a_verdict_it_fails_closed_or_open_and_never_passes(gateway: Gat
 
 def test_a_rule_that_never_ran_is_skipped(gateway: Gateway) -> None:
     gateway.guard("bot", input={"judge": SAFETY, "invalid_keywords": ["moonshine"]})
-    refused = asyncio.run(gateway.ask("bot", "moonshine please"))
+    refused = gateway.run(gateway.ask("bot", "moonshine please"))
     assert refused.status == 400 and gateway.judge.asked == gateway.engine.asked == 0
     assert gateway.row("bot")["guardrails"]["input"]["safety"] == {"outcome": "skipped"}
 
@@ -132,12 +132,12 @@ def test_a_rule_that_never_ran_is_skipped(gateway: Gateway) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_is_judged_as_a_whole_before_a_byte_of_it(gateway: Gateway, stream: bool) -> None:
     gateway.guard("bot", output={"judge": {**QUICK, "safety": ["hate"]}})
-    refused = asyncio.run(gateway.ask("bot", "well then hate", stream=stream))
+    refused = gateway.run(gateway.ask("bot", "well then hate", stream=stream))
     assert (refused.status, refused.error["code"]) == (400, "content_filter")
     row = gateway.row("bot")
     assert row["guardrails"]["output"] == {"safety": {"outcome": "blocked", "verdict": "hate"}}
     assert row.get("response") is None and row["output_tokens"] == 3
-    passed = asyncio.run(gateway.ask("bot", "well then weapons", stream=stream))
+    passed = gateway.run(gateway.ask("bot", "well then weapons", stream=stream))
     assert passed.said == "well then weapons"
 
 
@@ -145,11 +145,11 @@ def test_topics_that_may_and_may_not_be(gateway: Gateway) -> None:
     gateway.guard("bot", input={"judge": {"endpoint": "quick", "topics": {"allow": ["cooking", "gardening"]}}})
     asked = {"cooking": 200, "politics": 400}
     for text, status in asked.items():
-        assert asyncio.run(gateway.ask("bot", f"about {text}")).status == status
+        assert gateway.run(gateway.ask("bot", f"about {text}")).status == status
     assert gateway.row("bot")["guardrails"]["input"]["topics"] == {"outcome": "blocked", "verdict": "other"}
     gateway.guard("bot", input={"judge": {"endpoint": "quick", "topics": {"deny": ["politics"]}, "safety": True}})
     for text, status in asked.items():
-        assert asyncio.run(gateway.ask("bot", f"about {text}")).status == status
+        assert gateway.run(gateway.ask("bot", f"about {text}")).status == status
     told = gateway.row("bot")["guardrails"]["input"]
     assert (told["topics"]["outcome"], told["safety"]["outcome"]) == ("blocked", "passed")
 
@@ -157,7 +157,7 @@ def test_topics_that_may_and_may_not_be(gateway: Gateway) -> None:
 def test_completions_are_judged_too(gateway: Gateway) -> None:
     gateway.guard("bot", input={"judge": QUICK}, output={"judge": QUICK})
     for prompt, status in (("violence", 400), ("hello", 200)):
-        assert asyncio.run(gateway.ask("bot", prompt, path="/v1/completions", stream=True)).status == status
+        assert gateway.run(gateway.ask("bot", prompt, path="/v1/completions", stream=True)).status == status
 
 
 def test_a_client_that_leaves_stops_judge_and_engine(gateway: Gateway) -> None:
@@ -171,7 +171,7 @@ def test_a_client_that_leaves_stops_judge_and_engine(gateway: Gateway) -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
 
-    asyncio.run(leave())
+    gateway.run(leave())
     row = gateway.row("bot")
     assert (row["status_code"], row["request"]) == (499, None) and row["guardrails"]["input"]["safety"] == {
         "outcome": "skipped"
@@ -188,7 +188,7 @@ def test_many_at_once_each_have_their_own_verdict(gateway: Gateway) -> None:
         return await asyncio.gather(*(gateway.ask("bot", text, stream=n % 2 == 0) for n, text in enumerate(texts)))
 
     started = time.perf_counter()
-    for text, answer in zip(texts, asyncio.run(run()), strict=True):
+    for text, answer in zip(texts, gateway.run(run()), strict=True):
         assert answer.status == (400 if "hate" in text else 200), text
         assert answer.status == 400 or answer.said == text
     assert time.perf_counter() - started < 5
@@ -197,15 +197,15 @@ def test_many_at_once_each_have_their_own_verdict(gateway: Gateway) -> None:
 def test_a_chatty_engine_is_held_at_the_gate_and_loses_nothing(gateway: Gateway) -> None:
     gateway.guard("bot", input={"judge": QUICK})
     words = " ".join(f"w{n}" for n in range(1_500))
-    assert asyncio.run(gateway.ask("bot", words, stream=True)).said == words
+    assert gateway.run(gateway.ask("bot", words, stream=True)).said == words
 
 
 def test_an_engine_that_fails_is_told_after_the_verdict(gateway: Gateway) -> None:
     gateway.guard("bot", input={"judge": SAFETY})
-    failed = asyncio.run(gateway.ask("bot", "fail: it does", stream=True))
+    failed = gateway.run(gateway.ask("bot", "fail: it does", stream=True))
     assert '"code":"engine_failed"' in failed.body.replace(" ", "") and failed.first_byte_seconds >= JUDGE_SECONDS
     assert gateway.row("bot")["guardrails"]["input"]["safety"]["outcome"] == "passed"
-    refused = asyncio.run(gateway.ask("bot", "fail: with hate", stream=True))
+    refused = gateway.run(gateway.ask("bot", "fail: with hate", stream=True))
     assert (refused.status, refused.error["code"]) == (400, "content_filter")
 
 

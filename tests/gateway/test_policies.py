@@ -38,7 +38,7 @@ def words(*keywords: str) -> dict[str, Any]:
 
 
 def ask(gateway: InProcess, text: str, **more: Any) -> Any:
-    return asyncio.run(gateway.ask("bot", text, **more))
+    return gateway.run(gateway.ask("bot", text, **more))
 
 
 def test_the_endpoints_own_rules_and_those_of_its_policies_all_hold(gateway: InProcess) -> None:
@@ -123,7 +123,7 @@ def test_a_change_meets_requests_on_their_way_as_one_or_the_other(gateway: InPro
         await turning
 
     gateway.rows.clear()
-    asyncio.run(run())
+    gateway.run(run())
     passed = [row for row in gateway.rows if row["status_code"] == 200]
     refused = [row for row in gateway.rows if row["status_code"] == 400]
     assert len(passed) + len(refused) == len(gateway.rows)
@@ -143,7 +143,7 @@ def test_without_a_policy_that_it_is_held_to_an_endpoint_answers_nobody(gateway:
     )
     gateway.put("bot", task="embed", ai_gateway={"guardrails": {"policies": ["main.default.judged"]}})
     time.sleep(FRESH_SECONDS)
-    embedded = asyncio.run(gateway.ask("bot", "hello", path="/v1/completions"))
+    embedded = gateway.run(gateway.ask("bot", "hello", path="/v1/completions"))
     assert (embedded.status, embedded.error["code"]) == (503, "policy_gone")
 
 
