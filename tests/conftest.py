@@ -21,6 +21,7 @@ TINY_ENGINE = EngineSettings(tool_call_parser="hermes")
 """What the tests' one vLLM engine runs with; entities that say the same share it."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n`, all that needs the run's platform goes to one process, and what needs none to the others beside it."""
     for item in items:
