@@ -21,8 +21,11 @@ clients: setup ## install what tests/clients runs into .venv-clients: foreign cl
 demo: setup ## run the main job from start to end (KEEP=1 leaves the platform up)
 	@$(BIN)/python -m mosaic.cli demo $(if $(KEEP),--keep)
 
-test: lint clients ## lint, then all tests but the slow fault tests
-	@$(BIN)/python -m pytest -q -m "not faults" -n 2 --dist loadgroup
+test: lint clients ## lint, then all tests but the slow fault tests: those of one platform, and beside them all others
+	@$(BIN)/python -m pytest -q -m "not faults and not on_platform" > .tests-beside.log 2>&1 & beside=$$!; \
+	trap "kill $$beside 2>/dev/null" INT TERM; \
+	$(BIN)/python -m pytest -q -m "not faults and on_platform"; failed=$$?; \
+	wait $$beside || failed=$$?; cat .tests-beside.log; exit $$failed
 
 test-faults: setup ## the slow tests that kill processes
 	@$(BIN)/python -m pytest -q -m faults

@@ -21,12 +21,12 @@ TINY_ENGINE = EngineSettings(tool_call_parser="hermes")
 """What the tests' one vLLM engine runs with; entities that say the same share it."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n`, all that needs the run's platform goes to one process, and what needs none to the others beside it."""
+    """Marks what needs the run's platform: `make test` runs it in one process, and all else in another beside it."""
     for item in items:
         if {"platform", "ray_cluster"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("platform"))
+            item.add_marker(pytest.mark.on_platform)
 
 
 @pytest.fixture(scope="session")
