@@ -298,6 +298,6 @@ def test_a_database_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> N
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     with pytest.raises(
-        Conflict, match=r"at revision '9999', which this version does not know \(it knows \['0001', .*'0007'\]\)"
+        Conflict, match=r"at revision '9999', which this version does not know \(it knows \['0001', .*'0008'\]\)"
     ):
         Catalog.open(f"sqlite:///{tmp_path}/c.db")

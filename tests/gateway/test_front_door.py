@@ -35,13 +35,10 @@ def talk(platform: Platform, data: bytes, *, seconds: float = 10) -> bytes:
     return answer
 
 
-def request(
-    path: str, *headers: str, body: Any = CHAT, method: str = "POST", length: bool = True, request_id: str = ""
-) -> bytes:
+def request(path: str, *headers: str, body: Any = CHAT, method: str = "POST", length: bool = True) -> bytes:
     told = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", "host: mosaic", "connection: close", "content-type: application/json"]
     lines += [f"content-length: {len(told)}"] if length else []
-    lines += [f"x-request-id: {request_id}"] if request_id else []
     return "\r\n".join([*lines, *headers, "", ""]).encode() + told
 
 
@@ -58,7 +55,7 @@ def row_of(platform: Platform, client_id: str) -> dict[str, Any]:
 
 
 def marked(client_id: str) -> str:
-    return f"x-client-request-id: {client_id}"
+    return f"x-request-id: {client_id}"
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +99,14 @@ def test_headers_that_claim_to_be_somebody_change_nothing(platform: Platform, be
         "x-mosaic-principal: admin",
         "x-forwarded-for: 127.0.0.1",
         "x-databricks-user: admin",
-        "x-request-id: req_mine",
+        "x-client-request-id: req_mine",
         "x-mosaic-parent-request-id: req_other",
     ]
     client_id = new_id("try")
     answer = talk(platform, request(PATH, bearer, *claims, marked(client_id)))
     assert status(answer) == 200
     row = row_of(platform, client_id)
-    assert row["principal"] == "front-door" and row["request_id"] != "req_mine"
+    assert row["principal"] == "front-door" and row["request_id"] != client_id
     # No name of ours opens what is only for administrators, with these headers or without.
     admins = "/api/2.0/mosaic/prices"
     refused = talk(platform, request(admins, bearer, *claims, body={"model": "x"}))

@@ -163,6 +163,8 @@ def test_over_rest_in_databricks_shape(platform: Platform, limited: str) -> None
         "guardrails": {},
         "fallback_config": {"enabled": False},
         "inference_table_config": {"enabled": False, "redact": "none", "sampling_fraction": 1.0},
+        "images": {"max_images": 8, "max_image_bytes": 2 * 2**20},
+        "cache": {"enabled": False, "ttl_seconds": 300, "max_mebibytes": 64, "sampled": False},
         "usage_tracking_config": {"enabled": True},
     }
     assert told.status_code == 200 and told.json() == held
