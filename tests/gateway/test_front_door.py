@@ -20,17 +20,16 @@ CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
 PATH = "/v1/chat/completions"
 
 
-def talk(platform: Platform, data: bytes, *, seconds: float = 10) -> bytes:
-    """All that is answered to bytes on a connection of their own, until the other side closes it."""
+def talk(platform: Platform, data: bytes, *, seconds: float = 5) -> bytes:
+    """All that is answered to bytes on a connection of their own, until the other side closes it or is silent."""
     place = urlsplit(platform.base_url)
     answer = b""
     with socket.create_connection((place.hostname, place.port), timeout=seconds) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
         try:
+            connection.sendall(data)
             while piece := connection.recv(65536):
                 answer += piece
-        except ConnectionResetError:  # who refuses early does not read the rest
+        except (ConnectionError, TimeoutError):  # who refuses early does not read the rest, or waits for more of it
             pass
     return answer
 
@@ -99,7 +98,6 @@ def test_headers_that_claim_to_be_somebody_change_nothing(platform: Platform, be
         "x-mosaic-principal: admin",
         "x-forwarded-for: 127.0.0.1",
         "x-databricks-user: admin",
-        "x-client-request-id: req_mine",
         "x-mosaic-parent-request-id: req_other",
     ]
     client_id = new_id("try")
@@ -167,7 +165,6 @@ def test_what_is_too_large(platform: Platform, bearer: str) -> None:
         "/V1/chat/completions",
         "/v1/chat/completions%00",
         "/v1/chat/completions;a=b",
-        "/v1%2fchat/completions",
         "/serving-endpoints/../../v1/models/invocations",
         "/serving-endpoints/echo%2f..%2fclosed/invocations",
         "http://127.0.0.1:1/v1/models",
@@ -177,9 +174,17 @@ def test_paths_that_lead_elsewhere(platform: Platform, bearer: str, path: str) -
     client_id = new_id("try")
     answer = talk(platform, request(path, bearer, marked(client_id)))
     assert status(answer) in (400, 401, 403, 404, 405), (path, answer[:300])
-    assert b'"choices"' not in answer and b"prices" not in answer.replace(path.encode(), b"")
+    assert b'"choices"' not in answer and b'"prices"' not in answer
     without = talk(platform, request(path, marked(new_id("try"))))
     assert status(without) in (400, 401, 404, 405), (path, without[:300])
+
+
+def test_a_door_by_another_spelling_is_the_same_door(platform: Platform, bearer: str) -> None:
+    other = "/v1%2fchat/completions"
+    client_id = new_id("try")
+    assert status(talk(platform, request(other, bearer, marked(client_id)))) == 200
+    assert row_of(platform, client_id)["principal"] == "front-door"
+    assert status(talk(platform, request(other))) == 401
 
 
 def test_another_tenants_endpoint(platform: Platform, bearer: str) -> None:
