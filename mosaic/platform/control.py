@@ -20,6 +20,7 @@ from mosaic.errors import NotFound
 from mosaic.gateway.money import Money
 from mosaic.gateway.money_routes import MoneyRoutes
 from mosaic.gateway.routes import parse
+from mosaic.monitoring.payloads import make_payload_table
 from mosaic.monitoring.routes import thread_routes
 from mosaic.platform.parts import Parts
 from mosaic.platform.status import platform_status
@@ -79,6 +80,8 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         found = await parts.indexes.query_async(name, asked.query_text, asked.num_results)
         return JSONResponse(found.model_dump(mode="json"))
 
+    make_table = functools.partial(make_payload_table, parts.tables)
+    serving = functools.partial(Serving, catalog, parts.engines, make_table=make_table)
     return [
         Route("/2.0/mosaic/status", status),
         Route("/2.0/mosaic/tables", listing(catalog.list_tables, "table", "tables")),
@@ -89,7 +92,7 @@ def control_routes(parts: Parts, mlflow: ASGIApp) -> list[BaseRoute]:
         Route("/2.0/vector-search/indexes/{name}/query", query_index, methods=["POST"]),
         *unity_routes(catalog, parts.storage),
         *catalog_routes(catalog),
-        *ServingRoutes(functools.partial(Serving, catalog, parts.engines)).routes(),
+        *ServingRoutes(serving).routes(),
         *EndpointPermissionRoutes(catalog).routes(),
         *PolicyRoutes(functools.partial(Policies, catalog)).routes(),
         *MoneyRoutes(functools.partial(Money, catalog, parts.tables)).routes(),
