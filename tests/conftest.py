@@ -4,6 +4,7 @@ MiniLM."""
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import ray
 from openai import OpenAI
@@ -19,6 +20,11 @@ from tests.local import local_settings, mosaic, write_settings
 
 TINY_ENGINE = EngineSettings(tool_call_parser="hermes")
 """What the tests' one vLLM engine runs with; entities that say the same share it."""
+
+
+# How long an example takes says how busy the machine is; a test that hangs has its timeout.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
