@@ -9,17 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
+import httpx
 import psutil
 import pytest
 
-from mosaic.platform import Platform
-from mosaic.platform.lifecycle import join
+from mosaic.platform import PlatformSettings
+from mosaic.platform.settings import open_catalog
 from mosaic.runtime import RaySettings
 from mosaic.runtime.cluster import marked_processes
 from mosaic.runtime.home import read_record
-from mosaic.serving.endpoint import EndpointSettings
 from tests.local import free_ports, local_settings, mosaic, write_settings
 
 USERS, CLIENTS, LOAD_SECONDS, WINDOW = 16, 64, 80, 60.0
@@ -49,32 +50,49 @@ class Asked:
         return self.status not in (200, 429)
 
 
+class Four(NamedTuple):
+    """A platform of its own with four gateways, asked from outside alone: this process may have joined another's Ray."""
+
+    settings: PlatformSettings
+    tokens: list[str]
+    """Of each user."""
+
+
 @pytest.fixture
-def four(tmp_path: Path) -> Iterator[Platform]:
-    """A platform of its own with four gateways."""
-    dashboard = free_ports(1)[0]
-    ray_settings = RaySettings(num_cpus=4, dashboard_port=dashboard, object_store_memory_bytes=300_000_000)
+def four(tmp_path: Path) -> Iterator[Four]:
+    ray_settings = RaySettings(num_cpus=4, dashboard_port=free_ports(1)[0], object_store_memory_bytes=300_000_000)
     settings = local_settings(tmp_path / "root", gateway_replicas=4, ray=ray_settings)
     file = write_settings(settings, tmp_path / "settings.yaml")
     started = mosaic("up", "-f", str(file), timeout=300)
     try:
         assert started.returncode == 0, started.stderr
-        platform = join(settings.home_folder)
-        held = {"rate_limits": LIMITS}
-        echo = [{"name": "echo", "model": "echo"}]
-        platform.serving.put(EndpointSettings.parse({"name": "held", "served_entities": echo, "ai_gateway": held}))
-        platform.serving.wait("held")
-        time.sleep(0.5)  # every gateway looks four times a second
-        yield platform
+        catalog = open_catalog(settings)
+        admin = catalog.create_token("admin", kind="user", is_admin=True)[1]
+        tokens = [catalog.create_token(f"user-{n}", kind="user", is_admin=False)[1] for n in range(USERS)]
+        catalog.close()
+        make_endpoint(f"{settings.base_url}/api/2.0/serving-endpoints", admin)
+        yield Four(settings, tokens)
     finally:
         mosaic("down", "-f", str(file))
 
 
+def make_endpoint(url: str, admin: str) -> None:
+    headers = {"authorization": f"Bearer {admin}"}
+    entities = [{"name": "echo", "entity_name": "echo"}]
+    told = {"name": "held", "config": {"served_entities": entities}, "ai_gateway": {"rate_limits": LIMITS}}
+    made = httpx.post(url, json=told, headers=headers, timeout=60)
+    assert made.status_code == 200, made.text
+    deadline = time.monotonic() + 60
+    while httpx.get(f"{url}/held", headers=headers, timeout=60).json()["state"]["ready"] != "READY":
+        assert time.monotonic() < deadline, "the endpoint did not become ready"
+        time.sleep(0.2)
+    time.sleep(0.5)  # every gateway looks four times a second
+
+
 @pytest.mark.faults
-def test_limits_hold_while_gateways_and_quota_are_killed(four: Platform) -> None:
-    tokens = [four.catalog.create_token(f"user-{n}", kind="user", is_admin=False)[1] for n in range(USERS)]
-    url = f"{four.base_url}/v1/chat/completions"
-    asked, kills = asyncio.run(load(four, url, tokens))
+def test_limits_hold_while_gateways_and_quota_are_killed(four: Four) -> None:
+    url = f"{four.settings.base_url}/v1/chat/completions"
+    asked, kills = asyncio.run(load(four, url))
     answered = [one for one in asked if one.status == 200]
     refused = [one for one in asked if one.status == 429]
     broken = [one for one in asked if one.may_have_taken]
@@ -91,7 +109,7 @@ def test_limits_hold_while_gateways_and_quota_are_killed(four: Platform) -> None
 
     # What the killed ones held has come back: a window later everything is free again.
     time.sleep(WINDOW + 1)
-    left = asyncio.run(remaining(url, tokens[0]))
+    left = asyncio.run(remaining(url, four.tokens[0]))
     assert left == (USER_CALLS - 1, TOKENS - size("word " * 3, 5)), left
 
 
@@ -137,13 +155,13 @@ def held(one: Asked, now: float, gateway_kills: list[float]) -> int:
     return one.tokens if is_settled else one.reserved
 
 
-async def load(four: Platform, url: str, tokens: list[str]) -> tuple[list[Asked], dict[str, list[float]]]:
+async def load(four: Four, url: str) -> tuple[list[Asked], dict[str, list[float]]]:
     asked: list[Asked] = []
     until = time.time() + LOAD_SECONDS
     connector = aiohttp.TCPConnector(limit=CLIENTS)
     async with aiohttp.ClientSession(connector=connector) as session:
         killing = asyncio.create_task(asyncio.to_thread(kill_now_and_then, four, until))
-        clients = [client(session, url, tokens, number, until, asked) for number in range(CLIENTS)]
+        clients = [client(session, url, four.tokens, number, until, asked) for number in range(CLIENTS)]
         await asyncio.gather(*clients)
         return asked, await killing
 
@@ -171,7 +189,7 @@ async def client(
         await asyncio.sleep(draw.uniform(0.1, 0.5))
 
 
-def kill_now_and_then(four: Platform, until: float) -> dict[str, list[float]]:
+def kill_now_and_then(four: Four, until: float) -> dict[str, list[float]]:
     """A gateway about every five seconds, the quota about every eight; returns when."""
     record = read_record(four.settings.home_folder)
     assert record is not None
