@@ -51,7 +51,7 @@ class Asked:
 
 
 class Four(NamedTuple):
-    """A platform of its own with four gateways, asked from outside alone: this process may have joined another's Ray."""
+    """A platform of its own with four gateways, asked from outside: this process may have joined the Ray of another."""
 
     settings: PlatformSettings
     tokens: list[str]
