@@ -68,7 +68,7 @@ def write_settings(settings: PlatformSettings, file: Path) -> Path:
     return file
 
 
-def mosaic(*arguments: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+def mosaic(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """`mosaic ...`, as a user types it."""
     return subprocess.run(
         [sys.executable, "-m", "mosaic.cli", *arguments], capture_output=True, text=True, timeout=timeout, check=False
