@@ -24,7 +24,7 @@ from mosaic.runtime.home import read_record
 from tests.local import free_ports, local_settings, mosaic, write_settings
 
 USERS, CLIENTS, LOAD_SECONDS, WINDOW = 16, 64, 80, 60.0
-CALLS, TOKENS, USER_CALLS = 600, 24_000, 60
+CALLS, TOKENS, USER_CALLS = 400, 16_000, 40
 LIMITS = [{"calls": CALLS}, {"tokens": TOKENS}, {"calls": USER_CALLS, "key": "user"}]
 GATEWAY, QUOTA = "ray::ServeReplica:gateway:", "ray::Shard"
 SETTLED_SECONDS = 2.0
