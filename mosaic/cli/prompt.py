@@ -17,7 +17,7 @@ from mosaic.cli.options import (
 )
 from mosaic.cli.show import show, show_one, tell
 from mosaic.cli.verbs import Noun, add_delete, add_list, add_update, check_seen_by
-from mosaic.errors import BadRequest, NotFound
+from mosaic.errors import BadRequest
 from mosaic.protocol import Principal
 
 NOUN = Noun(
@@ -45,13 +45,7 @@ def get(catalog: Catalog, name: str, as_json: bool, principal: Principal) -> Non
     """Show a version of a prompt: NAME is `main.ml.greeting/3`, `main.ml.greeting@live`, or a name for the newest."""
     whole = name.replace("@", "/").partition("/")[0]
     check_seen_by(catalog, principal, "prompt", whole)
-    if whole != name:
-        show_one(catalog.prompts.get(name), as_json)
-        return
-    versions = catalog.prompts.versions(name)
-    if not versions:
-        raise NotFound(f"prompt {name!r} has no version yet")
-    show_one(versions[-1], as_json)
+    show_one(catalog.prompts.get(name), as_json)
 
 
 @prompt.command()

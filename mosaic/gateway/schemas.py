@@ -7,10 +7,11 @@ to say.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mosaic.errors import BadRequest, UnsupportedField
+from mosaic.serving.json_schemas import schemas_within
 
 _MOST, _MOST_REPEATS, _LONGEST_REGEX = 100_000, 1000, 4096
 _LARGEST_REGEX, _MOST_ELEMENTS = 10_000, 1_000_000
@@ -18,8 +19,6 @@ _LARGEST_REGEX, _MOST_ELEMENTS = 10_000, 1_000_000
 counts of elements there, of which llguidance takes some 160 bytes each."""
 _REGEX_PARTS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?=[\d,])(\d*)(?:,(\d*))?\}|.", re.DOTALL)
 _COUNTS = {f"{end}{what}" for end in ("min", "max") for what in ("Items", "Length", "Properties", "Contains")}
-_NAMES_TO_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
-_DATA = {"enum", "const", "default", "examples", "required"}
 _NOT_HELD = {
     "not",
     "if",
@@ -36,7 +35,7 @@ _NOT_HELD = {
 def check_schemas(schemas: Sequence[Mapping[str, Any]], param: str, *, is_held: bool = True) -> None:
     """Raises BadRequest that names the keyword; `is_held`: answers must follow them, not only models read them."""
     elements = size = 0
-    for one in _within(schemas):
+    for one in schemas_within(*schemas):
         for key, value in one.items():
             if key in _COUNTS and not (type(value) is int and 0 <= value <= _MOST):
                 raise BadRequest(f"{param}: {key} = {value!r:.80} must be a whole number up to {_MOST}", param=param)
@@ -90,19 +89,3 @@ def _check_size(size: int, param: str) -> None:
     if size > _LARGEST_REGEX:
         told = f"regular expressions are {size:,} signs with their repetitions written out"
         raise BadRequest(f"{param}: {told}; at most {_LARGEST_REGEX:,} together", param=param)
-
-
-def _within(schemas: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The schemas and all schemas in them; names of properties and plain data are none."""
-    waiting: list[Any] = [*schemas]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, list):
-            waiting += one
-        elif isinstance(one, Mapping):
-            yield one
-            for key, value in one.items():
-                if key in _NAMES_TO_SCHEMAS and isinstance(value, Mapping):
-                    waiting += value.values()
-                elif key not in _DATA:
-                    waiting.append(value)

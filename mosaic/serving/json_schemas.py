@@ -13,8 +13,8 @@ import re2
 
 _LARGEST_CHARACTERS = 64 * 1024
 _NOT_TAKEN = ("$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "patternProperties", "propertyNames")
-_DATA = {"enum", "const", "default", "examples"}
-_NAMES_TO_SCHEMAS = {"properties", "$defs", "definitions", "dependentSchemas"}
+_DATA = {"enum", "const", "default", "examples", "required"}
+_NAMES_TO_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 
 
 class NotJson(ValueError):
@@ -42,7 +42,7 @@ def check_answer_schema(schema: Mapping[str, Any]) -> None:
     if "$schema" in schema and schema["$schema"].rstrip("#") not in _dialects():
         raise ValueError(f"$schema = {schema['$schema']!r:.80} is none of {sorted(_dialects())}")
     resolver, formats = _resolver(schema, kind), kind.FORMAT_CHECKER.checkers
-    for one in _within(schema):
+    for one in schemas_within(schema):
         for key in _NOT_TAKEN:
             if key in one:
                 raise ValueError(f"{key!r} is not taken")
@@ -134,9 +134,9 @@ def _dialects() -> frozenset[str]:
     return frozenset(str(meta.get("$id") or meta["id"]).rstrip("#") for meta in metas)
 
 
-def _within(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The schema and all in it; names of properties and plain data are none."""
-    waiting: list[Any] = [schema]
+def schemas_within(*schemas: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The schemas and all schemas in them; names of properties and plain data are none."""
+    waiting: list[Any] = [*schemas]
     while waiting:
         one = waiting.pop()
         if isinstance(one, list):
