@@ -18,9 +18,6 @@ from mosaic.protocol import Principal
 
 _LONGEST = 100_000
 _MOST_LABELS = 32
-_WAIT_SECONDS = 3.0
-"""For the row of a request that another node answered just now; it is shipped every second."""
-_LOOK_SECONDS = 0.5
 
 Text = Annotated[str, Field(min_length=1, max_length=_LONGEST)]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
@@ -48,9 +45,19 @@ class FeedbackRequest(Asked):
 class Feedback:
     """Takes what is said of requests that there were; it is on disk before who said it is told so."""
 
-    def __init__(self, find: Callable[[str], AskedBefore | None], catalog: Catalog, ledger: Ledger) -> None:
-        """`find` finds a request by its id (`mosaic.monitoring.feedback.requests_finder`)."""
+    def __init__(
+        self,
+        find: Callable[[str], AskedBefore | None],
+        catalog: Catalog,
+        ledger: Ledger,
+        *,
+        wait_seconds: float = 3.0,
+        look_seconds: float = 0.5,
+    ) -> None:
+        """`find` finds a request by its id (`mosaic.monitoring.feedback.requests_finder`). The row of one that another
+        node answered just now is waited for, and looked for again and again: it is shipped every second."""
         self._find, self._catalog, self._ledger = find, catalog, ledger
+        self._wait_seconds, self._look_seconds = wait_seconds, look_seconds
 
     async def take(self, told: FeedbackRequest, principal: Principal) -> dict[str, Any]:
         """Raises NotFound, for a request of somebody else's too, unless its endpoint is the principal's to MANAGE."""
@@ -68,9 +75,9 @@ class Feedback:
         return {"id": feedback_id, "object": "feedback", "request_id": asked.request_id}
 
     async def _asked(self, request_id: str) -> AskedBefore | None:
-        deadline = time.monotonic() + _WAIT_SECONDS
+        deadline = time.monotonic() + self._wait_seconds
         while True:
             found = await asyncio.to_thread(self._find, request_id)
             if found is not None or time.monotonic() > deadline:
                 return found
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(self._look_seconds)

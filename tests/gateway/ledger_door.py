@@ -16,7 +16,7 @@ from mosaic.gateway import Asking, Endpoints, Feedback, GatewayRoutes, Limits, Q
 from mosaic.gateway.quota_shard import Shard
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA, Ledger, lost
 from mosaic.monitoring.destinations import Destinations
-from mosaic.monitoring.feedback import FEEDBACK_SCHEMA, FEEDBACK_TABLE, requests_finder
+from mosaic.monitoring.feedback import FEEDBACK_SCHEMA, FEEDBACK_TABLE, AskedBefore, requests_finder
 from mosaic.monitoring.payloads import make_payload_table
 from mosaic.protocol import Engine, Principal
 from mosaic.runtime.asgi import RequestId
@@ -67,7 +67,15 @@ class Door:
     def token(self, name: str) -> str:
         return self.catalog.create_token(name)[1]
 
-    def app(self, owner: str = "gateway", engine: Engine | None = None, max_body_bytes: int = 20_000_000) -> Any:
+    def app(
+        self,
+        owner: str = "gateway",
+        engine: Engine | None = None,
+        max_body_bytes: int = 20_000_000,
+        find: Callable[[str], AskedBefore | None] | None = None,
+        wait_seconds: float = 0,
+    ) -> Any:
+        """`find` finds requests for feedback, in place of what a gateway has; they are waited for so long."""
         shard, answering = Shard(self.folder / f"quota-{owner}"), engine or EchoEngine()
 
         async def apply(commands: Any) -> Any:
@@ -79,10 +87,15 @@ class Door:
         endpoints = Endpoints(self.catalog, fresh_seconds=0)
         limits = Limits(QuotaClient([apply]), endpoints.groups_of)
         self.ledger = Ledger(Log(self.spool, owner=owner), owner, limits.settle)
-        feedback = Feedback(requests_finder(self.spool, self.tables), self.catalog, self.ledger)
+        feedback = Feedback(
+            find or self.finder(), self.catalog, self.ledger, wait_seconds=wait_seconds, look_seconds=0.05
+        )
         asking = Asking(lambda entity: answering)
         routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=max_body_bytes, feedback=feedback)
         return RequestId(gateway_app(routes, self.ledger, self.catalog))
+
+    def finder(self) -> Callable[[str], AskedBefore | None]:
+        return requests_finder(self.spool, self.tables)
 
     def shipper(self, at: Callable[[str], None] = lambda point: None) -> Shipper:
         return Shipper(self.spool, Destinations(self.tables, self.storage, at=at), lost=lost, at=at)

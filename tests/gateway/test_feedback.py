@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from mosaic.gateway import feedback as gateway_feedback
 from mosaic.ids import new_id
 from mosaic.monitoring import INFERENCE_TABLE
 from mosaic.monitoring.feedback import FEEDBACK_TABLE
@@ -17,8 +16,7 @@ from tests.gateway.ledger_door import Door, asked, chat, opened
 
 
 @pytest.fixture
-def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    monkeypatch.setattr(gateway_feedback, "_WAIT_SECONDS", 0.0)
+def door(tmp_path: Path) -> Iterator[Door]:
     with opened(tmp_path) as made:
         made.serve("helper")
         for kind, name, privilege in (
@@ -97,17 +95,13 @@ def test_a_gateway_that_dies_after_its_answer_has_it(door: Door) -> None:
     assert not list(door.spool.iterdir())
 
 
-def test_a_row_that_another_node_ships_is_waited_for(
-    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gateway_feedback, "_WAIT_SECONDS", 3.0)
-    monkeypatch.setattr(gateway_feedback, "_LOOK_SECONDS", 0.05)
+def test_a_row_that_another_node_ships_is_waited_for(door: Door, tmp_path: Path) -> None:
     app, ann = door.app(), door.token("ann")
     request_id = asked(app, ann, chat("helper", "one"))[0].json()["id"]
     away = tmp_path / "another-node"
     door.spool.rename(away)
     door.spool.mkdir()
-    began = time.monotonic()
+    began, find_here = time.monotonic(), door.finder()
 
     def find(sought: str) -> Any:
         if time.monotonic() - began > 0.3 and away.exists():
@@ -115,17 +109,8 @@ def test_a_row_that_another_node_ships_is_waited_for(
                 path.rename(door.spool / path.name)
             away.rmdir()
             door.shipper().ship_once()
-        return original(sought)
+        return find_here(sought)
 
-    told = gateway_feedback.Feedback.__init__
-    original: Any = None
-
-    def init(self: Any, finder: Any, *rest: Any) -> None:
-        nonlocal original
-        original = finder
-        told(self, find, *rest)
-
-    monkeypatch.setattr(gateway_feedback.Feedback, "__init__", init)
-    app = door.app(owner="second")
+    app = door.app(owner="second", find=find, wait_seconds=3)
     assert asked(app, ann, ("/v1/feedback", {"request_id": request_id, "rating": 1}))[0].status_code == 200
     assert time.monotonic() - began > 0.3
