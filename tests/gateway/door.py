@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,11 +12,9 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mosaic.catalog import Catalog
-from mosaic.data.wal import Log
-from mosaic.gateway import Asking, Endpoints, Feedback, GatewayRoutes, Limits, LiveEntity, QuotaClient, gateway_app
-from mosaic.gateway.quota import Answer
-from mosaic.gateway.quota_shard import Command, Shard
-from mosaic.monitoring import Ledger
+from mosaic.gateway import Feedback, LiveEntity
+from mosaic.gateway.doubles import gateway_in_process
+from mosaic.gateway.quota_shard import Shard
 from mosaic.monitoring.feedback import AskedBefore
 from mosaic.protocol import Engine, EngineRequest, Retrieved
 from mosaic.runtime.asgi import RequestId
@@ -96,32 +94,28 @@ def door(folder: Path, engine: Callable[[LiveEntity], Engine] | None = None) -> 
     shard = Shard(folder / "quota", clock=clock)
     rows: list[Mapping[str, Any]] = []
 
-    async def apply(commands: Sequence[Command]) -> Sequence[Answer | None]:
-        return shard.apply(commands)
-
     async def retrieve(index: str, text: str, k: int, request_id: str) -> tuple[Retrieved, list[dict[str, Any]]]:
         return Retrieved(index=index, version=1, ids=["1"]), [{"text": "an entry"}]
 
-    endpoints = Endpoints(catalog, fresh_seconds=0)
-    limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-
-    def closed(row: Mapping[str, Any]) -> None:
-        limits.settle(row)
-        rows.append(json.loads(json.dumps(row)))
-
-    ledger = Ledger(Log(folder / "spool", owner="gateway"), "gateway", closed)
     own: Mapping[str, Engine] = {"clock": clock, "echo": echo}
-    asking = Asking(lambda entity: own[entity.model] if engine is None else engine(entity))
 
     def find(request_id: str) -> AskedBefore:
         return AskedBefore(request_id, datetime.now(UTC), "admin", "main.serving.echo", 1, "echo")
 
-    feedback = Feedback(find, catalog, ledger)
-    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=1_000_000, feedback=feedback)
+    app, ledger = gateway_in_process(
+        catalog,
+        folder,
+        engine=lambda entity: own[entity.model] if engine is None else engine(entity),
+        shard=shard,
+        retrieve=retrieve,
+        feedback=lambda ledger: Feedback(find, catalog, ledger),
+        on_row=lambda row: rows.append(json.loads(json.dumps(row))),
+        max_body_bytes=1_000_000,
+    )
     token = catalog.create_token("admin", kind="user", is_admin=True)[1]
     stranger = catalog.create_token("eve", kind="user", is_admin=False)[1]
     try:
-        with served(RequestId(EchoesRequestId(gateway_app(routes, ledger, catalog)))) as address:
+        with served(RequestId(EchoesRequestId(app))) as address:
             made = Door(address, token, stranger, catalog, rows)
             made.endpoint("echo")
             made.endpoint(LIMITED, ai_gateway={"rate_limits": [{"calls": 2, "key": "user"}]})

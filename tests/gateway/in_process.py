@@ -12,11 +12,9 @@ import httpx
 
 from mosaic.catalog import Catalog
 from mosaic.catalog.names import INTERNAL
-from mosaic.data.wal import Log
 from mosaic.errors import EngineFailed, Unavailable
-from mosaic.gateway import Asking, Endpoints, GatewayRoutes, Limits, QuotaClient, gateway_app
-from mosaic.gateway.quota_shard import Shard
-from mosaic.monitoring import Ledger
+from mosaic.gateway import Endpoints
+from mosaic.gateway.doubles import gateway_in_process
 from mosaic.protocol import Engine, EngineRequest
 from mosaic.serving.doubles import EchoEngine
 
@@ -88,21 +86,16 @@ class InProcess:
         self.runner = asyncio.Runner()
         self.run = self.runner.run
         """Until it is done, always on the same loop."""
-        shard = Shard(folder / "quota")
-
-        async def apply(commands: Any) -> Any:
-            return shard.apply(commands)
-
-        async def retrieve(index: str, text: str, k: int, request_id: str) -> Any:
-            raise AssertionError("nothing is looked up")
-
         trusted = frozenset({INTERNAL})
         endpoints = Endpoints(self.catalog, trusted=trusted, fresh_seconds=FRESH_SECONDS, ask_judge=self._ask_judge)
-        limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-        asking = Asking(lambda entity: engines[entity.model])
-        routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=100_000)
-        self.ledger = Ledger(Log(folder / "spool", owner="gateway"), "gateway", self._closed)
-        self.app = gateway_app(routes, self.ledger, self.catalog)
+        self.app, self.ledger = gateway_in_process(
+            self.catalog,
+            folder,
+            engine=lambda entity: engines[entity.model],
+            endpoints=endpoints,
+            on_row=self._closed,
+            max_body_bytes=100_000,
+        )
 
     def put(self, name: str, model: str = "echo", **more: Any) -> None:
         """An endpoint, live at once and seen by the gateway."""

@@ -9,12 +9,9 @@ from typing import Any
 import httpx
 
 from mosaic.catalog import Catalog
-from mosaic.data.wal import Log
-from mosaic.gateway import Asking, Endpoints, GatewayRoutes, Limits, LiveEntity, QuotaClient, gateway_app
-from mosaic.gateway.quota_shard import Shard
-from mosaic.monitoring import Ledger
+from mosaic.gateway import LiveEntity
+from mosaic.gateway.doubles import gateway_in_process
 from mosaic.protocol import Engine
-from mosaic.serving.doubles import EchoEngine
 
 CHAT = "/v1/chat/completions"
 
@@ -50,25 +47,9 @@ async def door(
     folder: Path, engine: Callable[[LiveEntity], Engine] | None = None, *, max_body_bytes: int = 4 * 2**20
 ) -> AsyncIterator[Door]:
     """`engine` gives what answers for a served entity; the echo if it is left out."""
-    catalog, echo, shard = Catalog.open(f"sqlite:///{folder}/catalog.db"), EchoEngine(), Shard(folder / "quota")
-    rows: list[Mapping[str, Any]] = []
-
-    async def apply(commands: Any) -> Any:
-        return shard.apply(commands)
-
-    async def retrieve(index: str, text: str, k: int, request_id: str) -> Any:
-        raise AssertionError("nothing is looked up")
-
-    def on_close(row: Mapping[str, Any]) -> None:
-        limits.settle(row)
-        rows.append(row)
-
-    endpoints = Endpoints(catalog, fresh_seconds=0)
-    limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-    asking = Asking(engine or (lambda entity: echo))
-    routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=max_body_bytes)
-    ledger = Ledger(Log(folder / "spool", owner="gateway"), "gateway", on_close)
-    transport = httpx.ASGITransport(gateway_app(routes, ledger, catalog))
+    catalog, rows = Catalog.open(f"sqlite:///{folder}/catalog.db"), list[Mapping[str, Any]]()
+    app, ledger = gateway_in_process(catalog, folder, engine=engine, on_row=rows.append, max_body_bytes=max_body_bytes)
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield Door(catalog, client, rows)
     ledger.close()

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 
 from mosaic.catalog import Catalog
-from mosaic.data import Log, Shipper, Tables
-from mosaic.gateway import Asking, Endpoints, Feedback, GatewayRoutes, Limits, QuotaClient, gateway_app
+from mosaic.data import Shipper, Tables
+from mosaic.gateway import Feedback
+from mosaic.gateway.doubles import gateway_in_process
 from mosaic.gateway.quota_shard import Shard
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA, Ledger, lost
 from mosaic.monitoring.destinations import Destinations
@@ -76,23 +77,22 @@ class Door:
         wait_seconds: float = 0,
     ) -> Any:
         """`find` finds requests for feedback, in place of what a gateway has; they are waited for so long."""
-        shard, answering = Shard(self.folder / f"quota-{owner}"), engine or EchoEngine()
+        answering = engine or EchoEngine()
 
-        async def apply(commands: Any) -> Any:
-            return shard.apply(commands)
+        def feedback(ledger: Ledger) -> Feedback:
+            wait = {"wait_seconds": wait_seconds, "look_seconds": 0.05}
+            return Feedback(find or self.finder(), self.catalog, ledger, **wait)
 
-        async def retrieve(index: str, text: str, k: int, request_id: str) -> Any:
-            raise AssertionError("nothing is looked up")
-
-        endpoints = Endpoints(self.catalog, fresh_seconds=0)
-        limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-        self.ledger = Ledger(Log(self.spool, owner=owner), owner, limits.settle)
-        feedback = Feedback(
-            find or self.finder(), self.catalog, self.ledger, wait_seconds=wait_seconds, look_seconds=0.05
+        app, self.ledger = gateway_in_process(
+            self.catalog,
+            self.folder,
+            engine=lambda entity: answering,
+            owner=owner,
+            shard=Shard(self.folder / f"quota-{owner}"),
+            feedback=feedback,
+            max_body_bytes=max_body_bytes,
         )
-        asking = Asking(lambda entity: answering)
-        routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=max_body_bytes, feedback=feedback)
-        return RequestId(gateway_app(routes, self.ledger, self.catalog))
+        return RequestId(app)
 
     def finder(self) -> Callable[[str], AskedBefore | None]:
         return requests_finder(self.spool, self.tables)

@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from mosaic.catalog import Catalog
-from mosaic.data.wal import SUFFIX, Log, read_segment
-from mosaic.gateway import Asking, Endpoints, GatewayRoutes, Limits, LiveEntity, QuotaClient, gateway_app
-from mosaic.gateway.quota_shard import Command, Rebuild, Shard
+from mosaic.data.wal import SUFFIX, read_segment
+from mosaic.gateway import Endpoints, LiveEntity
+from mosaic.gateway.doubles import gateway_in_process
+from mosaic.gateway.quota_shard import Rebuild, Shard
 from mosaic.monitoring import Ledger
 from mosaic.protocol import Engine
 from mosaic.runtime.asgi import RequestId
@@ -41,24 +42,23 @@ class Door:
         self.shard = Shard(folder / "quota", rebuild=rebuild, **told)
         echo = EchoEngine(delay_seconds)
 
-        async def apply(commands: Sequence[Command]) -> Any:
-            return self.shard.apply(commands)
-
-        async def retrieve(index: str, text: str, k: int, request_id: str) -> Any:
-            raise AssertionError("nothing is looked up")
-
         def gpus_of(unit: Unit) -> float:
             return gpus
 
         self.apps, self.ledgers = [], list[Ledger]()
         for number in range(gateways):
             endpoints = Endpoints(self.catalog, fresh_seconds=0, gpus_of=gpus_of)
-            limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-            asking = Asking(engine or (lambda entity: echo))
-            routes = GatewayRoutes(endpoints, limits, asking, retrieve, max_body_bytes=1_000_000)
-            ledger = Ledger(Log(folder / "spool", owner=f"gateway{number}"), f"gateway{number}", limits.settle)
+            app, ledger = gateway_in_process(
+                self.catalog,
+                folder,
+                engine=engine or (lambda entity: echo),
+                owner=f"gateway{number}",
+                endpoints=endpoints,
+                shard=self.shard,
+                max_body_bytes=1_000_000,
+            )
             self.ledgers.append(ledger)
-            self.apps.append(RequestId(gateway_app(routes, ledger, self.catalog)))
+            self.apps.append(RequestId(app))
 
     def serve(self, name: str = "helper", *entities: dict[str, Any], model: str = "echo", **ai_gateway: Any) -> None:
         served = entities or [{"name": "echo", "model": model}]

@@ -11,18 +11,8 @@ from typing import Any
 
 import mosaic
 from mosaic.catalog import Catalog
-from mosaic.data.wal import Log
-from mosaic.gateway import (
-    Asking,
-    Endpoints,
-    GatewayRoutes,
-    Limits,
-    QuotaClient,
-    gateway_app,
-)
-from mosaic.gateway.quota_shard import Shard
-from mosaic.monitoring import Ledger
-from mosaic.serving.doubles import EchoEngine
+from mosaic.gateway import Endpoints
+from mosaic.gateway.doubles import gateway_in_process
 
 STORY = {
     "gateway/routes.py",
@@ -53,8 +43,8 @@ PARTS = {
     "protocol.py": "a message is one",
 }
 """What the story calls, and what each call does; one need not be opened to follow it."""
-ELSEWHERE = {"serving/doubles.py", "gateway/quota.py"}
-"""The engine, and the quota itself: other processes."""
+ELSEWHERE = {"serving/doubles.py", "gateway/doubles.py", "gateway/quota.py"}
+"""The engine, the way to the quota and the quota itself: other processes."""
 RULES = {"input": {"pii": {"behavior": "MASK", "types": ["EMAIL_ADDRESS"]}}}
 LIMITS = [{"calls": 100, "key": "user"}]
 
@@ -76,7 +66,7 @@ def test_a_plain_request_runs_through_few_lines_in_few_files(tmp_path: Path) -> 
     token = catalog.create_token("admin", kind="user", is_admin=True)[1]
 
     async def run() -> str:
-        app = app_of(catalog, tmp_path)
+        app, _ = gateway_in_process(catalog, tmp_path, endpoints=Endpoints(catalog))
         await ask(app, token)  # what is kept for some time is known then
         before = sys.gettrace(), threading.gettrace()
         sys.settrace(trace)
@@ -95,21 +85,6 @@ def test_a_plain_request_runs_through_few_lines_in_few_files(tmp_path: Path) -> 
     assert set(ours) <= STORY | set(PARTS), told
     assert set(ours) >= STORY and len(STORY) <= 8
     assert sum(ours.values()) < 900
-
-
-def app_of(catalog: Catalog, folder: Path) -> Any:
-    shard, engine = Shard(folder / "quota"), EchoEngine()
-
-    async def apply(commands: Any) -> Any:
-        return shard.apply(commands)
-
-    async def retrieve(index: str, text: str, k: int, request_id: str) -> Any:
-        raise AssertionError("nothing is looked up")
-
-    endpoints = Endpoints(catalog)
-    limits = Limits(QuotaClient([apply]), endpoints.groups_of)
-    routes = GatewayRoutes(endpoints, limits, Asking(lambda entity: engine), retrieve, max_body_bytes=100_000)
-    return gateway_app(routes, Ledger(Log(folder / "spool", owner="gateway"), "gateway", limits.settle), catalog)
 
 
 async def ask(app: Any, token: str) -> str:
