@@ -1,4 +1,14 @@
-"""One governed door to every model: `gateway.chat` tells the order of a request."""
+"""One governed door to every model: `chat` tells the order of a request, and the other files are its steps.
+
+what comes in     routes, requests, openapi; messages*, responses*, retold: the same chat in other words
+one request       chat, and its shorter kin: completions, embed, score, predict, moderate
+who may, who is   endpoints, sticky
+how much          limits -> quota; budgets -> spend; both by the actor in quota_shard; cost; money: who asks about it
+what may be said  guarding -> guards -> guard_*; schemas, images
+who answers       asking, cache, providers/
+what goes out     answers, feedback
+without Ray       doubles
+"""
 
 from mosaic.gateway.asking import Asking
 from mosaic.gateway.chat import Retriever

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from mosaic.errors import BadRequest
 from mosaic.gateway.answers import FoldedChat, FoldedText
 from mosaic.gateway.endpoints import Endpoint
-from mosaic.gateway.gate import Answers, gated
+from mosaic.gateway.guard_gate import Answers, gated
 from mosaic.gateway.guard_whole import Outcomes, WholeRules, texts_of, told_by, whole_of
 from mosaic.gateway.guards import Guard, guard_answer, guard_messages, guarded, refuses_logprobs
 from mosaic.gateway.images import as_logged

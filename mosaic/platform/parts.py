@@ -153,7 +153,7 @@ def retentions(catalog: Catalog) -> Iterator[Retention]:
 
 def spent_so_far(settings: PlatformSettings) -> dict[tuple[str, str], int]:
     """What was spent of each budget, for a quota that has no record of its own."""
-    from mosaic.gateway.spent import spent_by_bucket
+    from mosaic.gateway.spend_rebuilt import spent_by_bucket
 
     parts = build_parts(settings)
     return spent_by_bucket(parts.tables, parts.catalog)

@@ -17,7 +17,7 @@ from mosaic.errors import BadRequest, NotFound, PermissionDenied
 from mosaic.gateway.money import Money
 from mosaic.gateway.money_routes import MoneyRoutes
 from mosaic.gateway.quota_actors import QuotaView
-from mosaic.gateway.spent import spent_by_bucket
+from mosaic.gateway.spend_rebuilt import spent_by_bucket
 from mosaic.monitoring import INFERENCE_TABLE, SCHEMA, lost
 from mosaic.monitoring.destinations import Destinations
 from mosaic.monitoring.usage import KEYS, Usage, usage
