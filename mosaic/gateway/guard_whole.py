@@ -1,7 +1,7 @@
 """Rules that look at a whole text at once: a judge model says what it is about, a JSON schema what it must look like.
 
-Nothing of the text has left until they have said so: what is asked is judged while the model answers already (`guard_gate.py`
-holds its answer back), and an answer is held back until its end.
+Nothing of the text has left until they have said so: what is asked is judged while the model answers already
+(`guard_gate.py` holds its answer back), and an answer is held back until its end.
 """
 
 import asyncio
