@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mosaic.catalog import Catalog
-from mosaic.catalog.bearers import Span
 from mosaic.data import Tables
 from mosaic.errors import BadRequest, NotFound
+from mosaic.monitoring.answers import within
 from mosaic.monitoring.record import INFERENCE_TABLE, SCHEMA
 from mosaic.monitoring.viewer import Viewer
 from mosaic.protocol import Principal, Wire
@@ -110,16 +110,10 @@ def _may_know(batch: pa.Table, viewer: Viewer) -> pa.Array:
         return pa.repeat(True, len(batch))
     mask = pc.fill_null(pc.equal(batch["principal"], viewer.principal.name), False)
     for endpoint in pc.unique(batch["endpoint"]).to_pylist():
-        for span in viewer.managed(endpoint) if endpoint is not None else ():
+        if endpoint is not None and (spans := viewer.managed(endpoint)):
             of_this = pc.fill_null(pc.equal(batch["endpoint"], endpoint), False)
-            mask = pc.or_(mask, pc.and_(of_this, _within(batch["request_time"], span)))
+            mask = pc.or_(mask, pc.and_(of_this, within(batch, spans)))
     return mask
-
-
-def _within(times: pa.ChunkedArray, span: Span) -> pa.Array:
-    first, end = (None if one is None else pa.scalar(one, times.type) for one in span)
-    after = pa.repeat(True, len(times)) if first is None else pc.greater_equal(times, first)
-    return after if end is None else pc.and_(after, pc.less(times, end))
 
 
 def _grouped(batch: pa.Table, columns: Sequence[str]) -> Iterator[tuple[list[Any], list[Any]]]:

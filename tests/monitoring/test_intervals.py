@@ -5,7 +5,7 @@ import pytest
 
 from mosaic.monitoring.intervals import (
     Sample,
-    _t_quantile,
+    _welch,
     _wilson,
     difference_of_means,
     difference_of_rates,
@@ -109,7 +109,7 @@ def test_against_published_and_exact_values() -> None:
     assert _wilson(0.0, 10) == pytest.approx((0, 0.2775), abs=5e-5)
     # tables of Student's t at 0.975
     for freedom, quantile in ((4, 2.776), (10, 2.228), (30, 2.042), (1000, 1.962)):
-        assert _t_quantile(freedom) == pytest.approx(quantile, rel=0.003)
+        assert _welch(0.0, (1.0, freedom + 1), (0.0, 2)).high == pytest.approx(quantile, rel=0.0005)
 
 
 def test_the_ranks_of_resamples_are_those_of_resampling() -> None:
