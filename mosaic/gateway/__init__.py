@@ -3,7 +3,8 @@
 what comes in     routes, requests, openapi; messages*, responses*, retold: the same chat in other words
 one request       chat, and its shorter kin: completions, embed, score, predict, moderate
 who may, who is   endpoints, sticky
-how much          limits -> quota; budgets -> spend; both by the actor in quota_shard; cost; money: who asks about it
+how much          limits -> quota; budgets -> spend; both by the actor in quota_shard, reached by quota_socket; cost;
+                  money: who asks about it
 what may be said  guarding -> guards -> guard_*; schemas, images
 who answers       asking, cache, providers/
 what goes out     answers, feedback

@@ -12,6 +12,7 @@ machine that is lost takes that along too, and `rebuild` says anew what was spen
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mosaic.data.wal import SUFFIX, Log, read_segment
 from mosaic.errors import MosaicError, Unavailable
 from mosaic.gateway.quota import Answer, Ask, Left, Quota
+from mosaic.gateway.quota_socket import Nearby, listen
 from mosaic.gateway.spend import Charge, Spend, Standing, Verdict
 from mosaic.storage.durable import write_file
 
@@ -69,7 +71,9 @@ class Shard:
         clock: Callable[[], float] = time.time,
         rebuild: Rebuild = dict,
         at: Callable[[str], None] = lambda point: None,
+        listens: bool = False,
     ) -> None:
+        """`listens`: be there by a socket too, for gateways on this machine."""
         self._folder, self._clock, self._rebuild, self._at = folder, clock, rebuild, at
         self._now, self._number = 0.0, 0
         self._quota, self._spend = Quota(), Spend()
@@ -78,10 +82,17 @@ class Shard:
         self._replay()
         self._log = Log(folder, owner="quota", max_segment_bytes=_SEGMENT_BYTES)
         self._tidied_at = self._now
+        self._turn = threading.Lock()
+        if listens:
+            listen(folder, self.apply)
 
     def apply(self, commands: Sequence[Command]) -> list[Reply]:
         """In order; None for what has no answer. What is about money is answered with the reason while what was spent
         is not known."""
+        with self._turn:
+            return self._apply_all(commands)
+
+    def _apply_all(self, commands: Sequence[Command]) -> list[Reply]:
         self._now = max(self._now, self._clock())
         away: Unavailable | None = None
         if not self._knows_spend and any(command.verb in _MONEY for command in commands):
@@ -105,15 +116,17 @@ class Shard:
 
     def left(self, scope: str) -> dict[str, Left]:
         """How the buckets of an endpoint are that somebody took from lately."""
-        self._now = max(self._now, self._clock())
-        return self._quota.left(f"{scope} ", self._now)
+        with self._turn:
+            self._now = max(self._now, self._clock())
+            return self._quota.left(f"{scope} ", self._now)
 
     def standings(self, budgets: Sequence[tuple[str, int, str]]) -> list[Standing]:
         """How budgets are at this moment, each told as (bucket, limit, period)."""
-        self._now = max(self._now, self._clock())
-        if not self._knows_spend:
-            self._begin_anew()
-        return [self._spend.standing(*budget, self._now) for budget in budgets]
+        with self._turn:
+            self._now = max(self._now, self._clock())
+            if not self._knows_spend:
+                self._begin_anew()
+            return [self._spend.standing(*budget, self._now) for budget in budgets]
 
     def _apply(self, command: Command, now: float) -> Reply:
         request_id, asks = command.request_id, command.asks
@@ -301,5 +314,6 @@ def ensure_shards(folder: Path, count: int = 1, *, rebuild: Rebuild = dict) -> l
             max_task_retries=-1,
             scheduling_strategy=here,
         )
-        found.append(options.remote(folder / str(number), rebuild=rebuild).apply.remote)
+        own = folder / str(number)
+        found.append(Nearby(own, options.remote(own, rebuild=rebuild, listens=True).apply.remote))
     return found

@@ -34,7 +34,9 @@ def at(tmp_path: Path) -> Iterator[Door]:
 
 
 def test_the_document_is_served_and_has_every_path(at: Door) -> None:
-    told = httpx.get(f"{at.address}/v1/openapi.json", headers={"authorization": f"Bearer {at.token}"}).json()
+    told = httpx.get(
+        f"{at.address}/v1/openapi.json", headers={"authorization": f"Bearer {at.token}"}, timeout=60
+    ).json()
     assert told == json.loads(json.dumps(document())) and ASKED.keys() <= told["paths"].keys()
     assert told["components"]["schemas"]["MessagesRequest"]["additionalProperties"] is False
     assert httpx.get(f"{at.address}/v1/openapi.json").status_code == 401

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mosaic.catalog import Catalog
@@ -58,9 +59,12 @@ def fuzz(unity: Unity, token: str, folder: Path, *options: str) -> None:
     assert PYTHON.exists(), "`make clients` makes the environment that schemathesis is in"
     before = counted(unity.catalog)
     with served(unity.app) as address:
+        # It is made when it is first asked for, and schemathesis waits 10 s at most.
+        url, headers = f"{address}/api/2.1/unity-catalog/openapi.json", {"authorization": f"Bearer {token}"}
+        httpx.get(url, headers=headers, timeout=300).raise_for_status()
         command = [str(PYTHON.with_name("st")), "--config-file", str(CONFIGURATION), "run"]
-        command += [f"{address}/api/2.1/unity-catalog/openapi.json"]
-        command += ["--url", f"{address}/api", "--header", f"Authorization: Bearer {token}"]
+        command += [url]
+        command += ["--url", f"{address}/api", "--header", f"Authorization: {headers['authorization']}"]
         command += ["--max-examples", EXAMPLES, "--seed", SEED, "--no-shrink"]
         command += ["--generation-deterministic", "--continue-on-failure"]
         command += ["--request-timeout", "30", "--suppress-health-check", "all", "--warnings", "off", "--no-color"]

@@ -251,7 +251,7 @@ def test_the_lock_check_names_what_has_drifted(tmp_path: Path) -> None:
     lock = (ROOT / "requirements-cpu.lock").read_text()
     (tmp_path / "requirements-cpu.lock").write_text(lock.replace("click==", "clack==").replace("rich==15", "rich==14"))
     (tmp_path / "mosaic").mkdir()
-    (tmp_path / "mosaic/room.py").write_text("import scipy\nimport json\n\nfrom mosaic.errors import NotFound\n")
+    (tmp_path / "mosaic/room.py").write_text("import sympy\nimport json\n\nfrom mosaic.errors import NotFound\n")
 
     check = [sys.executable, str(tmp_path / "scripts/check_lock.py")]
     ended = subprocess.run(check, capture_output=True, text=True)
@@ -261,6 +261,6 @@ def test_the_lock_check_names_what_has_drifted(tmp_path: Path) -> None:
     assert any("clack is needed by nothing" in problem for problem in problems)
     assert any("rich==14" in problem and "is installed as 15" in problem for problem in problems)
     assert any(
-        "mosaic/room.py imports 'scipy', which pyproject.toml does not declare" in problem for problem in problems
+        "mosaic/room.py imports 'sympy', which pyproject.toml does not declare" in problem for problem in problems
     )
     assert not any("json" in problem for problem in problems)

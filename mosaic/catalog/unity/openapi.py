@@ -1,5 +1,6 @@
 """The OpenAPI document of the protocol as it is spoken here, made of the routes and shapes themselves."""
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -70,6 +71,10 @@ def document_route(path: str, spoken: Sequence[Route], authorize: Authorize) -> 
     def read_document(call: Call) -> OpenApi:
         """This document."""
         authorize(call.principal, "BROWSE", "metastore", "")
+        return made()
+
+    @functools.cache
+    def made() -> OpenApi:
         return document([*spoken, own])
 
     own = route("GET", path, read_document)
