@@ -35,6 +35,9 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 """Nothing is reported to anybody outside, and a job's output is its own."""
 MANY_SMALL_ACTORS = {"RAY_worker_maximum_startup_concurrency": "16"}
 """Ray expects about as many processes as logical CPUs; ours reserve a fraction each, and start side by side."""
+AS_OTHERS = {"RAY_worker_niceness": "0"}
+"""Ray starts workers at niceness 15, behind whatever else runs on the machine. Here workers are the gateway and the
+engines, which somebody waits for. Who wants it otherwise sets the variable."""
 
 
 class Cluster(Wire):
@@ -98,7 +101,8 @@ def _head_environment(environment: Mapping[str, str], platform_id: str) -> dict[
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
     # `python jobs/...` in a submitted job must be the Python that mosaic is installed in.
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", "")])
-    return {**inherited, **LOOPBACK, **MANY_SMALL_ACTORS, **QUIET, **environment, MARKER: platform_id, "PATH": path}
+    ours = {**LOOPBACK, **MANY_SMALL_ACTORS, **QUIET, **environment, MARKER: platform_id, "PATH": path}
+    return {**AS_OTHERS, **inherited, **ours}
 
 
 def find_head(home: Path) -> Cluster | None:

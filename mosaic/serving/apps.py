@@ -22,7 +22,7 @@ from mosaic.serving.plan import gpus_of, plan_engine, require_memory, reserved
 from mosaic.serving.replicas import Replica, log_lines, metrics_text, replicas_by_app
 from mosaic.serving.rollout import SCALED_TO_ZERO, AppState
 from mosaic.serving.runners import Kind, kind_of
-from mosaic.serving.serve_calls import applications
+from mosaic.serving.serve_calls import applications, statuses
 from mosaic.serving.settings import EngineSettings
 
 _PROBE_SECONDS = 300
@@ -47,20 +47,22 @@ class ServeApps:
         self._check, self._local = check, local
         self._ended: set[str] = set()
 
-    def states(self) -> dict[str, AppState]:
+    def states(self, *, replicas: bool = False) -> dict[str, AppState]:
+        """`replicas`: also, as the reason of what runs, which have none at the moment; that takes Serve longer."""
         found = {}
-        for name, application in applications().items():
-            told = [one.message for one in application.deployments.values() if one.message]
-            reason = "\n".join([application.message, *told])
-            match application.status:
+        asleep = {name for name, one in applications().items() if not _has_replicas(one)} if replicas else set[str]()
+        for one in statuses():
+            told = [deployment.message for deployment in one.deployment_statuses if deployment.message]
+            reason = "\n".join([one.app_status.message, *told])
+            match one.app_status.status:
                 case "RUNNING":
-                    found[name] = AppState("running", "" if _has_replicas(application) else SCALED_TO_ZERO)
+                    found[one.name] = AppState("running", SCALED_TO_ZERO if one.name in asleep else "")
                 case "DEPLOY_FAILED":
-                    found[name] = AppState("failed", reason)
+                    found[one.name] = AppState("failed", reason)
                 case "DELETING":
-                    found[name] = AppState("ending")
+                    found[one.name] = AppState("ending")
                 case _:  # also UNHEALTHY: Serve starts replicas that died by itself
-                    found[name] = AppState("starting", reason)
+                    found[one.name] = AppState("starting", reason)
         for name in self._ended - found.keys():
             from mosaic.serving import prefix_router  # brings parts of Ray that nothing else here needs
 

@@ -148,7 +148,7 @@ class InstantApps:
         self.told: list[tuple[str, str]] = []
         """(`start`, `probe` or `end`, the application), in order."""
 
-    def states(self) -> dict[str, AppState]:
+    def states(self, *, replicas: bool = False) -> dict[str, AppState]:
         return dict(self.running)
 
     def start(self, unit: Unit) -> None:

@@ -31,7 +31,8 @@ class Engines(Seen, Protocol):
     """What is asked about the engines before a configuration is proposed, and how they are; `serving.apps.ServeApps` is
     one."""
 
-    def states(self) -> dict[str, AppState]: ...
+    def states(self, *, replicas: bool = False) -> dict[str, AppState]:
+        """`replicas`: also, as the reason of what runs, which have none at the moment."""
 
     def require_model(self, unit: Unit) -> None: ...
 
@@ -137,7 +138,7 @@ class Serving:
 
     def state(self, endpoint: Endpoint, states: Mapping[str, AppState] | None = None) -> EndpointState:
         """How it is now; `states` are the engines' if they are known already."""
-        states = self._engines.states() if states is None else states
+        states = self._engines.states(replicas=True) if states is None else states
         not_running = self._not_running(endpoint, states)
         told = endpoint.failed.reason if endpoint.failed is not None else not_running
         updating: Literal["NOT_UPDATING", "IN_PROGRESS", "UPDATE_FAILED"] = "NOT_UPDATING"
@@ -154,7 +155,7 @@ class Serving:
 
     def states(self) -> Mapping[str, AppState]:
         """Of all engines, for several endpoints at once."""
-        return self._engines.states()
+        return self._engines.states(replicas=True)
 
     def engine_settings(self, model: str) -> EngineSettings:
         """How the platform runs the engine that answers for a model (an adapter's base) if a configuration says nothing
@@ -165,7 +166,7 @@ class Serving:
 
     def describe(self, name: str) -> Description:
         """An endpoint with its engines and where they run. Raises NotFound, PermissionDenied without MANAGE."""
-        endpoint, states = self._managed(name, "getServingEndpoint"), self._engines.states()
+        endpoint, states = self._managed(name, "getServingEndpoint"), self._engines.states(replicas=True)
         state = self.state(endpoint, states)
         return described(
             self._catalog, self._engines, endpoint, states, (state.ready, state.config_update, state.reason)
