@@ -24,8 +24,8 @@ def applications() -> Mapping[str, ApplicationStatusOverview]:
 
 
 def statuses() -> Sequence[StatusOverview]:
-    """The same without how many replicas there are: for who asks again and again, since `applications` takes a tenth of a
-    second of CPU time for a dozen applications."""
+    """The same without how many replicas there are: for who asks again and again, since `applications` takes a tenth
+    of a second of CPU time for a dozen applications."""
     client = _get_global_client(raise_if_no_controller_running=False)
     found: Sequence[StatusOverview] = [] if client is None else client.list_serve_statuses()
     return found
