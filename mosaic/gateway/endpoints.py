@@ -134,7 +134,7 @@ class Endpoints:
         self._ask_judge, self._gpus_of = ask_judge, gpus_of
         self._revision, self._seen_at = -1, -math.inf
         self._renewing = asyncio.Lock()
-        self._kept: dict[str, Endpoint] = {}
+        self._kept: dict[str, asyncio.Task[Endpoint]] = {}
         self._allowed: set[tuple[str, bool, str]] = set()
         self._groups: dict[str, Sequence[str]] = {}
         self._opened: dict[tuple[str, str], Access] = {}
@@ -150,7 +150,7 @@ class Endpoints:
         endpoint = await self._get(name, principal)
         if principal.name in self._trusted:
             return _ready(endpoint)
-        # By reference, as in `_get`: what is checked while others see a new revision is not kept for that one.
+        # By reference, as in `_read_once`: what is checked while others see a new revision is not kept for that one.
         allowed, asked = self._allowed, (principal.name, principal.is_admin, endpoint.name)
         if asked not in allowed:
             check = functools.partial(self._catalog.grants.check, action="queryEndpoint")
@@ -161,13 +161,10 @@ class Endpoints:
     async def look(self, name: str) -> Endpoint | None:
         """The endpoint, before it is known who may use it: for what is kept of a request. None: there is none."""
         await self._renew()
-        kept = self._kept  # by reference, as in `_get`
-        if name not in kept:
-            try:
-                kept[name] = await asyncio.to_thread(self._read, name)
-            except (NotFound, BadRequest):  # what is wrong with the name is said by `use`
-                return None
-        return kept[name]
+        try:
+            return await self._read_once(name)
+        except (NotFound, BadRequest):  # what is wrong with the name is said by `use`
+            return None
 
     async def groups_of(self, principal: Principal) -> Sequence[str]:
         """The groups that somebody is in, directly or through groups."""
@@ -177,18 +174,23 @@ class Endpoints:
         return kept[principal.name]
 
     async def _get(self, name: str, principal: Principal) -> Endpoint:
-        kept = self._kept
-        if name in kept:
-            return kept[name]
         try:
-            endpoint = await asyncio.to_thread(self._read, name)  # a database: never on the loop that streams
+            return await self._read_once(name)
         except NotFound as error:
             told = error.message
             if error.code == "endpoint_not_found":
                 told = not_found("endpoint", name, await asyncio.to_thread(self._usable, principal)).message
             raise NotFound(told, param="model", code="model_not_found") from None
-        kept[name] = endpoint
-        return endpoint
+
+    async def _read_once(self, name: str) -> Endpoint:
+        """As kept, or read for all who ask meanwhile: after a change of the catalog that is everybody at once."""
+        kept = self._kept  # by reference: what is read while others see a new revision is not kept for that one
+        reading = kept.get(name)
+        if reading is None:
+            # A database: never on the loop that streams. A task, since who began it may leave before it has ended.
+            reading = kept[name] = asyncio.create_task(asyncio.to_thread(self._read, name))
+            reading.add_done_callback(lambda done: kept.pop(name) if done.cancelled() or done.exception() else None)
+        return reading.result() if reading.done() else await asyncio.shield(reading)
 
     async def _renew(self) -> None:
         """Forget what is kept if the catalog may have changed since."""

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from threading import Lock
 from typing import Any
 
 from mosaic.gateway.guard_rules import Decide, Resume, Rule, Spans, next_sign, whole_candidate, within_word
@@ -91,9 +92,17 @@ def _decide(kind: PiiType) -> Decide:
     return _no_fraction(decide) if kind == "PHONE_NUMBER" else decide
 
 
-@cache
+_IMPORTING = Lock()
+
+
 def recognizers() -> Mapping[PiiType, Callable[[], Any]]:
     """Presidio's recognizers by type. The first call imports presidio; call it in a thread where others wait."""
+    with _IMPORTING:  # the cache alone lets two that come at once both begin
+        return _recognizers()
+
+
+@cache
+def _recognizers() -> Mapping[PiiType, Callable[[], Any]]:
     import tldextract
 
     with _as_if_missing("torch", "transformers"):

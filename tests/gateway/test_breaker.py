@@ -119,7 +119,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.rests_until = 0.0
         self.bad = 0
 
-    @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 5.0, 11.0, 61.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.25, 1.0, 5.0, 11.0, 61.0]))  # sums of these are exact
     def wait(self, seconds: float) -> None:
         self.now += seconds
 

@@ -259,6 +259,19 @@ def test_what_cannot_go_on_is_no_open_end(regex: str, text: str) -> None:
     assert found.start() == len(text)
 
 
+def test_many_guards_made_at_once_import_presidio_once() -> None:
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from mosaic.gateway.guards import Guard\n"
+        "from mosaic.serving.ai_gateway import GuardrailRules, Pii\n"
+        "rules = GuardrailRules(pii=Pii(behavior='MASK'))\n"
+        "with ThreadPoolExecutor(32) as threads:\n"
+        "    print(len(list(threads.map(lambda _: Guard(rules), range(32)))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout == "32\n", ran.stderr
+
+
 def test_presidio_is_imported_for_personal_data_only() -> None:
     code = (
         "import sys\n"

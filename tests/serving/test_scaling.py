@@ -97,7 +97,7 @@ def replicas(platform: Platform) -> int:
     return deployment.replica_states.get("RUNNING", 0)
 
 
-def eventually(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def eventually(is_so: Callable[[], bool], what: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, f"not {what} after {seconds} s"
