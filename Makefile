@@ -7,7 +7,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(sort $(filter-out benchm
 # No model or data set is fetched from a hub unless a user asks for it.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup clients demo test test-faults lint bench clean
+.PHONY: help setup clients demo test test-faults test-long lint bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -22,13 +22,16 @@ demo: setup ## run the main job from start to end (KEEP=1 leaves the platform up
 	@$(BIN)/python -m mosaic.cli demo $(if $(KEEP),--keep)
 
 test: lint clients ## lint, then all tests but the slow fault tests: those of one platform, and beside them all others
-	@$(BIN)/python -m pytest -q -m "not faults and not on_platform" > .tests-beside.log 2>&1 & beside=$$!; \
+	@$(BIN)/python -m pytest -q -m "not faults and not long and not on_platform" > .tests-beside.log 2>&1 & beside=$$!; \
 	trap "kill $$beside 2>/dev/null" INT TERM; \
-	$(BIN)/python -m pytest -q -m "not faults and on_platform"; failed=$$?; \
+	$(BIN)/python -m pytest -q -m "not faults and not long and on_platform"; failed=$$?; \
 	wait $$beside || failed=$$?; cat .tests-beside.log; exit $$failed
 
 test-faults: setup ## the slow tests that kill processes
-	@$(BIN)/python -m pytest -q -m faults
+	@$(BIN)/python -m pytest -q -m "faults and not long"
+
+test-long: setup ## what takes minutes and is not in .ci/run: engines that die again and again, whole jobs, 2,000 requests
+	@$(BIN)/python -m pytest -q -m long
 
 lint: setup ## style, types, floors of the package, and the lock
 	@$(BIN)/ruff check $(CODE)

@@ -37,6 +37,7 @@ def test_words_that_tell_are_learned() -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_the_job_from_tweets_to_an_endpoint(platform: Platform, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, str(JOB), "--tweets", "200", "--epochs", "1", "--report", str(report)]

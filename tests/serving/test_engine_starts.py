@@ -45,6 +45,7 @@ def test_deployments_are_built_and_looked_at_by_many_threads_at_once(platform: P
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_spec_for_gpus_starts_on_the_cpu_and_prompts_that_begin_alike_go_to_one_replica(
     platform: Platform, client: OpenAI, tiny_chat: Path
 ) -> None:

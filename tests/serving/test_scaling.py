@@ -104,6 +104,7 @@ def eventually(is_so: Callable[[], bool], what: str, seconds: float = 180) -> No
         time.sleep(0.2)
 
 
+@pytest.mark.long
 def test_20_clients_lose_no_request_while_replicas_come_and_go_and_the_engine_is_exchanged(
     platform: Platform, client: OpenAI, endpoint: str
 ) -> None:

@@ -96,6 +96,7 @@ def test_base_and_adapters_in_one_batch_answer_as_each_does_alone(tuned: Platfor
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_shares_of_two_versions_on_one_engine_are_kept_and_changed_while_asked(tuned: Platform, token: str) -> None:
     """The bounds are more than three standard deviations of what is drawn: 0.6 and 1.6 points."""
     entities = [

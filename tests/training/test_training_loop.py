@@ -71,6 +71,7 @@ def oracle(tiny_model: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, {name: value.detach() for name, value in trainable.items()}
 
 
+@pytest.mark.long
 def test_workers_micro_batches_and_deepspeed_do_not_change_the_result(tiny_model: Path, tmp_path: Path) -> None:
     losses, expected = oracle(tiny_model)
     assert losses[-1] < losses[0]
