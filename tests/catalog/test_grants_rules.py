@@ -158,7 +158,7 @@ def built(world: World, databases: Databases, empty: str) -> Iterator[Catalog]:
     databases.drop(url)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(world=worlds())
 def test_every_way_of_asking_agrees_with_the_rules(world: World, databases: Databases, empty: str) -> None:
     with built(world, databases, empty) as catalog:
