@@ -449,7 +449,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="mosaic's main job, end to end.")
     parser.add_argument("--examples", type=int, default=320, help="training examples (default 320)")
     parser.add_argument("--held-out", type=int, default=80, help="rows of the held-out loss (default 80)")
-    parser.add_argument("--questions", type=int, default=80, help="held-out questions asked of each arm (default 80)")
+    parser.add_argument("--questions", type=int, default=48, help="held-out questions asked of each arm (default 48)")
     parser.add_argument("--report", type=Path, default=Path("report.json"), help="where the figures go")
     return parser.parse_args()
 

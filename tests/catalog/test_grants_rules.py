@@ -160,7 +160,19 @@ def built(world: World, databases: Databases, empty: str) -> Iterator[Catalog]:
 
 @settings(max_examples=15, deadline=None)
 @given(world=worlds())
+@pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
 def test_every_way_of_asking_agrees_with_the_rules(world: World, databases: Databases, empty: str) -> None:
+    check_every_way(world, databases, empty)
+
+
+@settings(max_examples=5, deadline=None)  # each takes four times as long
+@given(world=worlds())
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
+def test_so_it_does_on_postgresql(world: World, databases: Databases, empty: str) -> None:
+    check_every_way(world, databases, empty)
+
+
+def check_every_way(world: World, databases: Databases, empty: str) -> None:
     with built(world, databases, empty) as catalog:
         grants = catalog.grants
         for who in (*PEOPLE, "g1"):

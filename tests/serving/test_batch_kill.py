@@ -44,7 +44,7 @@ def asked(output: str, **more: Any) -> dict[str, Any]:
 def with_model(folder: Path, output: str, **more: Any) -> dict[str, Any]:
     # One piece after another, so that there is something left to do when the engine dies.
     engine = {"max_model_len": 512, "engine_kwargs": {"max_num_seqs": 2}}
-    chat = {"model": str(folder), "prompt": "{text}", "piece_rows": 4, "max_tokens": 300, "engine": engine}
+    chat = {"model": str(folder), "prompt": "{text}", "piece_rows": 4, "max_tokens": 150, "engine": engine}
     return asked(output, **chat, sampling={"temperature": 0}, **more)
 
 

@@ -20,7 +20,7 @@ from mosaic.platform import Platform
 from mosaic.serving.endpoint import EndpointSettings, ServedEntity, units_of
 from mosaic.serving.settings import EngineSettings
 
-ENDPOINT, CLIENTS, AT_ONCE, TOKENS = "mortal", 20, 8, 600
+ENDPOINT, CLIENTS, AT_ONCE, TOKENS = "mortal", 20, 8, 300
 
 
 @dataclass
