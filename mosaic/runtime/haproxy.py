@@ -60,7 +60,7 @@ def serve_environment(
         # How soon the autoscaler hears what waits at a gateway; the default of 10 s is longer than many a burst.
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         # The controller's rounds ask Ray's store three things each; with ten a second, Serve's default, an idle
-        # platform's controller and store take twice as much.
+        # platform's controller takes twice as much, and the store half as much again.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
         # A replica that was killed is noticed by the first failed connection, and again when it is back.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
